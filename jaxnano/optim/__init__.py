@@ -1,0 +1,1 @@
+"""Optimizers: ordered chains of optax transforms, one chain per group of parameters."""

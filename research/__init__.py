@@ -1,0 +1,1 @@
+"""The autonomous researcher: it proposes, checks, runs, learns, proves and reports."""
