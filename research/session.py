@@ -1,0 +1,184 @@
+"""A session's folder: its ledger, one folder a trial, the champion; locked by the loop, bounded on disk.
+
+    ledger.sqlite
+    trials/KEY/{metrics.jsonl, log.txt, result.json}    plus what a trial leaves, until it is tidied away
+    champion/{recipe.yaml, diff.md, checkpoint/}
+    workers/worker-N.log                                what a worker says between trials
+
+A trial's result reaches the ledger in two steps, so that a crash between them loses nothing: the worker writes
+result.json (to a temporary name, flushed, renamed), then the loop appends it, once. The file carries a checksum and
+the attempt it belongs to; a torn, edited or older one is no result.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from research.ledger import FILE, Ledger, SessionError, encode
+
+KEPT = frozenset({"metrics.jsonl", "log.txt", "result.json"})
+LOG_BYTES = 256 * 1024  # a tidied log keeps its last so many bytes
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+class Session:
+    """An open session; a context manager that gives the lease back and closes the ledger."""
+
+    def __init__(self, path: Path, ledger: Ledger) -> None:
+        """Use `Session.create` or `Session.open` instead."""
+        self.path = path
+        self.ledger = ledger
+        self.trials = path / "trials"
+        self.champion = path / "champion"
+        self.workers = path / "workers"
+
+    @classmethod
+    def create(cls, path: Path) -> "Session":
+        """Make a new session folder at `path` and take its lease.
+
+        Raises: SessionError if the path already holds something.
+        """
+        path = Path(path).resolve()
+        if (path / FILE).exists():
+            raise SessionError(f"{path}: a session is already there; --resume goes on with it")
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise SessionError(f"{path}: already exists and is no session; a new or empty folder would do")
+        try:
+            for folder in ("trials", "workers"):
+                (path / folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SessionError(f"{path}: cannot make the session's folder: {error.strerror}") from error
+        session = cls(path, Ledger(path / FILE, create=True))
+        session.ledger.acquire()
+        return session
+
+    @classmethod
+    def open(cls, path: Path, *, lock: bool = False) -> "Session":
+        """Open the session at `path`: to read it and to propose to it, or with `lock` to go on with it.
+
+        Raises: SessionError if there is none; SessionBusy if `lock` and another process holds it.
+        """
+        path = Path(path).resolve()
+        if not (path / FILE).is_file():
+            raise SessionError(f"{path}: no session there ({FILE} is missing)")
+        session = cls(path, Ledger(path / FILE))
+        if lock:
+            try:
+                session.ledger.acquire()
+            except SessionError:
+                session.close()
+                raise
+        return session
+
+    def close(self) -> None:
+        """Give the lease back, if held, and close the ledger."""
+        self.ledger.close()
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def trial_dir(self, key: str) -> Path:
+        """The folder of one trial, made if absent.
+
+        Raises: ValueError if the key is not a plain file name.
+        """
+        if not _KEY.fullmatch(key):
+            raise ValueError(f"trial key {key!r} is not a plain file name")
+        folder = self.trials / key
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def tidy(self, keep: Collection[str] = ()) -> int:
+        """Remove what ended trials left beside their metrics, log and result (checkpoints), and shorten long logs.
+
+        Args: keep: keys of trials to leave alone: those running and the champion's.
+        Returns: bytes freed.
+        """
+        freed = 0
+        for folder in self.trials.iterdir():
+            if folder.name in keep or not folder.is_dir():
+                continue
+            for item in folder.iterdir():
+                if item.name not in KEPT:
+                    freed += folder_bytes(item)
+                    shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
+            freed += _shorten(folder / "log.txt")
+        return freed
+
+    def bytes(self) -> int:
+        """Disk use of the whole session, in bytes."""
+        return folder_bytes(self.path)
+
+
+def default_session_dir(track: str, runs: Path = Path("runs")) -> Path:
+    """A new name below `runs`: the track and the local time, with a number where that is taken."""
+    name = f"{track}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, number = runs / name, 2
+    while path.exists():
+        path, number = runs / f"{name}-{number}", number + 1
+    return path
+
+
+def write_result(folder: Path, attempt: int, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Write result.json so that a reader sees all of it or none, whenever this process dies.
+
+    Args: folder: the trial's. result: the body of its `result` event; see research.ledger.encode for what it may hold.
+    Returns: the result as a reader will get it.
+    """
+    text = encode({**result, "attempt": attempt})
+    temporary = folder / "result.json.tmp"
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(f'{{"sha256":"{_checksum(text)}","result":{text}}}\n')
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(folder / "result.json")
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)  # the rename, too, has to outlive a power cut
+    finally:
+        os.close(descriptor)
+    return json.loads(text)
+
+
+def read_result(folder: Path, attempt: int | None = None) -> dict[str, Any] | None:
+    """The result in a trial's folder, or None if there is none, it is damaged, or it is another attempt's."""
+    try:
+        content = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        result = content["result"]
+        if content["sha256"] != _checksum(encode(result)) or attempt not in (None, result["attempt"]):
+            return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return result
+
+
+def folder_bytes(path: Path) -> int:
+    """Size of a file, or of all files below a folder, in bytes; links are not followed."""
+    if path.is_symlink() or not path.is_dir():
+        return path.lstat().st_size
+    return sum(item.lstat().st_size for item in path.rglob("*") if not item.is_dir())
+
+
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _shorten(log: Path) -> int:
+    """Cut a log to its last LOG_BYTES; returns the bytes freed."""
+    size = log.stat().st_size if log.is_file() else 0
+    if size <= LOG_BYTES:
+        return 0
+    with open(log, "rb") as file:
+        file.seek(size - LOG_BYTES)
+        tail = file.read()
+    log.write_bytes(tail)
+    return size - len(tail)
