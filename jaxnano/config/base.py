@@ -1,0 +1,201 @@
+"""The base of every config node: frozen, closed, data only, and walked the same way by everybody."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+
+
+@dataclass(frozen=True)
+class Range:
+    """Marks a field as traced: it changes no shape and no control flow, so an edit of it never recompiles.
+
+    low, high: the accepted values, both ends included. log: whether a tuner moves it on a logarithmic scale.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+
+
+class Node(BaseModel):
+    """A frozen config node. Unknown fields, non-finite numbers, wrong types and values out of range are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _in_range(self) -> Self:
+        for name, field in type(self).model_fields.items():
+            value, span = getattr(self, name), traced_range(field)
+            if span is None or value is None:
+                continue
+            peaks = value.values() if isinstance(value, dict) else [getattr(value, "value", value)]
+            for peak in peaks:
+                if isinstance(peak, int | float) and not span.low <= peak <= span.high:
+                    raise refuse(name, peak, f"between {span.low:g} and {span.high:g}")
+        return self
+
+
+class Problem(NamedTuple):
+    """One refused value. path: dotted place in the tree; value: what stood there; rule: what would be right."""
+
+    path: str
+    value: Any
+    rule: str
+
+    def __str__(self) -> str:
+        shown = json.dumps(self.value, default=str)
+        return f"{self.path}: {shown if len(shown) <= 80 else shown[:77] + '...'}: {self.rule}"
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used, as a list of problems."""
+
+    def __init__(self, problems: list[Problem], source: str = ""):
+        self.problems = problems
+        super().__init__("\n".join(f"{source + ': ' if source else ''}{p}" for p in problems))
+
+
+def refuse(path: str, value: Any, rule: str) -> PydanticCustomError:
+    """The error a validator raises for a cross-field rule; `path` is relative to the node that validates."""
+    return PydanticCustomError("rule", "{rule}", {"path": path, "value": value, "rule": rule})
+
+
+N = TypeVar("N", bound=Node)
+
+
+def validate(node: type[N], data: Any, source: str = "") -> N:
+    """Build `node` from plain data.
+
+    Raises: ConfigError that names each path, value and rule.
+    """
+    try:
+        return node.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        raise ConfigError([_problem(e, data) for e in error.errors(include_url=False)], source) from None
+    except (TypeError, ValueError, RecursionError) as error:  # not JSON at all: a date, a set, a nesting bomb
+        raise ConfigError([Problem("", str(type(data).__name__), f"not plain data: {error}")], source) from None
+
+
+def _problem(error: Any, data: Any) -> Problem:
+    """Translate Pydantic's location (with union tags in it) to a path of the tree that was given."""
+    parts, here = [], data
+    for part in error["loc"]:
+        if isinstance(here, dict) and part in here:
+            here = here[part]
+        elif isinstance(here, list) and isinstance(part, int) and part < len(here):
+            here = here[part]
+            part = name_of(here) or str(part)
+        elif error["type"] != "missing" or part != error["loc"][-1]:
+            continue  # the tag of a union, which is no place in the data
+        parts.append(str(part))
+    context = error.get("ctx", {})
+    if error["type"] == "rule":
+        return Problem(".".join([*parts, *filter(None, [context["path"]])]), context["value"], context["rule"])
+    value = "absent" if error["type"] == "missing" else error["input"]
+    return Problem(".".join(parts), value, error["msg"])
+
+
+def name_of(item: Any) -> str | None:
+    """The name a list item is addressed by: its `name`, else its `kind`. Plain data or a node."""
+    get = item.get if isinstance(item, dict) else lambda key: getattr(item, key, None)
+    return get("name") or get("kind")
+
+
+def unique_names(items: tuple[Node, ...], path: str) -> None:
+    """Raise where two items of a list have one name: an edit could not say which it means."""
+    seen: set[str] = set()
+    for item in items:
+        name = name_of(item) or ""
+        if name in seen:
+            raise refuse(f"{path}.{name}", name, "names in a list are unique")
+        seen.add(name)
+
+
+def traced_range(field: FieldInfo) -> Range | None:
+    """The Range of a traced field, or None for a static one."""
+    return next((m for m in field.metadata if isinstance(m, Range)), None)
+
+
+class Leaf(NamedTuple):
+    """One number of the tree that reaches the compiled step as an argument."""
+
+    path: str
+    value: float
+    range: Range
+
+
+def leaves(node: Node, path: str = "") -> Iterator[Leaf]:
+    """Every traced number below `node`, those inside schedules and expressions included."""
+    for name, field in type(node).model_fields.items():
+        value, here = getattr(node, name), f"{path}.{name}" if path else name
+        span = traced_range(field)
+        if span and isinstance(value, int | float):
+            yield Leaf(here, float(value), span)
+        elif span and isinstance(value, dict):
+            yield from (Leaf(f"{here}.{key}", float(v), span) for key, v in value.items())
+        elif isinstance(value, Node):
+            yield from leaves(value, here)
+        elif isinstance(value, tuple):
+            for item in value:
+                if isinstance(item, Node):
+                    yield from leaves(item, f"{here}.{name_of(item)}")
+
+
+def dump(node: Node) -> dict[str, Any]:
+    """Plain data with defaults omitted: the canonical form, which a new field with a default does not change."""
+    return json.loads(node.model_dump_json(exclude_defaults=True))
+
+
+def dump_full(node: Node) -> dict[str, Any]:
+    """Plain data with every field present."""
+    return json.loads(node.model_dump_json())
+
+
+def digest(data: Any) -> str:
+    """Sixteen hex digits of the SHA-256 of canonical JSON."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `1e-3` as text; researchers do not."""
+
+
+_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def parse_yaml(text: str, source: str = "") -> Any:
+    """Read YAML text; raises ConfigError that names the line."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}" if mark else ""
+        reason = f"not YAML: {getattr(error, 'problem', error)}"
+        raise ConfigError([Problem(place, text[:40], reason)], source) from None
+
+
+def to_yaml(data: Any) -> str:
+    """YAML text of plain data, keys in their own order."""
+    return yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=110)
+
+
+def finite(value: Any) -> bool:
+    """Whether `value` is a finite number and not a bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

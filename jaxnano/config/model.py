@@ -1,0 +1,364 @@
+"""The architecture as data: one node per mechanism, every choice a union on `kind`, every default in its node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from jaxnano.config import expression
+from jaxnano.config.base import Node, Range, refuse, unique_names
+from jaxnano.config.schedule import Traced
+
+_SCALAR = Range(-10.0, 10.0)
+_STD = Range(0.0, 2.0)
+Block = Annotated[int, Field(ge=0, le=255)]
+
+
+class InverseSqrt(Node):
+    """Scores times 1/sqrt(K)."""
+
+    kind: Literal["inverse_sqrt"]
+
+
+class ConstantScale(Node):
+    """Scores times a constant; wanted with QK-norm, which bounds them."""
+
+    kind: Literal["constant"]
+    value: Annotated[Traced, Range(1e-3, 10.0, log=True)] = 0.12
+
+
+class OutputGate(Node):
+    """Each head's output times sigmoid(w . first channels of the input), per token. Source: track 1, record 28."""
+
+    kind: Literal["sigmoid"]
+    channels: int = Field(12, ge=1, le=4096)
+
+
+class Attention(Node):
+    """Causal multi-head attention; `kv_heads` below `heads` is grouped-query, 1 is multi-query.
+
+    windows: tiled over the blocks; a query sees the last `w` positions, 0 is all. dropped: blocks without attention.
+    """
+
+    heads: int = Field(4, ge=1, le=256)
+    kv_heads: int | None = Field(None, ge=1, le=256)
+    head_dim: int | None = Field(None, ge=2, le=512)
+    qk_norm: bool = False
+    scale: Annotated[InverseSqrt | ConstantScale, Field(discriminator="kind")] = InverseSqrt(kind="inverse_sqrt")
+    softcap: Annotated[Traced | None, Range(0.5, 1000.0, log=True)] = None
+    gate: OutputGate | None = None
+    windows: tuple[Annotated[int, Field(ge=0, le=65536)], ...] = ()
+    dropped: tuple[Block, ...] = ()
+
+
+class Learned(Node):
+    """A trained vector per position, added to the embedding."""
+
+    kind: Literal["learned"]
+
+
+class Rotary(Node):
+    """Channel pairs rotated by position. Source: Su et al. 2021, arXiv:2104.09864.
+
+    fraction: share of the pairs that turn; the rest is stationary. spacing: `exclusive` base**(-2i/K), or
+    `inclusive`, whose slowest pair turns at exactly 1/base (modded-nanogpt).
+    """
+
+    kind: Literal["rotary"]
+    base: Annotated[Traced, Range(10.0, 1e7, log=True)] = 10000.0
+    fraction: float = Field(1.0, gt=0.0, le=1.0)
+    spacing: Literal["exclusive", "inclusive"] = "exclusive"
+
+
+class Alibi(Node):
+    """Scores minus slope * distance, slopes 2**(-reach * (h+1)/H). Source: Press et al. 2021, arXiv:2108.12409."""
+
+    kind: Literal["alibi"]
+    reach: Annotated[Traced, Range(0.5, 32.0)] = 8.0
+
+
+class NoPosition(Node):
+    """No position signal: the causal mask alone tells order."""
+
+    kind: Literal["none"]
+
+
+class Gelu(Node):
+    """x * Phi(x), by tanh or exactly. Source: Hendrycks & Gimpel 2016, arXiv:1606.08415."""
+
+    kind: Literal["gelu"]
+    approximate: bool = True
+
+
+class ReluSquared(Node):
+    """max(x, 0)**2. Source: So et al. 2021, arXiv:2109.08668."""
+
+    kind: Literal["relu2"]
+
+
+class Silu(Node):
+    """x * sigmoid(x)."""
+
+    kind: Literal["silu"]
+
+
+class Formula(Node):
+    """An activation as an expression in x and named parameters."""
+
+    kind: Literal["expression"]
+    code: str
+    params: Annotated[dict[str, float], Range(-100.0, 100.0)] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _parses(self) -> Formula:
+        try:
+            expression.parse(self.code, tuple(sorted((*self.params, "x"))))
+        except expression.ExpressionError as error:
+            raise refuse("code", self.code, str(error)) from None
+        return self
+
+
+Activation = Annotated[Gelu | ReluSquared | Silu | Formula, Field(discriminator="kind")]
+
+
+class Mlp(Node):
+    """down(activation(up(x)))."""
+
+    kind: Literal["mlp"]
+    ratio: float = Field(4.0, ge=0.125, le=16.0)
+    activation: Activation = Gelu(kind="gelu")
+    dropped: tuple[Block, ...] = ()
+
+
+class Glu(Node):
+    """down(activation(gate(x)) * up(x)): SwiGLU with silu, GEGLU with gelu. Source: Shazeer 2020, arXiv:2002.05202."""
+
+    kind: Literal["glu"]
+    ratio: float = Field(8 / 3, ge=0.125, le=16.0)
+    activation: Activation = Silu(kind="silu")
+    dropped: tuple[Block, ...] = ()
+
+
+class LayerNorm(Node):
+    """Zero mean, unit variance. placement: before each branch, or before and after it (sandwich)."""
+
+    kind: Literal["layernorm"]
+    gain: bool = True
+    bias: bool = True
+    placement: Literal["pre", "sandwich"] = "pre"
+    eps: Annotated[Traced, Range(1e-12, 1e-2, log=True)] = 1e-5
+
+
+class RmsNorm(Node):
+    """Unit root mean square. Source: Zhang & Sennrich 2019, arXiv:1910.07467."""
+
+    kind: Literal["rmsnorm"]
+    gain: bool = True
+    placement: Literal["pre", "sandwich"] = "pre"
+    eps: Annotated[Traced, Range(1e-12, 1e-2, log=True)] = 1e-6
+
+
+class Save(Node):
+    """Keeps the residual stream as it is once `after` blocks have run; 0 is the embedding."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")
+    after: Block
+
+
+class LearnedScalar(Node):
+    """One trained number per place."""
+
+    kind: Literal["scalar"]
+    init: Annotated[Traced, _SCALAR] = 0.0
+
+
+class TokenGate(Node):
+    """2 * init * sigmoid(w . first channels of the stream), w zero at first: one number per token."""
+
+    kind: Literal["gate"]
+    init: Annotated[Traced, _SCALAR] = 0.5
+    channels: int = Field(12, ge=1, le=4096)
+
+
+Coefficient = Annotated[LearnedScalar | TokenGate, Field(discriminator="kind")]
+
+
+class Injection(Node):
+    """Adds coefficient * saved stream to the input of blocks. before: block numbers; N is the final norm's input."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")
+    source: str
+    before: tuple[Block, ...]
+    coefficient: Coefficient = LearnedScalar(kind="scalar")
+
+
+class ValueEmbedding(Node):
+    """A table per token mixed into the values: v <- a v + b table[token], a, b trained. Source: track 1, record 14."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")
+    blocks: tuple[Block, ...]
+    init: Annotated[Traced, _SCALAR] = 0.5
+
+
+class ResidualScalars(Node):
+    """x <- a x + b f(x) with trained a, b per branch."""
+
+    stream: Annotated[Traced, _SCALAR] = 1.0
+    branch: Annotated[Traced, _SCALAR] = 1.0
+
+
+class Residual(Node):
+    """How branches join the stream, and named wires across depth.
+
+    branch: `plain`, or `depth_scaled`: attention's branch times 1/sqrt(2N) (track 1, records 2-4).
+    """
+
+    branch: Literal["plain", "depth_scaled"] = "plain"
+    scalars: ResidualScalars | None = None
+    saves: tuple[Save, ...] = ()
+    injections: tuple[Injection, ...] = ()
+    value_embeddings: tuple[ValueEmbedding, ...] = ()
+
+
+class Smear(Node):
+    """e_t + s * sigmoid(w . first channels of e_t) * e_(t-1). Source: modded-nanogpt record 34."""
+
+    channels: int = Field(12, ge=1, le=4096)
+    init: Annotated[Traced, _SCALAR] = 0.0
+
+
+class Embedding(Node):
+    """tied: the head shares the table. norm: RMS-normalise the embedded token."""
+
+    tied: bool = True
+    norm: bool = False
+    smear: Smear | None = None
+
+
+class Softcap(Node):
+    """cap * tanh(z / cap), or cap * z / sqrt(z**2 + cap**2)."""
+
+    kind: Literal["tanh", "rsqrt"]
+    cap: Annotated[Traced, Range(1.0, 1000.0, log=True)] = 15.0
+
+
+class Head(Node):
+    """z_loss: weight of logsumexp(logits)**2 in training. Source: Chowdhery et al. 2022, arXiv:2204.02311."""
+
+    softcap: Softcap | None = None
+    z_loss: Annotated[Traced | None, Range(0.0, 0.1, log=True)] = None
+
+
+class Init(Node):
+    """Initial values. std: of matrices, absolute or (fan_in) times 1/sqrt(inputs). A role's own std overrides it.
+
+    zero_projections: attention's and FFN's outputs start at 0. depth_scaled: they start 1/sqrt(2N) smaller.
+    """
+
+    distribution: Literal["normal", "uniform"] = "normal"
+    unit: Literal["absolute", "fan_in"] = "absolute"
+    std: Annotated[Traced, _STD] = 0.02
+    embedding_std: Annotated[Traced, _STD] = 0.02
+    head_std: Annotated[Traced | None, _STD] = None
+    attention_std: Annotated[Traced | None, _STD] = None
+    ffn_std: Annotated[Traced | None, _STD] = None
+    zero_projections: bool = False
+    depth_scaled: bool = True
+
+
+class Model(Node):
+    """A decoder-only transformer. bias: in every linear map of the blocks and in an untied head."""
+
+    vocab: int = Field(256, ge=2, le=1_000_000)
+    width: int = Field(64, ge=4, le=16384)
+    depth: int = Field(3, ge=1, le=128)
+    bias: bool = False
+    attention: Attention = Attention()
+    position: Annotated[Learned | Rotary | Alibi | NoPosition, Field(discriminator="kind")] = Learned(kind="learned")
+    ffn: Annotated[Mlp | Glu, Field(discriminator="kind")] = Mlp(kind="mlp")
+    norm: Annotated[LayerNorm | RmsNorm, Field(discriminator="kind")] = LayerNorm(kind="layernorm")
+    residual: Residual = Residual()
+    embedding: Embedding = Embedding()
+    head: Head = Head()
+    init: Init = Init()
+
+    @property
+    def kv_heads(self) -> int:
+        """Key/value heads G; multi-head unless set."""
+        return self.attention.kv_heads or self.attention.heads
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a head K; width / heads unless set."""
+        return self.attention.head_dim or self.width // self.attention.heads
+
+    @property
+    def ffn_width(self) -> int:
+        """Hidden channels F."""
+        return max(1, round(self.ffn.ratio * self.width))
+
+    def window(self, block: int, length: int) -> int | None:
+        """Positions a query of `block` sees, or None for all of `length`."""
+        pattern = self.attention.windows
+        window = pattern[block % len(pattern)] if pattern else 0
+        return window if 0 < window < length else None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Model:
+        a, n = self.attention, self.depth
+        if a.head_dim is None and self.width % a.heads:
+            near = [h for h in range(1, self.width + 1) if self.width % h == 0 and (self.width // h) % 2 == 0]
+            would = ", ".join(map(str, sorted(near, key=lambda h: abs(h - a.heads))[:3]))
+            raise refuse("attention.heads", a.heads, f"width {self.width} is not divisible by {a.heads} heads; "
+                         f"{would} would do")
+        if a.heads % self.kv_heads:
+            would = ", ".join(str(g) for g in range(1, a.heads + 1) if a.heads % g == 0)
+            raise refuse("attention.kv_heads", a.kv_heads, f"divides {a.heads} heads; {would} would do")
+        if isinstance(self.position, Rotary) and self.head_dim % 2:
+            raise refuse("attention.head_dim", self.head_dim, "even, since rotary turns pairs of channels")
+        unique_names(self.residual.saves, "residual.saves")
+        unique_names(self.residual.injections, "residual.injections")
+        unique_names(self.residual.value_embeddings, "residual.value_embeddings")
+        self._wires(n)
+        for path, blocks, last in self._block_lists():
+            if len(set(blocks)) < len(blocks):
+                raise refuse(path, list(blocks), "each block at most once")
+            if blocks and max(blocks) > last:
+                raise refuse(path, list(blocks), f"blocks are 0..{last}")
+        for path, channels in self._gates():
+            if channels > self.width:
+                raise refuse(path, channels, f"at most the width, {self.width}")
+        return self
+
+    def _wires(self, depth: int) -> None:
+        saves = {save.name: save.after for save in self.residual.saves}
+        for save in self.residual.saves:
+            if save.after > depth:
+                raise refuse(f"residual.saves.{save.name}.after", save.after, f"at most the depth, {depth}")
+        for wire in self.residual.injections:
+            path = f"residual.injections.{wire.name}"
+            if wire.source not in saves:
+                raise refuse(f"{path}.source", wire.source, f"one of the saves: {', '.join(saves) or 'there are none'}")
+            for block in wire.before:
+                if block < saves[wire.source]:
+                    raise refuse(f"{path}.before", block, f"a loop: {wire.source!r} is only known after "
+                                 f"{saves[wire.source]} block(s); {saves[wire.source]}..{depth} would do")
+
+    def _block_lists(self) -> Iterator[tuple[str, tuple[int, ...], int]]:
+        yield "attention.dropped", self.attention.dropped, self.depth - 1
+        yield "ffn.dropped", self.ffn.dropped, self.depth - 1
+        for wire in self.residual.injections:
+            yield f"residual.injections.{wire.name}.before", wire.before, self.depth
+        for table in self.residual.value_embeddings:
+            yield f"residual.value_embeddings.{table.name}.blocks", table.blocks, self.depth - 1
+
+    def _gates(self) -> Iterator[tuple[str, int]]:
+        if self.attention.gate:
+            yield "attention.gate.channels", self.attention.gate.channels
+        if self.embedding.smear:
+            yield "embedding.smear.channels", self.embedding.smear.channels
+        for wire in self.residual.injections:
+            if isinstance(wire.coefficient, TokenGate):
+                yield f"residual.injections.{wire.name}.coefficient.channels", wire.coefficient.channels

@@ -1,0 +1,149 @@
+"""A recipe: what is claimed to be better. It holds no seed, no horizon, no device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import jax.numpy as jnp
+import numpy as np
+from pydantic import Field, model_validator
+
+from jaxnano.config import schedule
+from jaxnano.config.base import (
+    ConfigError,
+    Node,
+    Problem,
+    digest,
+    dump,
+    dump_full,
+    finite,
+    leaves,
+    name_of,
+    parse_yaml,
+    refuse,
+    to_yaml,
+    traced_range,
+    validate,
+)
+from jaxnano.config.data import Embedded, Shards
+from jaxnano.config.model import Model
+from jaxnano.config.optimizer import Optimizer
+
+
+class Train(Node):
+    """dtype: of activations; `auto` is bfloat16 where the device has it. remat: recompute blocks going back."""
+
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    remat: bool = False
+
+
+class Recipe(Node):
+    """{model, optimizer, data, train}."""
+
+    model: Model = Model()
+    optimizer: Optimizer = Optimizer()
+    data: Annotated[Embedded | Shards, Field(discriminator="kind")] = Embedded(kind="embedded")
+    train: Train = Train()
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Recipe:
+        least = {"embedded": 256, "shards": 50257}[self.data.kind]
+        if self.model.vocab < least:
+            raise refuse("model.vocab", self.model.vocab, f"{self.data.kind} data has {least} tokens; {least} would do")
+        if self.model.init.zero_projections:
+            for group in self.optimizer.groups:
+                if group.chain[-1].kind == "hyperball" and "matrix" in group.roles:
+                    raise refuse("model.init.zero_projections", True,
+                                 f"group {group.name!r} keeps norms, so nothing may start at 0; false would do")
+        return self
+
+
+def load(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe from YAML; `overrides` are `path=value`, applied to the tree in order.
+
+    Raises: ConfigError with file, path, value and rule.
+    """
+    from jaxnano.config.edit import Diff, Edit, apply
+
+    path = Path(path)
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise ConfigError([Problem(str(path), path.name, f"cannot be read: {reason}")]) from None
+    recipe = validate(Recipe, parse_yaml(text, str(path)) or {}, str(path))
+    edits = []
+    for override in overrides:
+        place, equals, value = override.partition("=")
+        if not equals:
+            raise ConfigError([Problem("--set", override, "written as path=value")])
+        edits.append(Edit.to(recipe, place, parse_yaml(value, "--set")))
+    return apply(recipe, Diff(name="overrides", edits=tuple(edits)))
+
+
+def save(recipe: Recipe, path: str | Path) -> None:
+    """Write a recipe as YAML, defaults omitted."""
+    Path(path).write_text(to_yaml(dump(recipe)))
+
+
+def recipe_id(recipe: Recipe) -> str:
+    """Sixteen hex digits that name the claim; a new field with a default changes no old id."""
+    return digest(dump(recipe))
+
+
+def structure_id(recipe: Recipe) -> str:
+    """Names what is compiled: the recipe with every traced number masked."""
+    return digest(_masked(recipe))
+
+
+def _masked(node: Any) -> Any:
+    if not isinstance(node, Node):
+        return [_masked(item) for item in node] if isinstance(node, tuple) else node
+    out: dict[str, Any] = {}
+    for name, field in type(node).model_fields.items():
+        value = getattr(node, name)
+        if traced_range(field) and finite(value):
+            out[name] = "number"
+        elif traced_range(field) and isinstance(value, dict):
+            out[name] = sorted(value)
+        else:
+            out[name] = _masked(value)
+    return out
+
+
+def hypers(recipe: Recipe, total_steps: int) -> dict[str, np.ndarray]:
+    """The traced numbers of a recipe as arguments of the compiled step: {path: float32[]} and "total_steps"."""
+    values = {leaf.path: np.float32(leaf.value) for leaf in leaves(recipe)}
+    return {**values, "total_steps": np.float32(total_steps)}  # type: ignore[dict-item]
+
+
+T = TypeVar("T", bound=Node)
+
+
+def at(node: T, hypers: Mapping[str, Any], progress: Any, path: str = "") -> T:
+    """The tree with each traced field replaced by its float32 scalar at `progress`.
+
+    Runs once, inside the step: model and optimizer then read plain scalars (`cfg.lr`), whatever stood there.
+    """
+    update: dict[str, Any] = {}
+    for name, field in type(node).model_fields.items():
+        value, here = getattr(node, name), f"{path}.{name}" if path else name
+        if traced_range(field) and finite(value):
+            update[name] = hypers[here]
+        elif traced_range(field) and isinstance(value, dict):
+            update[name] = {key: hypers[f"{here}.{key}"] for key in value}
+        elif traced_range(field) and isinstance(value, Node):
+            update[name] = schedule.evaluate(at(value, hypers, progress, here), jnp.asarray(progress, jnp.float32))
+        elif isinstance(value, Node):
+            update[name] = at(value, hypers, progress, here)
+        elif isinstance(value, tuple):
+            update[name] = tuple(
+                at(item, hypers, progress, f"{here}.{name_of(item)}") if isinstance(item, Node) else item
+                for item in value
+            )
+    return node.model_copy(update=update)
+
+
+__all__ = ["Recipe", "Train", "at", "dump", "dump_full", "hypers", "load", "recipe_id", "save", "structure_id"]

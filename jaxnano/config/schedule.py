@@ -1,0 +1,115 @@
+"""Schedules of any traced value. All are in progress units (0..1), so they scale with the horizon."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import jax.numpy as jnp
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from jaxnano.config import expression
+from jaxnano.config.base import Node, Range, refuse
+
+_ANY = Range(-1e4, 1e4)
+_SHARE = Range(0.0, 1.0)
+
+
+class _Shape(Node):
+    """What every schedule has: a peak, a linear warm-up, and a floor as a share of the peak."""
+
+    value: Annotated[float, _ANY]
+    warmup: Annotated[float, Range(0.0, 0.9)] = 0.0
+    floor: Annotated[float, _SHARE] = 0.0
+
+
+class Constant(_Shape):
+    """The peak after the warm-up."""
+
+    kind: Literal["constant"]
+
+
+class Linear(_Shape):
+    """From the peak to the floor in a straight line."""
+
+    kind: Literal["linear"]
+
+
+class Cosine(_Shape):
+    """From the peak to the floor along half a cosine. Source: Loshchilov & Hutter 2016, arXiv:1608.03983."""
+
+    kind: Literal["cosine"]
+
+
+class Trapezoid(_Shape):
+    """Warm-up, stable, linear decay over the last `cooldown` of the run (WSD). Source: Hu et al. 2024."""
+
+    kind: Literal["trapezoid"]
+    cooldown: Annotated[float, Range(0.01, 1.0)] = 0.5
+
+
+class PowerCool(_Shape):
+    """min(peak, peak * (remaining / cooldown) ** power). Source: modded-nanogpt track 3, power_cool."""
+
+    kind: Literal["power_cool"]
+    cooldown: Annotated[float, Range(0.01, 1.0)] = 0.8
+    power: Annotated[float, Range(0.1, 4.0)] = 1.2
+
+
+class Formula(Node):
+    """An expression in `progress` and named parameters."""
+
+    kind: Literal["expression"]
+    code: str
+    params: Annotated[dict[str, float], _ANY] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _parses(self) -> Formula:
+        try:
+            expression.parse(self.code, tuple(sorted((*self.params, "progress"))))
+        except expression.ExpressionError as error:
+            raise refuse("code", self.code, str(error)) from None
+        return self
+
+
+Schedule = Constant | Linear | Cosine | Trapezoid | PowerCool | Formula
+
+
+def _tag(value: Any) -> str | None:
+    if isinstance(value, dict):
+        return value.get("kind")
+    return getattr(value, "kind", "number")
+
+
+Traced = Annotated[
+    Annotated[float, Tag("number")]
+    | Annotated[Constant, Tag("constant")]
+    | Annotated[Linear, Tag("linear")]
+    | Annotated[Cosine, Tag("cosine")]
+    | Annotated[Trapezoid, Tag("trapezoid")]
+    | Annotated[PowerCool, Tag("power_cool")]
+    | Annotated[Formula, Tag("expression")],
+    Discriminator(_tag),
+]
+
+
+def evaluate(schedule: Schedule, progress: Any) -> Any:
+    """The scheduled value at `progress` (0..1, traced); the node's numbers may be traced too."""
+    if isinstance(schedule, Formula):
+        values = {**schedule.params, "progress": progress}
+        return jnp.asarray(expression.evaluate(schedule.code, values), jnp.float32)
+    warm = jnp.minimum(1.0, progress / jnp.maximum(schedule.warmup, 1e-6))
+    after = jnp.clip((progress - schedule.warmup) / jnp.maximum(1.0 - schedule.warmup, 1e-6), 0.0, 1.0)
+    left = jnp.maximum(1.0 - progress, 0.0)
+    match schedule:
+        case Constant():
+            shape = jnp.ones_like(progress)
+        case Linear():
+            shape = 1.0 - after
+        case Cosine():
+            shape = 0.5 * (1.0 + jnp.cos(jnp.pi * after))
+        case Trapezoid():
+            shape = jnp.minimum(1.0, left / schedule.cooldown)
+        case PowerCool():
+            shape = jnp.minimum(1.0, (left / schedule.cooldown) ** schedule.power)
+    return schedule.value * warm * (schedule.floor + (1.0 - schedule.floor) * shape)
+

@@ -1,0 +1,151 @@
+"""The embedded corpus: docstrings of the installed wheels, so that a run needs no download.
+
+Sources are read and parsed, never imported. A document is the docstrings of one file. The same wheels give the same
+documents, in the same splits, on every machine.
+"""
+
+import ast
+import hashlib
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+PACKAGES = ("jax", "numpy", "scipy", "flax", "optax")
+# search steers the loop, protected only verifies, heldout is opened once per champion.
+SHARES = {"train": 0.915, "search": 0.03, "protected": 0.03, "heldout": 0.025}
+
+MIN_DOCSTRING = 40  # characters; shorter ones ("Returns the mean.") teach nothing a longer one does not
+MIN_DOCUMENT = 200  # characters
+LARGEST_PART = 0.1  # of an evaluation split; one document may not decide what it measures
+LONG_LINE = 40  # characters; a line this long that recurs is a copy, not a coincidence
+MIN_LETTERS = 16  # a long line with fewer is a rule or a row of numbers, and says nothing about copying
+
+
+class Document(NamedTuple):
+    """The docstrings of one source file: `source` is its path inside the wheel."""
+
+    source: str
+    text: str
+
+    @property
+    def package(self) -> str:
+        return self.source.split("/", 1)[0]
+
+
+def documents(packages: Sequence[str] = PACKAGES) -> list[Document]:
+    """Read the corpus, without near duplicates, in the order of packages and paths.
+
+    Args: packages: names of installed distributions whose top-level package has the same name.
+    Returns: documents of at least MIN_DOCUMENT characters.
+    Raises: ValueError if a distribution is not installed or lists no Python files.
+    """
+    raw = (Document(source, "\n\n".join(docstrings(text))) for name in packages for source, text in _sources(name))
+    return [document for document in without_copies(raw) if len(document.text) >= MIN_DOCUMENT]
+
+
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Versions of the installed distributions; raises ValueError if one is missing."""
+    return {name: _distribution(name).version for name in packages}
+
+
+def docstrings(source: str | bytes) -> list[str]:
+    """Docstrings of a module, its classes and functions, in line order, if MIN_DOCSTRING characters or longer."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # invalid escapes in other people's sources
+        tree = ast.parse(source)
+    found = (text.expandtabs().rstrip() for text in _walk(tree))
+    return [text for text in found if len(text) >= MIN_DOCSTRING]
+
+
+def without_copies(raw: Iterable[Document]) -> Iterator[Document]:
+    """Drop each paragraph that holds a long line of an earlier document, up to case, digits and punctuation.
+
+    Libraries repeat themselves ("axis : int, optional ..."), and whole paragraphs wander from NumPy to SciPy and JAX.
+    Cutting by paragraph keeps the rest of a document, which cutting by file would lose, and makes the splits disjoint in
+    long lines however documents are assigned.
+    """
+    first: dict[str, str] = {}
+    for document in raw:
+        kept = []
+        for paragraph in re.split(r"\n\s*\n", document.text):
+            keys = _long_lines(paragraph)
+            if all(first.get(key, document.source) == document.source for key in keys):
+                kept.append(paragraph)
+                first.update(dict.fromkeys(keys, document.source))
+        yield Document(document.source, "\n\n".join(kept))
+
+
+def split(corpus: Sequence[Document]) -> dict[str, list[Document]]:
+    """Assign whole documents to the splits of SHARES, balanced by bytes, alike in packages and document sizes.
+
+    Every document adds its bytes, times a split's share, to that split's credit, and is charged to the split that takes
+    it. Walking through one package and size class after the other gives each split its share of every class; inside a
+    class the order is by hash. No document makes up more than LARGEST_PART of an evaluation split.
+    Returns: {split: documents}, each in the order of `corpus`.
+    """
+    sizes = {document.source: len(document.text.encode()) for document in corpus}
+    largest = {name: LARGEST_PART * share * sum(sizes.values()) for name, share in SHARES.items()}
+    credit = dict.fromkeys(SHARES, 0.0)
+    chosen: dict[str, str] = {}
+    for document in sorted(corpus, key=_stratum):
+        size = sizes[document.source]
+        for name, share in SHARES.items():
+            credit[name] += share * size
+        ready = [name for name in SHARES if name != "train" and size <= min(largest[name], 2 * credit[name])]
+        taker = max(ready, key=lambda name: credit[name] / SHARES[name], default="train")
+        credit[taker] -= size
+        chosen[document.source] = taker
+    return {name: [document for document in corpus if chosen[document.source] == name] for name in SHARES}
+
+
+def recurring_share(text: str, train: str) -> float:
+    """Share of the bytes in long lines of `text` whose line also stands in `train`, letter by letter."""
+    known = {line.strip() for line in train.splitlines()}
+    lines = [line.strip() for line in text.splitlines() if len(line.strip()) >= LONG_LINE]
+    total = sum(len(line.encode()) for line in lines)
+    return sum(len(line.encode()) for line in lines if line in known) / total if total else 0.0
+
+
+def _distribution(name: str) -> metadata.Distribution:
+    try:
+        return metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        raise ValueError(f"corpus: {name} is not installed; its docstrings are the data: pip install {name}") from None
+
+
+def _sources(name: str) -> Iterator[tuple[str, bytes]]:
+    """Yield (path, source) of a wheel's Python files in the order of their paths; tests are left out."""
+    files = _distribution(name).files or []
+    python = sorted(file for file in files if file.suffix == ".py" and file.parts[0] == name)
+    if not python:
+        raise ValueError(f"corpus: {name} lists no Python files of its own; install its wheel: pip install {name}")
+    for file in python:
+        if "tests" in file.parts:
+            continue  # a third of the parsing, 2 % of the text
+        yield file.as_posix(), Path(str(file.locate())).read_bytes()
+
+
+def _walk(node: ast.AST) -> Iterator[str]:
+    """Yield raw docstrings below a node. Only statements are visited: no expression holds a docstring."""
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        text = ast.get_docstring(node, clean=False)
+        if text:
+            yield text
+    for field in ("body", "handlers", "orelse", "finalbody", "cases"):
+        statements = getattr(node, field, None)
+        for child in statements if isinstance(statements, list) else ():
+            yield from _walk(child)
+
+
+def _long_lines(paragraph: str) -> list[str]:
+    lines = (line for line in paragraph.splitlines() if len(line.strip()) >= LONG_LINE)
+    keys = (re.sub(r"[\W\d_]+", "", line).lower() for line in lines)
+    return [key for key in keys if len(key) >= MIN_LETTERS]
+
+
+def _stratum(document: Document) -> tuple[str, int, str]:
+    """Sort key: package, then size class (powers of two, largest first), then hash."""
+    return document.package, -len(document.text).bit_length(), hashlib.sha256(document.text.encode()).hexdigest()

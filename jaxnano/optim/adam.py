@@ -1,0 +1,109 @@
+"""First-order directions: Adam and its relatives, elementwise.
+
+Every function here returns an optax transform whose output points *along* the gradient; the learning rate and the minus sign
+come last in the chain (`constraint.learning_rate`). Scalars may be traced.
+"""
+
+from math import prod
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+
+class AdamState(NamedTuple):
+    """Moments per path, and the total weight each of the two averages holds so far (scalars, 0 to 1)."""
+
+    mean: optax.Updates
+    square: optax.Updates
+    mean_weight: jax.Array
+    square_weight: jax.Array
+
+
+def adam(
+    b1: ArrayLike, b2: ArrayLike, eps: ArrayLike, bias_correction: bool = True, nesterov: bool = False
+) -> optax.GradientTransformation:
+    """Ratio of the averaged gradient to the root of the averaged squared gradient.
+
+    The averages start at zero; bias correction divides each by the weight it really holds. That is 1 - b^t for a constant b,
+    and stays right when b is scheduled.
+
+    Args:
+        b1, b2: decay of the first and second moment per step.
+        eps: added to the root, in units of the gradient.
+        bias_correction: False leaves the averages short in the first steps (the first is (1-b1)/sqrt(1-b2) times its corrected length).
+        nesterov: one more step of momentum on the first moment (NAdam).
+    Source: Kingma and Ba, arXiv:1412.6980; Dozat 2016 (Nesterov).
+    """
+
+    def init_fn(params: optax.Params) -> AdamState:
+        zeros = optax.tree.zeros_like(params, dtype=jnp.float32)
+        return AdamState(zeros, optax.tree.zeros_like(zeros), jnp.zeros([]), jnp.zeros([]))
+
+    def update_fn(grads: optax.Updates, state: AdamState, params: optax.Params | None = None):
+        del params
+        mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mean, grads)
+        square = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.square, grads)
+        mean_weight = b1 * state.mean_weight + (1 - b1)
+        square_weight = b2 * state.square_weight + (1 - b2)
+        next_weight = b1 * mean_weight + (1 - b1)
+        if not bias_correction:
+            now, ahead, root = 1.0, 1.0, 1.0
+        else:
+            now, ahead, root = mean_weight, next_weight, jnp.sqrt(square_weight)
+
+        def direction(m, v, g):
+            numerator = b1 * m / ahead + (1 - b1) * g / now if nesterov else m / now
+            return numerator / (jnp.sqrt(v) / root + eps)
+
+        updates = jax.tree.map(direction, mean, square, grads)
+        return updates, AdamState(mean, square, mean_weight, square_weight)
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def ademamix(b1: ArrayLike, b2: ArrayLike, b3: ArrayLike, alpha: ArrayLike, eps: ArrayLike) -> optax.GradientTransformation:
+    """Adam whose numerator adds alpha times a second, much slower average of the gradient (decay b3, not bias-corrected).
+
+    The paper warms up alpha and b3 over the run; here that is a schedule on either.
+    Source: Pagliardini et al. 2024, arXiv:2409.03137.
+    """
+    return optax.contrib.scale_by_ademamix(b1, b2, b3, alpha, eps)
+
+
+def lion(b1: ArrayLike, b2: ArrayLike) -> optax.GradientTransformation:
+    """Sign of b1 * average + (1 - b1) * gradient; the average itself decays with b2.
+
+    Source: Chen et al. 2023, arXiv:2302.06675.
+    """
+    return optax.scale_by_lion(b1, b2)
+
+
+def sgd(momentum: ArrayLike, nesterov: bool = False) -> optax.GradientTransformation:
+    """Gradient with heavy-ball or Nesterov momentum: m <- momentum * m + g (a sum, so the step is 1/(1-momentum) longer).
+
+    Source: Sutskever et al. 2013.
+    """
+    return optax.trace(momentum, nesterov)
+
+
+def adam_flops(shape: tuple[int, ...]) -> float:
+    """Floating-point operations of one Adam update, about the same for its relatives."""
+    return 14.0 * prod(shape)
+
+
+def adam_state_floats(shape: tuple[int, ...]) -> int:
+    """Float32 values Adam keeps for a parameter of this shape."""
+    return 2 * prod(shape)
+
+
+def ademamix_state_floats(shape: tuple[int, ...]) -> int:
+    """Float32 values AdEMAMix keeps for a parameter of this shape."""
+    return 3 * prod(shape)
+
+
+def momentum_state_floats(shape: tuple[int, ...]) -> int:
+    """Float32 values Lion and momentum SGD keep for a parameter of this shape."""
+    return prod(shape)
