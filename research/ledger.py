@@ -91,9 +91,7 @@ class Ledger:
         self.fence: int | None = None
         self._lock = threading.RLock()
         try:
-            self._db = sqlite3.connect(
-                self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
-            )
+            self._db = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         except sqlite3.Error as error:
             raise SessionError(f"{self.path}: {error}") from error
         try:
@@ -151,7 +149,10 @@ class Ledger:
         where, values = ("seq > ?", (since,)) if kind is None else ("seq > ? AND kind = ?", (since, kind))
         with self._lock:
             rows = self._db.execute(f"SELECT * FROM events WHERE {where} ORDER BY seq", values).fetchall()
-        return [Event(*row[:4], decode(row[4], f"{self.path}: event {row[0]}"), row[5]) for row in rows]
+        return [
+            Event(seq, at, kind, subject, decode(text, f"{self.path}: event {seq}"), fence)
+            for seq, at, kind, subject, text, fence in rows
+        ]
 
     def raw(self) -> list[tuple[int, float, str, str, str, int | None]]:
         """All rows with their bodies as text, for the check."""
@@ -178,11 +179,11 @@ class Ledger:
                     f"{machine.host()}; if it is gone: python -m research.ledger --release {self.path.parent}"
                 )
             self._refuse_living(pid, identity)
-            me = os.getpid()
-            values = (fence + 1, me, machine.host(), machine.process_identity(me))
+            me, token = os.getpid(), int(fence) + 1
+            values = (token, me, machine.host(), machine.process_identity(me))
             db.execute("UPDATE lease SET fence = ?, pid = ?, host = ?, identity = ?", values)
-        self.fence = fence + 1
-        return self.fence
+        self.fence = token
+        return token
 
     def release(self) -> None:
         """Give the lease back; does nothing if it is no longer ours."""
@@ -204,7 +205,9 @@ class Ledger:
 
     def _refuse_living(self, pid: int | None, identity: str | None) -> None:
         if pid is not None and machine.process_identity(pid) == identity:
-            raise SessionBusy(f"{self.path.parent}: in use by process {pid} on this machine; stop it or wait for its end")
+            raise SessionBusy(
+                f"{self.path.parent}: in use by process {pid} on this machine; stop it or wait for its end"
+            )
 
     def _check_fence(self, db: sqlite3.Connection, kind: str) -> None:
         fence, pid = db.execute("SELECT fence, pid FROM lease").fetchone()
@@ -212,7 +215,7 @@ class Ledger:
             raise StaleFence(f"{self.path.parent}: a {kind!r} event needs the session's lease; acquire it first")
         if fence != self.fence or pid is None:
             raise StaleFence(
-                f"{self.path.parent}: the lease was lost (fence {self.fence}, now {fence}); this {kind!r} event is refused"
+                f"{self.path.parent}: the lease was lost (fence {self.fence}, now {fence}); {kind!r} event refused"
             )
 
     @contextmanager

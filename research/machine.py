@@ -21,7 +21,18 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]  # the folder that holds jaxnano/ and research/
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "pydantic", "numpy", "scipy")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "tensorflow-datasets",
+    "pydantic",
+    "numpy",
+    "scipy",
+)
 
 
 @dataclass(frozen=True)

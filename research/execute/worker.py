@@ -1,0 +1,170 @@
+"""One worker process: reads a job a line, runs it, writes its result, says so. `python -m research.execute.worker`.
+
+It is alone on its core, outlives its jobs (so that compiled programs stay) and does not outlive the loop: Linux kills
+it when the loop's thread that started it ends, and everywhere a thread watches stdin and exits at its end.
+
+Lines in:  {"id", "attempt", "dir", "target", "args"} (a job) or {"cancel": id, "attempt", "reason"}.
+Lines out: {"kind": "ready" | "progress" | "result", "id", "attempt", "body", "rss_mb"}.
+Whatever a library prints goes to the trial's log.txt, or between trials to the worker's own log, never between these.
+"""
+
+import argparse
+import ctypes
+import importlib
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from research import machine
+from research.execute import Job
+from research.ledger import encode
+from research.session import write_result
+
+Report = Callable[[Mapping[str, Any]], None]
+Target = Callable[[dict[str, Any], Report], dict[str, Any]]
+_PR_SET_PDEATHSIG = 1
+
+
+class Cancelled(Exception):
+    """The loop wants this job to stop; raised by report(). str() is the reason.
+
+    A target may catch it to return what it has (with outcome `killed`); if it does not, the worker does.
+    """
+
+
+class Inbox:
+    """Jobs and cancellations from stdin, read by a thread of their own, which ends the process at stdin's end."""
+
+    def __init__(self, stdin: int) -> None:
+        """Read from the file descriptor `stdin`."""
+        self.jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._cancelled: dict[tuple[str, int], str] = {}
+        threading.Thread(target=self._read, args=(stdin,), daemon=True).start()
+
+    def reason_to_stop(self, job: Job) -> str | None:
+        """Why the job was cancelled, or None."""
+        return self._cancelled.get((job["id"], job["attempt"]))
+
+    def _read(self, stdin: int) -> None:
+        try:
+            with open(stdin, encoding="utf-8") as lines:
+                for line in lines:
+                    message = json.loads(line)
+                    if "cancel" in message:
+                        self._cancelled = {(message["cancel"], message["attempt"]): message["reason"]}
+                    else:
+                        self.jobs.put(message)
+        finally:  # the loop is gone, or said something unheard of: nothing this process does has a reader any more
+            os._exit(0)
+
+
+class Outbox:
+    """The way back to the loop: a descriptor that no library knows of."""
+
+    def __init__(self, descriptor: int) -> None:
+        """Write to the file descriptor."""
+        self._descriptor = descriptor
+        self._lock = threading.Lock()
+
+    def send(self, kind: str, job: Job | None = None, body: Mapping[str, Any] | None = None) -> None:
+        """Send one line."""
+        about = {"id": job["id"], "attempt": job["attempt"]} if job else {}
+        line = encode({"kind": kind, **about, "body": body or {}, "rss_mb": round(machine.rss_mb(), 1)}) + "\n"
+        data = line.encode()
+        with self._lock:
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run jobs until stdin ends."""
+    parser = argparse.ArgumentParser(prog="python -m research.execute.worker")
+    parser.add_argument("--parent", type=int, required=True, help="process number of the loop")
+    parser.add_argument("--cores", type=int, nargs="*", default=[], help="cores to run on")
+    parser.add_argument("--warm", nargs="*", default=[], help="modules to import before the first job")
+    options = parser.parse_args(argv)
+    _die_with(options.parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the loop's to answer
+    if options.cores and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, options.cores)
+    outbox, inbox = Outbox(os.dup(1)), Inbox(os.dup(0))
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    for module in options.warm:
+        importlib.import_module(module)
+    outbox.send("ready")
+    while True:
+        job = inbox.jobs.get()
+        result = run(job, inbox, outbox)
+        outbox.send("result", job, result)
+
+
+def run(job: Job, inbox: Inbox, outbox: Outbox) -> dict[str, Any]:
+    """Run one job with its output in its log; returns the result as written to its folder."""
+    folder = Path(job["dir"])
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    with _output_to(folder / "log.txt"), open(folder / "metrics.jsonl", "w", encoding="utf-8") as metrics:
+        print(f"--- attempt {job['attempt']}, process {os.getpid()}, {time.strftime('%Y-%m-%d %H:%M:%S')}", flush=True)
+
+        def report(values: Mapping[str, Any]) -> None:
+            metrics.write(encode(values) + "\n")
+            metrics.flush()
+            outbox.send("progress", job, values)
+            reason = inbox.reason_to_stop(job)
+            if reason is not None:
+                raise Cancelled(reason)
+
+        try:
+            module, _, function = job["target"].partition(":")
+            target = cast(Target, getattr(importlib.import_module(module), function))
+            result = target(job["args"], report)
+            if not isinstance(result, dict) or "outcome" not in result:
+                raise TypeError(f"{job['target']} returned {result!r:.80}, not a dict with an outcome")
+        except Cancelled as reason:
+            result = {"outcome": "killed", "reason": str(reason)}
+        except Exception as error:  # whatever a trial does, the worker goes on and the loop hears of it
+            traceback.print_exc()
+            result = {"outcome": "failed", "reason": f"{type(error).__name__}: {error}"[:500]}
+        return write_result(folder, job["attempt"], {"wall_s": time.perf_counter() - started, **result})
+
+
+@contextmanager
+def _output_to(log: Path) -> Iterator[None]:
+    """Send what Python and C print to the file, appended, for the time of the block."""
+    saved = os.dup(1), os.dup(2)
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    os.close(target)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for descriptor, number in zip(saved, (1, 2), strict=True):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel end this process with the loop, and be the first to go when memory runs out (Linux)."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the line above
+        os._exit(0)
+    Path("/proc/self/oom_score_adj").write_text("500")
+
+
+if __name__ == "__main__":
+    main()
