@@ -166,6 +166,6 @@ def _recipes(events: list[Event], identify: Callable[[Mapping[str, Any]], str]) 
 
 
 def _recipe_id(recipe: Mapping[str, Any]) -> str:
-    from jaxnano.config import Recipe, recipe_id
+    from jaxnano.config.recipe import Recipe, recipe_id
 
     return recipe_id(Recipe.model_validate(recipe))

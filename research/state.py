@@ -12,8 +12,6 @@ from typing import Any
 
 from research.ledger import LOOP_KINDS, Event
 
-FINAL = frozenset({"completed", "killed", "diverged", "failed", "timeout"})  # `interrupted` is rerun
-
 
 @dataclass
 class Attempt:

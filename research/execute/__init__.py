@@ -4,8 +4,11 @@
 knows nothing of the ledger: it moves jobs and messages, and the loop writes down what they mean.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypedDict
+
+Report = Callable[[Mapping[str, Any]], None]  # what a target calls with its progress; raises Cancelled
 
 
 class Job(TypedDict):
@@ -26,9 +29,10 @@ class Job(TypedDict):
 class Message:
     """What a worker tells the loop.
 
-    kind: `ready`: a fresh process stands by; what the one before had compiled is gone. `progress`: body is what the
-    target reported. `result`: body is the result, already durable in the trial's folder. `died`: the process ended
-    without being asked to; body holds `exit` (status, or minus the signal) and `reason`; another one is started.
+    kind: `ready`: a fresh process (body: its `pid`) stands by; what the one before had compiled is gone. `progress`:
+    body is what the target reported (null for a number that is not finite). `result`: body is the result, already
+    durable in the trial's folder. `died`: the process ended; body holds `exit` (status, or minus the signal) and
+    `reason`; another one is started.
     worker: 0, 1, ... id, attempt: the job's; None if there was none.
     """
 
@@ -37,6 +41,13 @@ class Message:
     id: str | None = None
     attempt: int | None = None
     body: dict[str, Any] = field(default_factory=dict)
+
+
+class Cancelled(Exception):
+    """The loop wants this job to stop; raised by a target's report(). str() is the reason.
+
+    A target may catch it to return what it has (with outcome `killed`); if it does not, the worker does.
+    """
 
 
 class ExecutorError(RuntimeError):

@@ -166,7 +166,7 @@ class LocalExecutor:
             wait_s = 0.0 if self._pending else max(0.0, deadline - time.monotonic())
             ready = self._selector.select(wait_s)
             for key, _ in ready:
-                if key.fd in self._selector.get_map():  # not dropped by what was handled before it
+                if self._selector.get_map().get(key.fd) == key:  # not dropped by what was handled before it
                     self._receive(*key.data)
             if self._pending or (not ready and time.monotonic() >= deadline):
                 messages = list(self._pending)
@@ -202,7 +202,7 @@ class LocalExecutor:
         lines, ended = process.receive()
         for line in lines:
             self._take(slot, process, line)
-        if ended:
+        if ended and process in (slot.current, slot.successor):
             self._selector.unregister(process.stdout)
             self._bury(slot, process)
 

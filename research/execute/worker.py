@@ -25,20 +25,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from research import machine
-from research.execute import Job
+from research.execute import Cancelled, Job, Report
 from research.ledger import encode
 from research.session import write_result
 
-Report = Callable[[Mapping[str, Any]], None]
 Target = Callable[[dict[str, Any], Report], dict[str, Any]]
 _PR_SET_PDEATHSIG = 1
-
-
-class Cancelled(Exception):
-    """The loop wants this job to stop; raised by report(). str() is the reason.
-
-    A target may catch it to return what it has (with outcome `killed`); if it does not, the worker does.
-    """
 
 
 class Inbox:
@@ -130,9 +122,10 @@ def run(job: Job, inbox: Inbox, outbox: Outbox) -> dict[str, Any]:
             result = target(job["args"], report)
             if not isinstance(result, dict) or "outcome" not in result:
                 raise TypeError(f"{job['target']} returned {result!r:.80}, not a dict with an outcome")
+            encode(result)  # a result that is not JSON data is the target's failure, not this worker's
         except Cancelled as reason:
             result = {"outcome": "killed", "reason": str(reason)}
-        except Exception as error:  # whatever a trial does, the worker goes on and the loop hears of it
+        except (Exception, SystemExit) as error:  # whatever a trial does, the worker goes on and the loop hears of it
             traceback.print_exc()
             result = {"outcome": "failed", "reason": f"{type(error).__name__}: {error}"[:500]}
         return write_result(folder, job["attempt"], {"wall_s": time.perf_counter() - started, **result})
@@ -141,6 +134,7 @@ def run(job: Job, inbox: Inbox, outbox: Outbox) -> dict[str, Any]:
 @contextmanager
 def _output_to(log: Path) -> Iterator[None]:
     """Send what Python and C print to the file, appended, for the time of the block."""
+    sys.stdout.flush()
     saved = os.dup(1), os.dup(2)
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(target, 1)

@@ -1,0 +1,28 @@
+"""A stand-in for the loop, for tests to kill: takes the lease, starts workers, prints their process numbers, stays."""
+
+import json
+import sys
+from pathlib import Path
+
+from research.execute.local import LocalExecutor
+from research.machine import Place
+from research.session import Session
+
+
+def main():
+    session = Session.create(Path(sys.argv[1]))
+    executor = LocalExecutor([Place(()), Place(())], session.workers, warm=())
+    for worker, target in enumerate(("hang", "spin")):
+        folder = str(session.trial_dir(f"job-{worker}"))
+        job = {"id": f"job-{worker}", "attempt": 1, "dir": folder, "target": f"worker_targets:{target}", "args": {}}
+        executor.submit(worker, job)
+    started = set()
+    while True:
+        started |= {message.worker for message in executor.poll(5.0) if message.kind == "progress"}
+        if len(started) == 2:
+            print(json.dumps([executor.pid(0), executor.pid(1)]), flush=True)
+            started = set(range(3))
+
+
+if __name__ == "__main__":
+    main()
