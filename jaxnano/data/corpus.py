@@ -61,11 +61,11 @@ def docstrings(source: str | bytes) -> list[str]:
 
 
 def without_copies(raw: Iterable[Document]) -> Iterator[Document]:
-    """Drop each paragraph that holds a long line of an earlier document, up to case, digits and punctuation.
+    """Drop each paragraph with a long line of an earlier document, but for case, digits and punctuation.
 
     Libraries repeat themselves ("axis : int, optional ..."), and whole paragraphs wander from NumPy to SciPy and JAX.
-    Cutting by paragraph keeps the rest of a document, which cutting by file would lose, and makes the splits disjoint in
-    long lines however documents are assigned.
+    Cutting by paragraph keeps the rest of a document, which cutting by file would lose, and makes the splits disjoint
+    in long lines however documents are assigned.
     """
     first: dict[str, str] = {}
     for document in raw:
