@@ -1,0 +1,150 @@
+"""Similarity of recipes, from the edits that separate them from the base.
+
+Legend: U recipes on the left, W on the right; n, m rows (runs), each naming one recipe.
+
+A recipe is {path: value} over the leaves it changes; the base is {}. A number is the signed displacement from the base's
+value (from the node's default where the base has no such leaf), in units of the path's range, logarithmic where the path
+is; so 0 means "as in the base". A string is a choice, unordered.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+Features = Mapping[str, float | str]
+FULL_HORIZON_SPAN = 3.0  # log2 of the range of horizons: at 1/8 a horizon's own effect has unit prior scale
+
+
+def identity(features: Features) -> tuple[tuple[str, float | str], ...]:
+    """Hashable identity of a recipe's features."""
+    return tuple(sorted(features.items()))
+
+
+def _columns(recipes: Sequence[Features]) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """path -> (recipe numbers, numeric values with NaN for choices, choices with "" for numbers)."""
+    entries: dict[str, list[tuple[int, float | str]]] = {}
+    for i, features in enumerate(recipes):
+        for path, value in features.items():
+            if not isinstance(value, str) and not np.isfinite(value):
+                raise ValueError(f"feature {path} is {value}; a finite displacement from the base is needed")
+            entries.setdefault(path, []).append((i, value))
+    columns = {}
+    for path, pairs in entries.items():
+        numbers = np.array([np.nan if isinstance(v, str) else float(v) for _, v in pairs])
+        choices = np.array([v if isinstance(v, str) else "" for _, v in pairs])
+        columns[path] = (np.array([i for i, _ in pairs]), numbers, choices)
+    return columns
+
+
+def likeness(numbers_u, choices_u, numbers_w, choices_w, length: float):
+    """Correlation, before centring, of one path's values: RBF for two numbers, equality for two choices, else 0."""
+    gap_UxW = numbers_u[:, None] - numbers_w[None, :]
+    rbf_UxW = np.exp(-0.5 * (gap_UxW / length) ** 2)
+    same_UxW = (choices_u[:, None] == choices_w[None, :]) & (choices_u != "")[:, None]
+    return np.where(np.isnan(rbf_UxW), same_UxW, rbf_UxW)
+
+
+def departure(numbers, choices, length: float) -> np.ndarray:
+    """1 - likeness to the base's own value, in [0, 1]: 1 for a choice."""
+    return np.where(choices != "", 1.0, -np.expm1(-0.5 * (np.nan_to_num(numbers) / length) ** 2))
+
+
+def additive(left: Sequence[Features], right: Sequence[Features], length: float) -> np.ndarray:
+    """Sum over paths of half Cov(h(v) - h(base), h(w) - h(base)), h having `likeness` as covariance.
+
+    The base gets 0, a changed choice 1, two different choices on one path 1/2 (the base's own value is common to both).
+
+    Returns: UxW array.
+    """
+    total_UxW = np.zeros((len(left), len(right)))
+    columns_u, columns_w = _columns(left), _columns(right)
+    for path in sorted(columns_u.keys() & columns_w.keys()):
+        i, numbers_u, choices_u = columns_u[path]
+        j, numbers_w, choices_w = columns_w[path]
+        far_UxW = departure(numbers_u, choices_u, length)[:, None] + departure(numbers_w, choices_w, length)[None, :]
+        total_UxW[np.ix_(i, j)] += 0.5 * (far_UxW - 1.0 + likeness(numbers_u, choices_u, numbers_w, choices_w, length))
+    return total_UxW
+
+
+def additive_variance(recipes: Sequence[Features], length: float) -> np.ndarray:
+    """Diagonal of `additive`: about how many of the base's leaves each recipe has left behind. Shape U."""
+    total_U = np.zeros(len(recipes))
+    for i, numbers, choices in _columns(recipes).values():
+        total_U[i] += departure(numbers, choices, length)
+    return total_U
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Runs as arrays of n: which recipe, at which horizon (fraction of the full budget), on which seed, prior effect (nats)."""
+
+    recipes: tuple[Features, ...]
+    index: np.ndarray
+    horizon: np.ndarray
+    seed: np.ndarray
+    prior: np.ndarray
+
+    @cached_property
+    def shortness(self) -> np.ndarray:
+        """0 at the full horizon, 1 at an eighth."""
+        return np.maximum(0.0, -np.log2(self.horizon)) / FULL_HORIZON_SPAN
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+def rows(features: Sequence[Features], horizon, seed, prior) -> Rows:
+    """Build Rows, keeping each distinct recipe once."""
+    numbers: dict = {}
+    index = np.array([numbers.setdefault(identity(f), len(numbers)) for f in features], dtype=int)
+    n = len(index)
+    columns = [np.broadcast_to(np.asarray(c, float), n) for c in (horizon, seed, prior)]
+    return Rows(tuple(dict(key) for key in numbers), index, columns[0], columns[1], columns[2])
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Fixed lengths of the kernels. `choice`: of one path's range; the others count changed leaves, or doublings."""
+
+    path: float = 0.3
+    interaction: float = 4.0
+    seed: float = 3.0
+    seed_horizon: float = 2.0
+
+
+def components(left: Rows, right: Rows, scales: Scales) -> np.ndarray:
+    """Unit-variance parts of the covariance of two sets of runs, in the order additive, interaction, horizon, seed.
+
+    additive, interaction: f, nil at the base; the interaction sees whole recipes, bounded however many leaves they change.
+    horizon: g, a random walk in log horizon that starts at 0 at the full one, so that f is the full-horizon effect.
+    seed: e, within a seed only; its correlation falls with the number of leaves two recipes differ by.
+
+    Returns: 4 x n x m array.
+    """
+    additive_UxW = additive(left.recipes, right.recipes, scales.path)
+    left_U, right_W = (additive_variance(r.recipes, scales.path) for r in (left, right))
+    distance_UxW = np.maximum(left_U[:, None] + right_W[None, :] - 2.0 * additive_UxW, 0.0)
+    near_UxW = np.exp(-distance_UxW / scales.interaction)
+    from_base = np.exp(-left_U / scales.interaction)[:, None] + np.exp(-right_W / scales.interaction)[None, :]
+    interaction_UxW = 0.5 * (1.0 + near_UxW - from_base)
+    pick = np.ix_(left.index, right.index)
+    additive_nxm = additive_UxW[pick]
+    walk_nxm = np.minimum(left.shortness[:, None], right.shortness[None, :])
+    doublings_nxm = FULL_HORIZON_SPAN * np.abs(left.shortness[:, None] - right.shortness[None, :])
+    seed_nxm = np.exp(-distance_UxW / scales.seed)[pick] * np.exp(-doublings_nxm / scales.seed_horizon)
+    seed_nxm *= left.seed[:, None] == right.seed[None, :]
+    return np.stack([additive_nxm, interaction_UxW[pick], additive_nxm * walk_nxm, seed_nxm])
+
+
+def component_variances(points: Rows, scales: Scales) -> np.ndarray:
+    """Diagonal of `components(points, points)`. Shape 4 x n."""
+    additive_n = additive_variance(points.recipes, scales.path)[points.index]
+    interaction_n = 1.0 - np.exp(-additive_n / scales.interaction)
+    return np.stack([additive_n, interaction_n, additive_n * points.shortness, np.ones(len(points))])
+
+
+def same_cell(left: Rows, right: Rows) -> np.ndarray:
+    """1 where two runs share horizon and seed. Shape n x m."""
+    return ((left.horizon[:, None] == right.horizon) & (left.seed[:, None] == right.seed)).astype(float)

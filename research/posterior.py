@@ -1,0 +1,278 @@
+"""What the finished runs say about every recipe: a Gaussian process over edits to the base.
+
+    -loss(recipe, horizon, seed) = offset(horizon, seed) + f(recipe) + g(recipe, horizon) + e(recipe, seed) + noise
+
+Effects (f, g) are in nats, relative to the base, positive = better than the base. A diverged run is no number: it enters
+`p_diverge` only. A killed run is known to end above a bound, and enters as a truncated normal (expectation propagation).
+Everything is a function of the observations in their order, so that a decision can be replayed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from scipy.linalg import cho_solve, cholesky, solve_triangular
+from scipy.optimize import minimize
+from scipy.special import log_ndtr
+
+from research.divergence import Divergence
+from research.kernel import Features, Rows, Scales, component_variances, components, rows, same_cell
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A recipe, by its features, and the effect (nats, positive = better) expected before any run."""
+
+    features: Features
+    prior_mean: float = 0.0
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One run's loss (nats). With `censored`, the run was killed and its final loss is only known to be above `loss`.
+
+    noise_sd: what is known of this measurement's own error, beside the fitted noise; a killed run may also be given as its
+    predicted final loss with the prediction's standard deviation.
+    """
+
+    features: Features
+    horizon: float
+    seed: int
+    loss: float
+    noise_sd: float = 0.0
+    censored: bool = False
+    prior_mean: float = 0.0
+
+
+@dataclass(frozen=True)
+class Hypers:
+    """Standard deviations, in nats, of the parts of the model."""
+
+    effect: float = 0.03
+    interaction: float = 0.02
+    horizon: float = 0.02
+    seed: float = 0.02
+    noise: float = 0.006
+
+    def variances(self) -> np.ndarray:
+        return np.square([self.effect, self.interaction, self.horizon, self.seed, self.noise])
+
+
+@dataclass(frozen=True)
+class PosteriorConfig:
+    """Prior of the model. `median` and `spread` (in log units): log-normal priors of the scales.
+
+    offset_sd: of a cell's unknown level, nats. trust, trust_sd: prior of the factor between a candidate's prior effect and
+    what it is worth on this track; the factor is learnt with the rest.
+    """
+
+    median: Hypers = Hypers()
+    spread: float = 1.0
+    offset_sd: float = 1.0
+    trust: float = 0.5
+    trust_sd: float = 0.5
+    scales: Scales = Scales()
+
+
+def factor(matrix_nxn: np.ndarray) -> np.ndarray:
+    """Lower Cholesky factor, with as little jitter on the diagonal as it takes."""
+    scale = max(float(np.mean(np.diag(matrix_nxn))), 1e-12) if len(matrix_nxn) else 1.0
+    for power in range(-11, 0):
+        try:
+            return cholesky(matrix_nxn + scale * 10.0**power * np.eye(len(matrix_nxn)), lower=True, check_finite=False)
+        except np.linalg.LinAlgError:
+            continue
+    raise FloatingPointError("covariance is not positive definite")
+
+
+def _refit_at(n: int) -> int:
+    """How many of n observations the scales are fitted to: a step of 4, doubling from 64 observations on."""
+    return n - n % max(4, 1 << max(n.bit_length() - 4, 0))
+
+
+def sites(noise_free_nxn, target_n, variance_n, censored_n, rounds: int = 6):
+    """Gaussian stand-ins for "at most target", for the censored entries, by expectation propagation.
+
+    Args: noise_free_nxn: prior covariance of the runs' outcomes. target_n: outcomes less their prior mean, or bounds on
+        them. variance_n: measurement variance. censored_n: which targets are upper bounds.
+    Returns: (target_n, variance_n), replaced where censored.
+    """
+    target, variance = target_n.copy(), variance_n.copy()
+    if not censored_n.any():
+        return target, variance
+    bound = target[censored_n]
+    vague = 100.0 * float(np.max(np.diag(noise_free_nxn)))
+    variance[censored_n] = vague
+    for _ in range(rounds):
+        lower = factor(noise_free_nxn + np.diag(variance))
+        precision = cho_solve((lower, True), np.eye(len(target)))
+        diagonal = np.diag(precision)[censored_n]
+        cavity_mean = target[censored_n] - (precision @ target)[censored_n] / diagonal
+        cavity = np.maximum(1.0 / diagonal - variance[censored_n], 1e-12)
+        z = (bound - cavity_mean) / np.sqrt(cavity)
+        hazard = np.exp(-0.5 * z**2 - 0.5 * np.log(2 * np.pi) - log_ndtr(z))
+        mean = cavity_mean - np.sqrt(cavity) * hazard
+        matched = cavity * np.clip(1.0 - z * hazard - hazard**2, 1e-4, 1.0 - 1e-4)
+        site = 1.0 / (1.0 / matched - 1.0 / cavity)
+        variance[censored_n] = np.clip(site, 1e-12, vague)
+        target[censored_n] = site * (mean / matched - cavity_mean / cavity)
+    return target, variance
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The posterior. Made by `Posterior.fit`; holds no reference to the ledger."""
+
+    config: PosteriorConfig
+    hypers: Hypers
+    runs: Rows
+    lower_nxn: np.ndarray
+    alpha_n: np.ndarray
+    divergence: Divergence
+
+    def effect_rows(self, candidates: Sequence[Candidate], horizon: float) -> Rows:
+        return rows([c.features for c in candidates], horizon, -1, [c.prior_mean for c in candidates])
+
+    def effect_covariance(self, left: Rows, right: Rows) -> np.ndarray:
+        """Prior covariance of f + g. Shape n x m."""
+        parts = components(left, right, self.config.scales)[:3]
+        trust = self.config.trust_sd**2 * np.outer(left.prior, right.prior)
+        return np.tensordot(self.hypers.variances()[:3], parts, 1) + trust
+
+    def outcome_covariance(self, left: Rows, right: Rows) -> np.ndarray:
+        """Prior covariance of runs' outcomes, noise left out. Shape n x m."""
+        parts = components(left, right, self.config.scales)
+        trust = self.config.trust_sd**2 * np.outer(left.prior, right.prior)
+        cell = self.config.offset_sd**2 * same_cell(left, right)
+        return np.tensordot(self.hypers.variances()[:4], parts, 1) + trust + cell
+
+    def outcome_variance(self, points: Rows) -> np.ndarray:
+        """Prior variance of runs' outcomes, noise included. Shape n."""
+        variances = self.hypers.variances()
+        parts = variances[:4] @ component_variances(points, self.config.scales)
+        return parts + self.config.trust_sd**2 * points.prior**2 + self.config.offset_sd**2 + variances[4]
+
+    def whiten(self, cross_nxm: np.ndarray) -> np.ndarray:
+        """Cross covariance with the runs -> coordinates in which conditioning is a subtraction. Shape n x m."""
+        return solve_triangular(self.lower_nxn, cross_nxm, lower=True, check_finite=False)
+
+    def cross(self, points: Rows) -> np.ndarray:
+        """Prior covariance of the runs with the effects at `points`. Shape n x m."""
+        return self.effect_covariance(self.runs, points)
+
+    def predict(self, candidates: Sequence[Candidate], horizon: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+        """Mean (C) and covariance (C x C) of the candidates' effects at a horizon; nats, positive = better than the base."""
+        points = self.effect_rows(candidates, horizon)
+        cross_nxC = self.cross(points)
+        white_nxC = self.whiten(cross_nxC)
+        mean_C = self.config.trust * points.prior + self.alpha_n @ cross_nxC
+        return mean_C, self.effect_covariance(points, points) - white_nxC.T @ white_nxC
+
+    def sample(self, candidates: Sequence[Candidate], n: int, rng: np.random.Generator) -> np.ndarray:
+        """n draws of the candidates' full-horizon effects. Shape n x C."""
+        mean_C, covariance_CxC = self.predict(candidates)
+        return mean_C + rng.standard_normal((n, len(candidates))) @ factor(covariance_CxC).T
+
+    def condition(self, candidates: Sequence[Candidate], horizons: Sequence[float], seeds: Sequence[int]) -> "Fitted":
+        """The posterior once these runs are in, each with the outcome expected of it: means stay, variances shrink."""
+        if not candidates:
+            return self
+        n = len(self.runs)
+        old = [self.runs.recipes[i] for i in self.runs.index]
+        runs = rows(
+            old + [c.features for c in candidates],
+            np.append(self.runs.horizon, horizons),
+            np.append(self.runs.seed, seeds),
+            np.append(self.runs.prior, [c.prior_mean for c in candidates]),
+        )
+        new = rows([c.features for c in candidates], horizons, seeds, runs.prior[n:])
+        white = self.whiten(self.outcome_covariance(self.runs, new))
+        corner = self.outcome_covariance(new, new) + self.hypers.noise**2 * np.eye(len(new)) - white.T @ white
+        lower = np.block([[self.lower_nxn, np.zeros((n, len(new)))], [white.T, factor(corner)]])
+        return replace(self, runs=runs, lower_nxn=lower, alpha_n=np.append(self.alpha_n, np.zeros(len(new))))
+
+    def p_diverge(self, features: Features) -> float:
+        """Probability that a run of this recipe diverges."""
+        return self.divergence.probability(features)
+
+
+@dataclass
+class Posterior:
+    """Fits the model; keeps the last fitted scales so that they are not refitted for each new observation.
+
+    The scales are those of the longest prefix of `_refit_at` observations, whatever was asked before: the cache changes
+    the time it takes, never the answer.
+    """
+
+    config: PosteriorConfig = PosteriorConfig()
+    _cached: tuple[list[Observation], Hypers] = field(default_factory=lambda: ([], Hypers()), init=False)
+
+    def __post_init__(self) -> None:
+        self._cached = ([], self.config.median)
+
+    def fit(self, observations: Sequence[Observation], diverged: Sequence[Features] = ()) -> Fitted:
+        """Condition on all observations, oldest first.
+
+        Args: observations: finished and killed runs. diverged: the features of each run that diverged.
+        Raises: ValueError if a loss is not finite or a horizon not positive.
+        """
+        for o in observations:
+            if not (np.isfinite(o.loss) and o.horizon > 0 and o.noise_sd >= 0):
+                raise ValueError(f"cannot learn from {o}: a finite loss, a positive horizon and noise_sd >= 0 are needed")
+        prefix = list(observations[: _refit_at(len(observations))])
+        if self._cached[0] != prefix:
+            self._cached = (prefix, self._fit_scales(prefix))
+        hypers = self._cached[1]
+        divergence = Divergence([o.features for o in observations], list(diverged), self.config.scales.path)
+        return self._condition(observations, hypers, divergence)
+
+    def _condition(self, observations, hypers: Hypers, divergence: Divergence) -> Fitted:
+        runs, target, variance, censored = self._arrays(observations)
+        empty = Fitted(self.config, hypers, runs, np.zeros((0, 0)), np.zeros(0), divergence)
+        covariance = empty.outcome_covariance(runs, runs)
+        target, variance = sites(covariance, target, variance + hypers.noise**2, censored)
+        lower = factor(covariance + np.diag(variance))
+        return replace(empty, lower_nxn=lower, alpha_n=cho_solve((lower, True), target))
+
+    def _arrays(self, observations) -> tuple[Rows, np.ndarray, np.ndarray, np.ndarray]:
+        """Runs, outcomes less their prior mean, measurement variances, and which outcomes are upper bounds."""
+        runs = rows(
+            [o.features for o in observations],
+            [o.horizon for o in observations],
+            [o.seed for o in observations],
+            [o.prior_mean for o in observations],
+        )
+        outcome = -np.array([o.loss for o in observations], float)
+        for horizon in np.unique(runs.horizon):  # a cell's level is unknown anyway: only numerically, near 0 is better
+            outcome[runs.horizon == horizon] -= np.median(outcome[runs.horizon == horizon])
+        variance = np.square(np.array([o.noise_sd for o in observations], float))
+        censored = np.array([o.censored for o in observations], bool)
+        return runs, outcome - self.config.trust * runs.prior, variance, censored
+
+    def _fit_scales(self, observations: Sequence[Observation]) -> Hypers:
+        """Maximum a posteriori of the log scales, by L-BFGS with the exact gradient, from the prior's median."""
+        if not observations:
+            return self.config.median
+        runs, target, variance, censored = self._arrays(observations)
+        median = self.config.median
+        start = 0.5 * np.log(median.variances())
+        model = Fitted(self.config, median, runs, np.zeros((0, 0)), np.zeros(0), Divergence([], [], 1.0))
+        target, site = sites(model.outcome_covariance(runs, runs), target, variance + median.noise**2, censored)
+        known = np.where(censored, np.maximum(site - median.noise**2, 0.0), variance)
+        parts = np.concatenate([components(runs, runs, self.config.scales), np.eye(len(runs))[None]])
+        fixed = self.config.offset_sd**2 * same_cell(runs, runs) + np.diag(known)
+        fixed += self.config.trust_sd**2 * np.outer(runs.prior, runs.prior)
+
+        def objective(log_sd):
+            weights = np.exp(2 * log_sd)
+            lower = factor(np.tensordot(weights, parts, 1) + fixed)
+            inverse = cho_solve((lower, True), np.eye(len(target)), check_finite=False)
+            alpha = inverse @ target
+            pull = (log_sd - start) / self.config.spread
+            value = 0.5 * target @ alpha + np.log(np.diag(lower)).sum() + 0.5 * pull @ pull
+            slope = np.tensordot(parts, inverse - np.outer(alpha, alpha), 2) * weights + pull / self.config.spread
+            return value, slope
+
+        bounds = [(s - 5.0, s + 5.0) for s in start]
+        best = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 30})
+        return Hypers(*np.exp(best.x)) if np.all(np.isfinite(best.x)) else median
