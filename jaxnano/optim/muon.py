@@ -4,16 +4,18 @@ Weights are (in, out), used as x @ W, so fan-out is the last axis; papers and re
 """
 
 from math import prod, sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
+
+from jaxnano.optim.wrapper import Scalar
 
 Steps = tuple[tuple[float, float, float], ...]
 
-# One (a, b, c) per step of X <- a X + (b A + c A A) X with A = X X^T: the odd polynomial a s + b s^3 + c s^5 on each singular value.
+# One (a, b, c) a step of X <- a X + (b A + c A A) X with A = X X^T: each singular value s becomes a s + b s^3 + c s^5.
 COEFFICIENTS: dict[str, Steps] = {
     # Steepest slope at zero; singular values end between about 0.7 and 1.2. https://kellerjordan.github.io/posts/muon/
     "quintic": ((3.4445, -4.7750, 2.0315),) * 5,
@@ -29,7 +31,7 @@ COEFFICIENTS: dict[str, Steps] = {
     ),
 }
 # Before the first step X is divided by factor * ||X||_F + eps.
-PRENORM: dict[str, tuple[float, float]] = {"quintic": (1.0, 1e-7), "converged": (1.0, 1e-7), "polar_express": (1.02, 1e-6)}
+PRENORM = {"quintic": (1.0, 1e-7), "converged": (1.0, 1e-7), "polar_express": (1.02, 1e-6)}
 
 
 def orthogonalize(x: jax.Array, kind: str, dtype: DTypeLike = jnp.float32) -> jax.Array:
@@ -52,8 +54,10 @@ def orthogonalize(x: jax.Array, kind: str, dtype: DTypeLike = jnp.float32) -> ja
     return (x.mT if tall else x).astype(jnp.float32)
 
 
-def orthogonalize_leaves(tree: dict[str, jax.Array], kind: str, dtype: DTypeLike = jnp.float32) -> dict[str, jax.Array]:
-    """`orthogonalize` for a flat tree of [..., m, n] leaves; leaves equal in shape up to transposition share one batched call."""
+def orthogonalize_leaves(
+    tree: dict[str, jax.Array], kind: str, dtype: DTypeLike = jnp.float32
+) -> dict[str, jax.Array]:
+    """`orthogonalize` a flat tree of [..., m, n] leaves; shapes equal up to transposition share one batched call."""
     batches: dict[tuple[int, int], list[str]] = {}
     for path, x in tree.items():
         if x.ndim < 2:
@@ -75,7 +79,8 @@ def orthogonalize_leaves(tree: dict[str, jax.Array], kind: str, dtype: DTypeLike
 def fan_scale(shape: tuple[int, ...], rule: str) -> float:
     """Length of an orthogonal update of this (in, out) shape.
 
-    "aspect": sqrt(max(1, out/in)). "spectral_rms": 0.2 * sqrt(max(in, out)), entries of RMS 0.2 as in Adam (arXiv:2502.16982). "none": 1.
+    "aspect": sqrt(max(1, out/in)). "spectral_rms": 0.2 * sqrt(max(in, out)), so that entries have RMS 0.2 as Adam's
+    do (arXiv:2502.16982). "none": 1.
     """
     fan_in, fan_out = shape[-2:]
     match rule:
@@ -95,7 +100,7 @@ class MuonState(NamedTuple):
 
 
 def muon(
-    momentum: ArrayLike, nesterov: bool, orthogonalizer: str, scale: str, dtype: DTypeLike = jnp.float32
+    momentum: Scalar, nesterov: bool, orthogonalizer: str, scale: str, dtype: DTypeLike = jnp.float32
 ) -> optax.GradientTransformation:
     """Orthogonalised momentum, for matrices only.
 
@@ -109,17 +114,17 @@ def muon(
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/
     """
 
-    def init_fn(params: dict[str, jax.Array]) -> MuonState:
+    def init_fn(params: Any) -> MuonState:
         return MuonState(optax.tree.zeros_like(params, dtype=jnp.float32))
 
-    def update_fn(grads: dict[str, jax.Array], state: MuonState, params=None):
+    def update_fn(updates: Any, state: Any, params: Any = None) -> tuple[dict[str, jax.Array], MuonState]:
         del params
 
         def average(m: jax.Array, g: jax.Array) -> jax.Array:
             return momentum * m + (1 - momentum) * g
 
-        mean = jax.tree.map(average, state.momentum, grads)
-        u = jax.tree.map(average, mean, grads) if nesterov else mean
+        mean = jax.tree.map(average, state.momentum, updates)
+        u = jax.tree.map(average, mean, updates) if nesterov else mean
         u = orthogonalize_leaves(u, orthogonalizer, dtype)
         return {path: fan_scale(x.shape, scale) * x for path, x in u.items()}, MuonState(mean)
 
@@ -132,22 +137,23 @@ class NorMuonState(NamedTuple):
     square: dict[str, jax.Array]
 
 
-def normuon(b2: ArrayLike, eps: ArrayLike = 1e-10) -> optax.GradientTransformation:
+def normuon(b2: Scalar, eps: Scalar = 1e-10) -> optax.GradientTransformation:
     """Even out the lengths of an orthogonal update's neurons by their running mean square; the Frobenius norm is kept.
 
-    One second moment per output where out >= in, else per input: the vectors along the short axis of an orthogonal matrix have
-    unit length already, only those indexed by the long axis differ. (The paper takes outputs always; the records take the long axis.)
+    One second moment per output where out >= in, else per input: vectors indexed by the short axis of an orthogonal
+    matrix have unit length already, only those indexed by the long axis differ. (The paper always takes outputs, the
+    records the long axis.)
 
     Args: b2: decay of the mean square. eps: floor of the mean square.
     Source: Li et al. 2025, arXiv:2510.05491; modded-nanogpt track 1, 2025-10-24_NorMuon.
     """
 
-    def init_fn(params: dict[str, jax.Array]) -> NorMuonState:
-        return NorMuonState({p: jnp.zeros_like(_mean_square(x, x.shape), jnp.float32) for p, x in params.items()})
+    def init_fn(params: Any) -> NorMuonState:
+        return NorMuonState({p: jnp.zeros_like(_mean_square(x), jnp.float32) for p, x in params.items()})
 
-    def update_fn(updates: dict[str, jax.Array], state: NorMuonState, params=None):
+    def update_fn(updates: Any, state: Any, params: Any = None) -> tuple[dict[str, jax.Array], NorMuonState]:
         del params
-        square = {p: b2 * v + (1 - b2) * _mean_square(updates[p], updates[p].shape) for p, v in state.square.items()}
+        square = {p: b2 * v + (1 - b2) * _mean_square(updates[p]) for p, v in state.square.items()}
 
         def normalize(u: jax.Array, v: jax.Array) -> jax.Array:
             even = u * jax.lax.rsqrt(jnp.maximum(v, eps))
@@ -158,8 +164,8 @@ def normuon(b2: ArrayLike, eps: ArrayLike = 1e-10) -> optax.GradientTransformati
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-def _mean_square(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    fan_in, fan_out = shape[-2:]
+def _mean_square(x: jax.Array) -> jax.Array:
+    fan_in, fan_out = x.shape[-2:]
     return jnp.mean(jnp.square(x), axis=-2 if fan_out >= fan_in else -1, keepdims=True)
 
 
@@ -168,7 +174,7 @@ def _norm(x: jax.Array) -> jax.Array:
 
 
 def muon_flops(shape: tuple[int, ...], orthogonalizer: str) -> float:
-    """Floating-point operations of one Muon update: per step two products of (m, m) with (m, n) and one of (m, m) with itself."""
+    """Floating-point operations of one Muon update: a step is two products of m m n and one of m m m (m <= n)."""
     m, n = sorted(shape[-2:])
     matrices = prod(shape[:-2])
     return matrices * (len(COEFFICIENTS[orthogonalizer]) * (4.0 * m * m * n + 2.0 * m**3) + 8.0 * m * n)
