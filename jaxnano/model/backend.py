@@ -1,0 +1,194 @@
+"""The three operations that take most of a step's time; the one place where an implementation is picked by platform.
+
+The choice is made in Python while tracing, from `jax.default_backend()`, so a compiled step holds one path only.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+CPU_CHUNK = 32  # queries at a time on CPU: 16 and 64 were slower at lengths 64 and 128
+SPLASH_BLOCKS = (512, 256, 128)  # rows and columns of one TPU kernel step, largest first; they must divide the length
+CUDNN_DTYPES = (jnp.bfloat16, jnp.float16)
+
+
+def linear(x: jax.Array, w_DxF: jax.Array, b_F: jax.Array | None = None) -> jax.Array:
+    """x @ w + b over the last axis, in x's dtype.
+
+    All leading axes become one, so that the weight gradient sums over a single axis: over two of them XLA's CPU
+    backend is slow (a whole training step took 1.3 times as long).
+
+    Args: x: [..., D], of rank 2 or more. w_DxF and b_F: parameters of any float dtype.
+    Returns: [..., F].
+    """
+    y_MxF = x.reshape(-1, x.shape[-1]) @ w_DxF.astype(x.dtype)
+    if b_F is not None:
+        y_MxF = y_MxF + b_F.astype(x.dtype)[None]
+    return y_MxF.reshape(*x.shape[:-1], w_DxF.shape[1])
+
+
+@jax.custom_vjp
+def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Cross entropy of each token, in nats, computed in float32.
+
+    Its gradient is written out, softmax minus one-hot: the derived one scatters, which is slow on CPU.
+
+    Args: logits: [..., V]. targets: integers [...] in [0, V).
+    Returns: float32 [...].
+    """
+    return _cross_entropy_forward(logits, targets)[0]
+
+
+def _is_target(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    return targets[..., None] == jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
+
+
+def _cross_entropy_forward(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, Any]:
+    z = logits.astype(jnp.float32)
+    total = jax.nn.logsumexp(z, axis=-1)
+    picked = jnp.sum(jnp.where(_is_target(z, targets), z, 0.0), axis=-1)
+    return total - picked, (logits, targets, total)
+
+
+def _cross_entropy_backward(saved: Any, gradient: jax.Array) -> tuple[jax.Array, None]:
+    logits, targets, total = saved
+    softmax = jnp.exp(logits.astype(jnp.float32) - total[..., None])
+    slope = softmax - _is_target(logits, targets).astype(jnp.float32)
+    return (gradient[..., None] * slope).astype(logits.dtype), None
+
+
+cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
+
+
+def attention(
+    q_BxLxHxK: jax.Array, k_BxLxGxK: jax.Array, v_BxLxGxK: jax.Array, *,
+    scale: Any, window: int | None = None, softcap: Any = None, bias_slopes: jax.Array | None = None,
+) -> jax.Array:
+    """Causal softmax attention; the softmax is in float32 everywhere.
+
+    CPU: chunks of queries that read only the keys they can see. GPU: cuDNN where it can. TPU: splash attention where
+    it can. Otherwise one masked softmax in XLA, which holds all H * L * L scores.
+
+    Args:
+        q_BxLxHxK, k_BxLxGxK, v_BxLxGxK: head h reads keys of group h // (H / G).
+        scale: number or traced scalar that multiplies the scores.
+        window: query i sees keys j with 0 <= i - j < window; None for all of them.
+        softcap: number or traced scalar c: scores become c * tanh(scores / c).
+        bias_slopes: [H]: scores lose slope * (i - j), after the cap (Press et al. 2021, arXiv:2108.12409).
+    Returns: [B, L, H, K] in q's dtype.
+    Raises: ValueError if G does not divide H or the window is below 1.
+    """
+    length, heads, groups = *q_BxLxHxK.shape[1:3], k_BxLxGxK.shape[2]
+    if heads % groups:
+        raise ValueError(f"{heads} query heads are not a multiple of {groups} key heads")
+    if window is not None and window < 1:
+        raise ValueError(f"window {window}: a query sees at least itself, so 1 or more")
+    platform = jax.default_backend()
+    if softcap is None and bias_slopes is None:
+        if platform == "gpu" and q_BxLxHxK.dtype in CUDNN_DTYPES and q_BxLxHxK.shape[-1] in _cudnn_head_dims():
+            return _cudnn(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, scale, window)
+        if platform == "tpu" and length % SPLASH_BLOCKS[-1] == 0:
+            return _splash(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, scale, window)
+    return _chunked(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, CPU_CHUNK if platform == "cpu" else length,
+                    scale=scale, window=window, softcap=softcap, bias_slopes=bias_slopes)
+
+
+def _chunked(
+    q_BxLxHxK: jax.Array, k_BxLxGxK: jax.Array, v_BxLxGxK: jax.Array, chunk: int, *, window: int | None, **options: Any
+) -> jax.Array:
+    q, k, v = (y.swapaxes(1, 2) for y in (q_BxLxHxK, k_BxLxGxK, v_BxLxGxK))
+    length, pieces = q.shape[2], []
+    for start in range(0, length, chunk):
+        end = min(start + chunk, length)
+        seen = slice(0 if window is None else max(0, start - window + 1), end)
+        pieces.append(_attend(q[:, :, start:end], k[:, :, seen], v[:, :, seen], start - seen.start, window, **options))
+    return jnp.concatenate(pieces, axis=2).swapaxes(1, 2)
+
+
+def _attend(
+    q_BxHxCxK: jax.Array, k_BxGxSxK: jax.Array, v_BxGxSxK: jax.Array, ahead: int, window: int | None, *,
+    scale: Any, softcap: Any, bias_slopes: jax.Array | None,
+) -> jax.Array:
+    """C queries over S keys. ahead: position of the first query minus that of the first key."""
+    (batch, heads, rows, dim), (groups, columns) = q_BxHxCxK.shape, k_BxGxSxK.shape[1:3]
+    per_group = (batch, groups, heads // groups * rows, -1)
+    scores_BxHxCxS = jnp.matmul(
+        q_BxHxCxK.reshape(per_group), k_BxGxSxK.swapaxes(2, 3), preferred_element_type=jnp.float32
+    ).reshape(batch, heads, rows, columns) * scale
+    if softcap is not None:
+        scores_BxHxCxS = softcap * jnp.tanh(scores_BxHxCxS / softcap)
+    place = functools.partial(jax.lax.broadcasted_iota, jnp.int32, (rows, columns))
+    distance_CxS = place(0) - place(1) + ahead
+    if bias_slopes is not None:
+        slopes_Hx1x1 = bias_slopes.astype(jnp.float32)[:, None, None]
+        scores_BxHxCxS -= (slopes_Hx1x1 * distance_CxS[None].astype(jnp.float32))[None]
+    seen_CxS = distance_CxS >= 0
+    if window is not None:
+        seen_CxS &= distance_CxS < window
+    weights_BxHxCxS = jax.nn.softmax(jnp.where(seen_CxS[None, None], scores_BxHxCxS, -jnp.inf), axis=-1)
+    weights = weights_BxHxCxS.astype(v_BxGxSxK.dtype).reshape(per_group)
+    return (weights @ v_BxGxSxK).reshape(batch, heads, rows, dim)
+
+
+def reference(
+    q_BxLxHxK: jax.Array, k_BxLxGxK: jax.Array, v_BxLxGxK: jax.Array, *,
+    scale: Any, window: int | None = None, softcap: Any = None, bias_slopes: jax.Array | None = None,
+) -> jax.Array:
+    """`attention` as one masked softmax on any platform, for comparison with the path that was picked."""
+    return _chunked(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, q_BxLxHxK.shape[1],
+                    scale=scale, window=window, softcap=softcap, bias_slopes=bias_slopes)
+
+
+def _cudnn_head_dims() -> range:
+    """Head dimensions that cuDNN's flash attention takes on the first device: none before Ampere or without CUDA."""
+    device = jax.local_devices()[0]
+    if "cuda" not in device.client.platform_version:
+        return range(0)
+    capability = float(device.compute_capability)
+    return range(8, 257 if capability >= 9.0 else 129 if capability >= 8.0 else 0, 8)
+
+
+def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, scale: Any, window: int | None) -> jax.Array:
+    if not isinstance(scale, int | float):  # cuDNN compiles the scale in
+        q, scale = q * jnp.asarray(scale, q.dtype), 1.0
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True, scale=float(scale), implementation="cudnn",
+                                        local_window_size=None if window is None else (window - 1, 0))
+
+
+def _splash(
+    q_BxLxHxK: jax.Array, k_BxLxGxK: jax.Array, v_BxLxGxK: jax.Array, scale: Any, window: int | None,
+    interpret: bool = False,
+) -> jax.Array:
+    """Pallas kernel for TPU; `interpret` runs it anywhere, slowly, for tests.
+
+    The compiler cannot split a kernel over devices: with a mesh set (`jax.set_mesh`) its axis "tensor" divides the
+    heads and all other axes together divide the batch.
+    """
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    length = q_BxLxHxK.shape[1]
+    block = next(size for size in SPLASH_BLOCKS if length % size == 0)
+    names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute",
+             "block_q_dq", "block_kv_dq")
+    sizes = kernels.BlockSizes(**dict.fromkeys(names, block))
+    mask = masks.LocalMask((length, length), (None if window is None else window - 1, 0), 0)
+
+    def local(q_BxHxLxK: jax.Array, k_BxGxLxK: jax.Array, v_BxGxLxK: jax.Array) -> jax.Array:
+        every_head = masks.MultiHeadMask([mask] * q_BxHxLxK.shape[1])
+        kernel = kernels.make_splash_mha(every_head, block_sizes=sizes, head_shards=1, q_seq_shards=1,
+                                         interpret=interpret)
+        return jax.vmap(kernel)(q_BxHxLxK, k_BxGxLxK, v_BxGxLxK)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size > 1:
+        rows = tuple(name for name in mesh.axis_names if name != "tensor")
+        spec = jax.P(rows, "tensor" if "tensor" in mesh.axis_names else None)
+        local = jax.shard_map(local, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
+    q = (q_BxLxHxK * jnp.asarray(scale, jnp.float32)).astype(q_BxLxHxK.dtype)
+    out_BxHxLxK = local(*(y.swapaxes(1, 2) for y in (q, k_BxLxGxK, v_BxLxGxK)))
+    return out_BxHxLxK.swapaxes(1, 2).astype(q_BxLxHxK.dtype)
