@@ -41,12 +41,11 @@ def from_transform(transform: optax.GradientTransformation) -> Optimizer:
     """
 
     def init(params: Params) -> TransformState:
-        params = jax.tree.map(jnp.copy, params)
+        params = _copy(params)
         return TransformState(params, transform.init(params))
 
     def update(grads: Params, state: TransformState) -> TransformState:
-        updates, inner = transform.update(grads, state.inner, state.params)
-        return TransformState(optax.apply_updates(state.params, updates), inner)
+        return TransformState(*_step(transform, grads, state.inner, state.params))
 
     def current(state: TransformState) -> Params:
         return state.params
@@ -55,13 +54,14 @@ def from_transform(transform: optax.GradientTransformation) -> Optimizer:
 
 
 class EmaNesterovState(NamedTuple):
-    """State of the wrapped optimizer, and the average displacement of its parameters per step."""
+    """Parameters, the average of their displacement per step, and the transform's state."""
 
-    inner: Any
+    params: Params
     displacement: Params
+    inner: optax.OptState
 
 
-def ema_nesterov(optimizer: Optimizer, gamma: Scalar, beta: Scalar) -> Optimizer:
+def ema_nesterov(transform: optax.GradientTransformation, gamma: Scalar, beta: Scalar) -> Optimizer:
     """Look ahead along the average displacement: move by beta * m, take the gradient there and step from there.
 
     m <- gamma * m + (1 - gamma) * (theta - theta_before); theta has no look-ahead and is what is evaluated.
@@ -69,27 +69,40 @@ def ema_nesterov(optimizer: Optimizer, gamma: Scalar, beta: Scalar) -> Optimizer
     look-ahead too, m feeds itself: it is stable for beta < 1 only.
 
     Args:
-        optimizer: one whose state is a named tuple with a field `params`, such as that of `from_transform`.
+        transform: turns gradients into additive updates.
         gamma: decay of the average per step.
         beta: look-ahead, in average steps; 0 to 1.
     Source: modded-nanogpt track 3, 20260522_ema_nesterov_muon; arXiv:2605.25395.
     """
 
     def init(params: Params) -> EmaNesterovState:
-        inner = optimizer.init(params)
-        return EmaNesterovState(inner, optax.tree.zeros_like(inner.params))
+        params = _copy(params)
+        return EmaNesterovState(params, {path: jnp.zeros_like(w) for path, w in params.items()}, transform.init(params))
 
     def grad_params(state: EmaNesterovState) -> Params:
-        return jax.tree.map(lambda w, m: w + beta * m, state.inner.params, state.displacement)
+        return jax.tree.map(lambda w, m: w + beta * m, state.params, state.displacement)
 
     def update(grads: Params, state: EmaNesterovState) -> EmaNesterovState:
         def average(m: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
             return gamma * m + (1 - gamma) * (new - old)
 
-        inner = optimizer.update(grads, state.inner._replace(params=grad_params(state)))
-        return EmaNesterovState(inner, jax.tree.map(average, state.displacement, inner.params, state.inner.params))
+        ahead = grad_params(state)
+        params, inner = _step(transform, grads, state.inner, ahead)
+        return EmaNesterovState(params, jax.tree.map(average, state.displacement, params, state.params), inner)
 
-    return Optimizer(init, grad_params, update, lambda state: optimizer.eval_params(state.inner))
+    return Optimizer(init, grad_params, update, lambda state: state.params)
+
+
+def _copy(params: Params) -> Params:
+    return {path: jnp.copy(w) for path, w in params.items()}
+
+
+def _step(
+    transform: optax.GradientTransformation, grads: Params, inner: optax.OptState, params: Params
+) -> tuple[Params, optax.OptState]:
+    updates: Any
+    updates, inner = transform.update(grads, inner, params)
+    return {path: (w + updates[path]).astype(w.dtype) for path, w in params.items()}, inner
 
 
 def ema_nesterov_flops(shape: tuple[int, ...]) -> float:
