@@ -1,0 +1,355 @@
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from research import machine
+from research.invariants import violations
+from research.ledger import FILE, Ledger, SessionBusy, SessionError, StaleFence, encode, main
+from research.session import LOG_BYTES, Session, default_session_dir, read_result, write_result
+
+HOLDER = """
+import sys, pathlib
+from research.session import Session
+session = Session.open(pathlib.Path(sys.argv[1]), lock=True)
+print("held", flush=True)
+sys.stdin.read()
+"""
+WRITER = """
+import sys, pathlib
+from research.session import Session
+with Session.open(pathlib.Path(sys.argv[1])) as session:
+    for number in range(50):
+        session.ledger.append("proposal", sys.argv[2], {"number": number})
+"""
+
+
+@pytest.fixture
+def session(tmp_path):
+    with Session.create(tmp_path / "s") as made:
+        yield made
+
+
+def run_python(code, *args, **options):
+    env = {**os.environ, "PYTHONPATH": str(machine.ROOT)}
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, args)], env=env, text=True, **options)
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A session whose lease another, living process holds; yields (path, process)."""
+    Session.create(tmp_path / "held").close()
+    pipe = subprocess.PIPE
+    with run_python(HOLDER, tmp_path / "held", stdin=pipe, stdout=pipe) as process:
+        assert process.stdout.readline() == "held\n"
+        yield tmp_path / "held", process
+        process.kill()
+
+
+def test_events_come_back_in_order_and_as_json(session):
+    ledger = session.ledger
+    assert ledger.append("session", "", {"track": "tiny", "seed": np.int64(3), "split": ("a", "b")}) == 1
+    assert ledger.append("proposal", "r1", {"effect": np.float32(0.5), "loss": float("nan"), "gain": np.inf}) == 2
+    assert ledger.append("decision", "r1-1-0", {"scores": np.arange(3)}) == 3
+    first, second, third = ledger.events()
+    assert (first.seq, first.kind, first.subject, first.fence) == (1, "session", "", 1)
+    assert first.body == {"track": "tiny", "seed": 3, "split": ["a", "b"]}
+    assert second.body == {"effect": 0.5, "loss": None, "gain": None}
+    assert third.body == {"scores": [0, 1, 2]}
+    assert first.time <= second.time <= third.time
+    assert ledger.events(since=1) == [second, third]
+    assert ledger.events(kind="decision") == [third]
+    with pytest.raises(ValueError, match="unknown event kind 'note'"):
+        ledger.append("note", "", {})
+    with pytest.raises(TypeError, match="not JSON data"):
+        ledger.append("proposal", "", {"what": object()})
+    assert len(ledger.events()) == 3
+
+
+def test_events_cannot_be_changed_or_removed(session):
+    session.ledger.append("proposal", "r", {})
+    database = sqlite3.connect(session.path / FILE)
+    for change in ("DELETE FROM events", "UPDATE events SET kind = 'end'"):
+        with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+            database.execute(change)
+    database.close()
+
+
+def test_concurrent_appends_lose_nothing(session):
+    session.ledger.append("session", "", {})
+    writers = [run_python(WRITER, session.path, name) for name in "abcd"]
+    for number in range(50):
+        session.ledger.append("decision", "loop", {"number": number})
+    assert [writer.wait(20) for writer in writers] == [0, 0, 0, 0]
+    events = session.ledger.events(since=1)
+    assert [event.seq for event in events] == list(range(2, 252))
+    for subject in ("a", "b", "c", "d", "loop"):
+        assert [event.body["number"] for event in events if event.subject == subject] == list(range(50))
+    assert {event.fence for event in events if event.subject in "abcd"} == {None}
+
+
+def test_only_the_holder_of_the_lease_appends_as_the_loop(session):
+    with Session.open(session.path) as guest:
+        guest.ledger.append("proposal", "r", {})
+        guest.ledger.append("review", "r", {})
+        with pytest.raises(StaleFence, match="needs the session's lease"):
+            guest.ledger.append("decision", "t", {})
+
+
+def test_living_holder_is_refused_in_one_line(holder):
+    path, process = holder
+    with pytest.raises(SessionBusy) as refusal:
+        Session.open(path, lock=True)
+    assert str(refusal.value) == f"{path}: in use by process {process.pid} on this machine; stop it or wait for its end"
+    assert main(["--release", str(path)]) == 2
+
+
+def test_dead_holder_is_succeeded_at_once_even_before_it_is_waited_for(holder):
+    path, process = holder
+    process.send_signal(signal.SIGKILL)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and left as a zombie
+    with Session.open(path, lock=True) as session:
+        assert session.ledger.fence == 3  # 1 made the session, 2 was the holder
+
+
+def test_process_number_reused_by_another_is_not_taken_for_the_holder(session, tmp_path):
+    with sqlite3.connect(session.path / FILE) as database:  # a holder with this pid, but from an earlier start
+        database.execute("UPDATE lease SET identity = 'another-boot/1'")
+    database.close()
+    with Session.open(session.path, lock=True) as successor:
+        assert successor.ledger.fence == 2
+
+
+def test_lost_lease_refuses_appends_and_is_not_given_back(session):
+    with sqlite3.connect(session.path / FILE) as database:
+        database.execute("UPDATE lease SET identity = 'dead'")
+    database.close()
+    with Session.open(session.path, lock=True) as successor:
+        for kind in ("result", "proposal"):
+            with pytest.raises(StaleFence, match=r"lost \(fence 1, now 2\)"):
+                session.ledger.append(kind, "t", {})
+        session.ledger.release()
+        successor.ledger.append("result", "t", {})
+    assert [event.fence for event in session.ledger.events()] == [2]
+
+
+def test_holder_on_another_machine_must_be_released_by_hand(session, capsys):
+    with sqlite3.connect(session.path / FILE) as database:
+        database.execute("UPDATE lease SET host = 'elsewhere', identity = 'unseen'")
+    database.close()
+    with pytest.raises(SessionBusy, match=r"on elsewhere, .* python -m research.ledger --release"):
+        Session.open(session.path, lock=True)
+    assert main(["--release", str(session.path)]) == 0
+    with pytest.raises(StaleFence):
+        session.ledger.append("result", "t", {})
+    with Session.open(session.path, lock=True) as successor:
+        assert successor.ledger.fence == 3
+
+
+def test_sessions_open_and_create_only_where_they_should(session, tmp_path):
+    with pytest.raises(SessionError, match="a session is already there; --resume"):
+        Session.create(session.path)
+    with pytest.raises(SessionError, match="already exists and is no session"):
+        Session.create(Path(__file__).parent)
+    with pytest.raises(SessionError, match="no session there"):
+        Session.open(tmp_path / "nowhere")
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / FILE).write_text("not a database, but long enough to look at" * 9)
+    with pytest.raises(SessionError, match="not a database"):
+        Session.open(tmp_path / "text")
+    with sqlite3.connect(session.path / FILE) as database:
+        database.execute("PRAGMA user_version = 99")
+    database.close()
+    with pytest.raises(SessionError, match="ledger schema 99, but this program reads 1"):
+        Session.open(session.path)
+    assert default_session_dir("tiny", tmp_path).name.startswith("tiny-20")
+
+
+def test_damaged_or_foreign_results_are_no_results(session):
+    folder = session.trial_dir("r-1-0")
+    assert read_result(folder) is None
+    written = write_result(folder, 2, {"outcome": "completed", "loss": {"search": np.float32(1.5)}})
+    assert written == read_result(folder) == read_result(folder, 2)
+    assert written == {"outcome": "completed", "loss": {"search": 1.5}, "attempt": 2}
+    assert read_result(folder, 1) is None
+    assert [item.name for item in folder.iterdir()] == ["result.json"]
+    whole = (folder / "result.json").read_text()
+    for damaged in (whole[:-20], "", "[]", "{}", whole.replace("1.5", "1.4"), '{"result": 3, "sha256": "x"}'):
+        (folder / "result.json").write_text(damaged)
+        assert read_result(folder) is None, damaged
+    with pytest.raises(ValueError, match="not a plain file name"):
+        session.trial_dir("../outside")
+
+
+def test_result_is_whole_or_absent_when_the_writer_dies_between_its_steps(session, monkeypatch):
+    folder = session.trial_dir("r-1-0")
+    write_result(folder, 1, {"outcome": "failed"})
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", die)
+    with pytest.raises(KeyboardInterrupt):
+        write_result(folder, 2, {"outcome": "completed"})
+    assert read_result(folder) == {"outcome": "failed", "attempt": 1}
+
+
+def test_tidy_keeps_metrics_results_and_the_champion(session):
+    for key in ("loser", "champion"):
+        folder = session.trial_dir(key)
+        (folder / "checkpoint" / "step").mkdir(parents=True)
+        (folder / "checkpoint" / "step" / "array").write_bytes(b"x" * 1000)
+        (folder / "metrics.jsonl").write_text("{}\n")
+        (folder / "log.txt").write_bytes(b"old" + b"n" * LOG_BYTES)
+        write_result(folder, 1, {"outcome": "completed"})
+    before = session.bytes()
+    assert session.tidy(keep={"champion"}) == 1003 == before - session.bytes()
+    assert sorted(item.name for item in session.trial_dir("loser").iterdir()) == sorted(
+        ["metrics.jsonl", "log.txt", "result.json"]
+    )
+    assert (session.trials / "loser" / "log.txt").read_bytes() == b"n" * LOG_BYTES
+    assert (session.trials / "champion" / "checkpoint" / "step" / "array").exists()
+    assert read_result(session.trials / "loser") is not None
+
+
+def good_story(session):
+    """A short session that keeps every rule, as (kind, subject, body)."""
+    completed = {"outcome": "completed", "loss": {"search": 1.0}}
+    for key in ("base-1-0", "cand-0.5-0", "cand-1-900"):
+        attempt = 2 if key == "cand-0.5-0" else 1
+        write_result(session.trial_dir(key), attempt, completed)
+
+    def attempt(key, number=1, purpose="search"):
+        recipe, horizon, seed = key.split("-")
+        body = {"recipe_id": recipe, "horizon": float(horizon), "seed": int(seed), "purpose": purpose}
+        return ("attempt", key, {"attempt": number, "worker": 0, "pid": 1, "splits": ["search"], **body})
+
+    def decision(key):
+        return ("decision", key, {"purpose": "search"})
+
+    return [
+        ("session", "", {"track": "tiny", "data_hash": "d", "seed": 0, "workers": 1}),
+        ("proposal", "cand", {"proposal": {}, "recipe": {"name": "cand"}}),
+        ("verdict", "cand", {"accepted": True}),
+        decision("base-1-0"),
+        attempt("base-1-0", purpose="base"),
+        ("result", "base-1-0", {"attempt": 1, **completed}),
+        decision("cand-0.5-0"),
+        attempt("cand-0.5-0"),
+        ("resume", "", {"pid": 2}),
+        ("result", "cand-0.5-0", {"attempt": 1, "outcome": "interrupted"}),
+        attempt("cand-0.5-0", 2),
+        ("result", "cand-0.5-0", {"attempt": 2, **completed}),
+        ("sealed", "cand", {"attempt_k": 1, "alpha": 0.0005, "n": 1}),
+        decision("cand-1-900"),
+        attempt("cand-1-900", purpose="verify"),
+        ("result", "cand-1-900", {"attempt": 1, **completed}),
+        ("verification", "cand", {"passed": True}),
+        ("crowned", "cand", {}),
+        ("end", "", {"reason": "time"}),
+    ]
+
+
+def check(session, story):
+    for kind, subject, body in story:
+        session.ledger.append(kind, subject, body)
+    return list(violations(session.ledger, session.path, identify=lambda recipe: recipe["name"]))
+
+
+def test_a_session_in_order_has_no_violation(session):
+    assert check(session, good_story(session)) == []
+
+
+def without(story, kind, subject):
+    return [event for event in story if event[:2] != (kind, subject)]
+
+
+def doubled(story, kind, subject):
+    return [copy for event in story for copy in [event] * (1 + (event[:2] == (kind, subject)))]
+
+
+def with_body(story, kind, subject, **changes):
+    return [(k, s, {**b, **changes} if (k, s) == (kind, subject) else b) for k, s, b in story]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (lambda s: doubled(s, "result", "base-1-0"), "a second completed result of base-1-0"),
+        (lambda s: without(s, "attempt", "base-1-0"), "result of base-1-0 for attempt 1, which is not open"),
+        (lambda s: without(s, "decision", "base-1-0"), "attempt at base-1-0 without a decision"),
+        (lambda s: without(s, "result", "base-1-0"), "the end leaves attempt 1 at base-1-0 open"),
+        (lambda s: s + [("decision", "x-1-1", {"purpose": "search"})], "comes after the end"),
+        (lambda s: s[1:], "comes before the session event"),
+        (lambda s: doubled(s, "session", ""), "a second session event"),
+        (lambda s: with_body(s, "proposal", "cand", recipe={"name": "other"}), "proposal cand holds other"),
+        (lambda s: with_body(s, "proposal", "cand", recipe={}), "holds no valid recipe"),
+        (lambda s: with_body(s, "attempt", "base-1-0", seed=5), "but its body says base-1-5"),
+        (lambda s: with_body(s, "attempt", "cand-1-900", attempt=4), "attempt 4 at cand-1-900, 1 was expected"),
+        (lambda s: without(s, "sealed", "cand"), "before any recipe was sealed"),
+        (lambda s: without(s, "verification", "cand"), "cand crowned without a passed verification"),
+        (lambda s: with_body(s, "result", "base-1-0", loss={"search": 0.9}), "loss differs between result.json"),
+        (lambda s: with_body(s, "result", "base-1-0", outcome="splendid"), "unknown outcome 'splendid'"),
+        (lambda s: s[:1] + [("attempt", "a-1-0", {"worker": 0})] + s[1:], "without attempt, recipe_id"),
+    ],
+)
+def test_each_broken_rule_is_named(session, spoil, complaint):
+    lines = check(session, spoil(good_story(session)))
+    assert any(complaint in line for line in lines), lines
+
+
+def test_seed_seen_before_the_sealing_is_no_verification(session):
+    story = good_story(session)
+    seen = [("decision", "base-1-900", {"purpose": "search"})]
+    body = {"recipe_id": "base", "horizon": 1.0, "seed": 900, "purpose": "search", "attempt": 1, "worker": 0}
+    seen += [("attempt", "base-1-900", body), ("result", "base-1-900", {"attempt": 1, "outcome": "killed"})]
+    assert check(session, story[:3] + seen + story[3:]) == [
+        "event 18: verification of cand-1-900 on seed 900, used before the sealing"
+    ]
+
+
+def test_check_command_sees_files_gaps_and_broken_bodies(session, capsys):
+    check(session, without(good_story(session), "proposal", "cand"))
+    assert main(["--check", str(session.path)]) == 0
+    assert "18 events, no violation" in capsys.readouterr().out
+    (session.trials / "base-1-0" / "result.json").write_text("{}")
+    (session.trials / "cand-1-900" / "result.json").unlink()
+    assert main(["--check", str(session.path)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["trial base-1-0", "trial cand-1-900"]
+    database = sqlite3.connect(session.path / FILE, isolation_level=None)
+    database.execute("INSERT INTO events VALUES (19, 0, 'review', '', 'not json', NULL)")
+    database.execute("INSERT INTO events VALUES (30, 0, 'review', '', '{}', NULL)")
+    database.close()
+    assert main(["--check", str(session.path)]) == 1
+    out = capsys.readouterr().out
+    assert "event 19: not JSON" in out and "event 30: seq is not contiguous, 20 was expected" in out
+    assert main(["--check", str(session.path / "nowhere")]) == 2
+    assert "no such ledger" in capsys.readouterr().err
+
+
+def test_encoding_does_not_depend_on_the_order_of_keys():
+    assert encode({"b": 1, "a": {"d": 0.1, "c": "é"}}) == '{"a":{"c":"é","d":0.1},"b":1}'
+
+
+def test_ledger_is_usable_from_several_threads(session):
+    import threading
+
+    def write(name):
+        for number in range(25):
+            session.ledger.append("decision", name, {"number": number})
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    events = session.ledger.events()
+    assert len(events) == 50
+    with Ledger(session.path / FILE) as other:
+        assert other.events() == events

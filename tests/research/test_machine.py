@@ -1,0 +1,97 @@
+import os
+
+import psutil
+import pytest
+
+from research import machine
+
+
+def cgroup(root, lines, files):
+    """A false file system with the process's groups and the groups' files."""
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text("\n".join(lines) + "\n")
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content)
+    return root
+
+
+def test_tightest_quota_of_the_second_generation(tmp_path):
+    files = {
+        "sys/fs/cgroup/pod/job/cpu.max": "max 100000\n",
+        "sys/fs/cgroup/pod/cpu.max": "150000 100000\n",
+        "sys/fs/cgroup/pod/job/memory.max": "max\n",
+        "sys/fs/cgroup/pod/memory.max": "1048576\n",
+    }
+    root = cgroup(tmp_path, ["0::/pod/job"], files)
+    assert machine.cpu_quota(root) == 1.5
+    assert machine.memory_bytes(root) == 1048576
+
+
+def test_quota_of_the_first_generation(tmp_path):
+    files = {
+        "sys/fs/cgroup/cpu/box/cpu.cfs_quota_us": "50000\n",
+        "sys/fs/cgroup/cpu/box/cpu.cfs_period_us": "100000\n",
+        "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+        "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+        "sys/fs/cgroup/memory/box/memory.limit_in_bytes": "2097152\n",
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+    }
+    root = cgroup(tmp_path, ["3:cpu,cpuacct:/box", "2:memory:/box", "1:cpuset:/box"], files)
+    assert machine.cpu_quota(root) == 0.5
+    assert machine.memory_bytes(root) == 2097152
+
+
+def test_no_cgroup_means_the_whole_machine(tmp_path):
+    assert machine.cpu_quota(tmp_path) is None
+    assert machine.memory_bytes(tmp_path) == psutil.virtual_memory().total
+
+
+def test_quota_cuts_the_cores_but_leaves_one(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 1, 2, 9}, raising=False)
+    for quota, expected in ((None, [1, 2, 3, 9]), (2.9, [1, 2]), (0.3, [1])):
+        monkeypatch.setattr(machine, "cpu_quota", lambda quota=quota: quota)
+        assert machine.cores() == expected
+
+
+def test_one_place_a_core_or_one_a_gpu(monkeypatch):
+    monkeypatch.setattr(machine, "cores", lambda: [0, 1, 2, 3, 4])
+    monkeypatch.setattr(machine, "gpus", lambda: [])
+    assert machine.places(2) == [machine.Place((0,)), machine.Place((1,))]
+    assert len(machine.places()) == 5
+    with pytest.raises(ValueError, match="workers: 6 asked for, but this machine offers 5 cores; 1 to 5 would do"):
+        machine.places(6)
+    monkeypatch.setattr(machine, "gpus", lambda: ["4", "7"])
+    assert machine.places() == [machine.Place((0, 2, 4), "4"), machine.Place((1, 3), "7")]
+
+
+def test_visible_gpus_are_obeyed(monkeypatch):
+    monkeypatch.setattr(machine, "_gpu_models", lambda: ("H200", "H200"))
+    for visible, expected in ((None, ["0", "1"]), ("1", ["1"]), ("", []), ("-1", [])):
+        if visible is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        else:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert machine.gpus() == expected
+
+
+def test_identity_is_stable_and_ends_with_the_process():
+    mine = machine.process_identity(os.getpid())
+    assert mine and mine == machine.process_identity(os.getpid())
+    assert mine != machine.process_identity(os.getppid())
+    assert machine.process_identity(2**22 + 1) is None
+
+
+def test_fingerprint_follows_the_code_and_the_flags(tmp_path, monkeypatch):
+    for package in ("jaxnano", "research"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "a.py").write_text("x = 1\n")
+    before = machine.code_hash.__wrapped__(tmp_path)
+    (tmp_path / "research" / "note.txt").write_text("not code")
+    assert machine.code_hash.__wrapped__(tmp_path) == before
+    (tmp_path / "research" / "a.py").write_text("x = 2\n")
+    assert machine.code_hash.__wrapped__(tmp_path) != before
+    monkeypatch.setenv("XLA_FLAGS", "--some_flag")
+    fingerprint = machine.fingerprint(threads=1)
+    assert fingerprint["xla_flags"] == "--some_flag" and fingerprint["threads"] == 1
+    assert fingerprint["device"] == machine.cpu_model() and fingerprint["jaxlib"] == machine.versions()["jaxlib"]
