@@ -157,7 +157,7 @@ class EmaNesterov(Node):
 
     kind: Literal["ema_nesterov"]
     gamma: Annotated[Traced, _BETA] = 0.95
-    beta: Annotated[Traced, Range(0.0, 5.0)] = 0.3
+    beta: Annotated[Traced, Range(0.0, 0.95)] = 0.3
 
 
 class TailEma(Node):

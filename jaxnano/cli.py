@@ -1,0 +1,53 @@
+"""What all commands share: one clear line for a user's mistake, and plain or JSON output."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def report_errors(main: Callable[[], int]) -> int:
+    """Run a command: exit code 2 and one line for bad input, 1 and one line for what the machine refuses."""
+    try:
+        return main()
+    except ValueError as error:  # ConfigError and every other refusal of a value
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+class Output:
+    """Rows for a person or, with `as_json`, for a program."""
+
+    def __init__(self, as_json: bool):
+        self.as_json = as_json
+
+    def table(self, title: str, rows: Mapping[str, Any]) -> None:
+        """Print named values."""
+        if self.as_json:
+            print(json.dumps(rows))
+            return
+        width = max(len(name) for name in rows)
+        print(title)
+        for name, value in rows.items():
+            print(f"  {name:<{width}}  {_human(name, value)}")
+
+
+def _human(name: str, value: Any) -> str:
+    match value:
+        case bool() | str() | None:
+            return str(value)
+        case int() if name.endswith("bytes"):
+            return f"{value / 2**20:,.1f} MiB"
+        case int():
+            return f"{value:,}"
+        case float():
+            return f"{value:,.4g}"
+    return str(value)

@@ -1,0 +1,42 @@
+"""Loss on a fixed set of windows, the same for every run."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnano.config.recipe import Recipe, at, hypers, structure_id
+from jaxnano.data import Corpus, eval_batches
+from jaxnano.model import gpt
+from jaxnano.train import Structure
+
+EVAL_TOKENS = 1 << 16  # bytes (or tokens) of a split that decide its loss
+
+
+def eval_windows(corpus: Corpus, split: str, recipe: Recipe, tokens: int = EVAL_TOKENS) -> np.ndarray:
+    """Windows [n, B, L+1] of about `tokens` tokens, evenly spaced over the split."""
+    data = recipe.data
+    most = corpus.tokens(split).size // (data.length + 1)
+    batches = max(1, min(tokens // data.length, most) // data.batch)
+    return eval_batches(corpus, split, data.length, batches * data.batch, data.batch)
+
+
+def evaluate(recipe: Recipe, params: gpt.Params, windows_NxBxM: np.ndarray) -> float:
+    """Mean cross entropy in nats per token. params: what the optimizer evaluates (`eval_params`)."""
+    values = hypers(recipe, 1)
+    return float(_compiled(Structure(structure_id(recipe), None, 1, recipe))(params, windows_NxBxM, values))
+
+
+@lru_cache(maxsize=8)
+def _compiled(structure: Structure) -> Any:
+    recipe = structure.recipe
+
+    def mean_loss(params: gpt.Params, windows_NxBxM: jax.Array, values: Any) -> jax.Array:
+        cfg = at(recipe, values, 1.0)
+        return jnp.mean(jax.lax.map(lambda batch: gpt.loss(params, batch, cfg)[1]["loss"], windows_NxBxM))
+
+    return jax.jit(mean_loss)

@@ -1,0 +1,100 @@
+"""Causal self-attention with its variants: grouped heads, windows, QK-norm, gates, value embeddings, a cache."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxnano.config.model import ConstantScale, Model, Rotary
+from jaxnano.model import backend
+from jaxnano.model.norm import declare, rms_normalize
+from jaxnano.model.position import alibi_slopes, frequencies, rotate
+
+KeyValue = tuple[jax.Array, jax.Array]
+
+
+class Attention(nn.Module):
+    """cfg: resolved model node. block: which one. length: training length, which windows are clipped to."""
+
+    cfg: Model
+    block: int
+    length: int
+
+    @nn.compact
+    def __call__(
+        self, x_BxLxD: jax.Array, tables: dict[str, jax.Array], positions_L: jax.Array, cache: KeyValue | None
+    ) -> tuple[jax.Array, KeyValue | None]:
+        """Args: tables: value-embedding rows per table, [B, L, G*K]. cache: earlier keys and values, [B, T, G, K].
+
+        Returns: the branch's output [B, L, D] and the updated cache.
+        """
+        m, a = self.cfg, self.cfg.attention
+        heads, groups, dim = a.heads, m.kv_heads, m.head_dim
+        q, k, v = self._project(x_BxLxD, heads * dim, groups * dim)
+        for table in m.residual.value_embeddings:
+            if self.block in table.blocks:
+                own, other = declare(self, f"mix_{table.name}_value"), declare(self, f"mix_{table.name}_table")
+                v = (own * v + other * tables[table.name]).astype(v.dtype)
+        split = lambda y, n: y.reshape(*y.shape[:2], n, dim)  # noqa: E731
+        q, k, v = split(q, heads), split(k, groups), split(v, groups)
+        if a.qk_norm:
+            q, k = rms_normalize(q), rms_normalize(k)
+        if isinstance(m.position, Rotary):
+            turn = frequencies(m.position, dim)
+            q, k = rotate(q, turn, positions_L), rotate(k, turn, positions_L)
+        scale = a.scale.value if isinstance(a.scale, ConstantScale) else 1.0 / math.sqrt(dim)
+        options = {"scale": scale, "window": m.window(self.block, self.length), "softcap": a.softcap,
+                   "bias_slopes": alibi_slopes(m.position, heads)}
+        if cache is None:
+            y_BxLxHxK = backend.attention(q, k, v, **options)
+        else:
+            cache = tuple(jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, positions_L[0], 0, 0))
+                          for old, new in zip(cache, (k, v), strict=True))  # type: ignore[assignment]
+            y_BxLxHxK = attend_cached(q, *cache, positions_L, **options)
+        if a.gate:
+            weight_CxH = declare(self, "output_gate", a.gate.channels, heads).astype(x_BxLxD.dtype)
+            gate_BxLxH = jax.nn.sigmoid(x_BxLxD[..., : a.gate.channels] @ weight_CxH)
+            y_BxLxHxK = y_BxLxHxK * gate_BxLxH[..., None]
+        y = y_BxLxHxK.reshape(*y_BxLxHxK.shape[:2], heads * dim)
+        weight, bias = declare_linear(self, "o", heads * dim, m.width, m.bias)
+        return backend.linear(y, weight, bias), cache
+
+    def _project(self, x: jax.Array, queries: int, keys: int) -> list[jax.Array]:
+        parts = [declare_linear(self, n, self.cfg.width, w, self.cfg.bias) for n, w in zip("qkv", (queries, keys, keys),
+                                                                                         strict=True)]
+        return fused_linear(x, parts)
+
+
+def declare_linear(module: nn.Module, name: str, inputs: int, outputs: int, bias: bool) -> tuple[jax.Array, Any]:
+    """Weight [inputs, outputs] and bias [outputs] or None of one linear map."""
+    return declare(module, name, inputs, outputs), declare(module, f"{name}_bias", outputs) if bias else None
+
+
+def fused_linear(x: jax.Array, parts: list[tuple[jax.Array, Any]]) -> list[jax.Array]:
+    """Several linear maps of one input as one matmul: parameters stay apart, for the optimizer's sake."""
+    weight = jnp.concatenate([w for w, _ in parts], axis=1)
+    bias = None if parts[0][1] is None else jnp.concatenate([b for _, b in parts])
+    ends = [sum(w.shape[1] for w, _ in parts[: i + 1]) for i in range(len(parts) - 1)]
+    return jnp.split(backend.linear(x, weight, bias), ends, axis=-1)
+
+
+def attend_cached(
+    q_BxLxHxK: jax.Array, k_BxTxGxK: jax.Array, v_BxTxGxK: jax.Array, positions_L: jax.Array, *,
+    scale: Any, window: int | None, softcap: Any, bias_slopes: jax.Array | None,
+) -> jax.Array:
+    """Attention of a few new queries over a cache of T places, of which those up to each query's position count."""
+    repeats = q_BxLxHxK.shape[2] // k_BxTxGxK.shape[2]
+    k, v = (jnp.repeat(y.astype(jnp.float32), repeats, axis=2) for y in (k_BxTxGxK, v_BxTxGxK))
+    scores_BxHxLxT = jnp.einsum("blhk,bthk->bhlt", q_BxLxHxK.astype(jnp.float32), k) * scale
+    if softcap is not None:
+        scores_BxHxLxT = softcap * jnp.tanh(scores_BxHxLxT / softcap)
+    distance_LxT = positions_L[:, None] - jnp.arange(k.shape[1])[None, :]
+    if bias_slopes is not None:
+        scores_BxHxLxT -= bias_slopes[None, :, None, None] * distance_LxT[None, None].astype(jnp.float32)
+    seen = (distance_LxT >= 0) & (True if window is None else distance_LxT < window)
+    weights = jax.nn.softmax(jnp.where(seen[None, None], scores_BxHxLxT, -jnp.inf), axis=-1)
+    return jnp.einsum("bhlt,bthk->blhk", weights, v).astype(q_BxLxHxK.dtype)

@@ -1,0 +1,97 @@
+"""The GPT as pure functions of (parameters, tokens, resolved config)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import unflatten_dict
+
+from jaxnano.config.recipe import Recipe, at
+from jaxnano.model import head, specs
+from jaxnano.model.embedding import Embedding
+from jaxnano.model.norm import Norm
+from jaxnano.model.residual import Block, ValueTables, Wire
+
+Params = dict[str, jax.Array]
+Cache = dict[str, Any]
+
+
+class Gpt(nn.Module):
+    """Declares and wires all parameters. cfg: a recipe resolved at one progress."""
+
+    cfg: Recipe
+
+    @nn.compact
+    def __call__(self, tokens_BxL: jax.Array, cache: Cache | None) -> tuple[jax.Array, Any, Cache | None]:
+        """Returns: normed features [B, L, D], the head's (weight, bias), the updated cache."""
+        m, length, dtype = self.cfg.model, self.cfg.data.length, compute_dtype(self.cfg)
+        start = jnp.zeros((), jnp.int32) if cache is None else cache["position"]
+        positions_L = start + jnp.arange(tokens_BxL.shape[1])
+        before = None if cache is None else cache["before"]
+        x, last, table = Embedding(m, length, name="embedding")(tokens_BxL, positions_L, before, dtype)
+        tables = ValueTables(m, name="value_embeddings")(tokens_BxL, dtype) if m.residual.value_embeddings else {}
+        block_class = nn.remat(Block, static_argnums=()) if self.cfg.train.remat else Block
+        saved: dict[str, jax.Array] = {}
+        held = []
+        for block in range(m.depth + 1):
+            saved |= {save.name: x for save in m.residual.saves if save.after == block}
+            for wire in m.residual.injections:
+                if block in wire.before:
+                    x = Wire(wire.coefficient, name=f"inject_{wire.name}_{block}")(x, saved[wire.source])
+            if block < m.depth:
+                layer = block_class(m, block, length, name=f"blocks_{block}")
+                x, kept = layer(x, tables, positions_L, None if cache is None else cache["blocks"][block])
+                held.append(kept)
+        x = Norm(m.norm, name="final_norm")(x)
+        if cache is not None:
+            cache = {"position": start + tokens_BxL.shape[1], "before": last, "blocks": held}
+        return x, head.Head(m, name="head")(table), cache
+
+
+def compute_dtype(cfg: Recipe) -> Any:
+    """The activations' dtype: bfloat16 where the recipe or, under `auto`, the device says so."""
+    if cfg.train.dtype == "auto":
+        return jnp.bfloat16 if jax.default_backend() in ("gpu", "tpu") else jnp.float32
+    return jnp.dtype(cfg.train.dtype)
+
+
+def init(key: jax.Array, recipe: Recipe, hypers: Mapping[str, Any]) -> Params:
+    """Float32 parameters {path: array}; pure, so that it vmaps over keys and hypers."""
+    return specs.initialize(key, specs.specs(at(recipe, hypers, 0.0)))
+
+
+def features(params: Params, tokens_BxL: jax.Array, cfg: Recipe, cache: Cache | None = None) -> Any:
+    """Args: params: {path: array}. tokens_BxL: int. cfg: a resolved recipe (`at`). cache: from `empty_cache`.
+
+    Returns: features [B, L, D], the head's (weight [D, V], bias), the updated cache.
+    """
+    variables = {"params": unflatten_dict(params, sep="/")}
+    return Gpt(cfg).apply(variables, tokens_BxL, cache)
+
+
+def logits(params: Params, tokens_BxL: jax.Array, cfg: Recipe, cache: Cache | None = None) -> Any:
+    """Logits [B, L, V] in float32, and the updated cache."""
+    x_BxLxD, (weight, bias), cache = features(params, tokens_BxL, cfg, cache)
+    return head.logits(x_BxLxD, weight, bias, cfg.model), cache
+
+
+def loss(params: Params, batch_BxM: jax.Array, cfg: Recipe) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """What training minimises on tokens [B, L+1], and metrics: `loss` is the cross entropy alone, in nats."""
+    tokens_BxL, targets_BxL = batch_BxM[:, :-1].astype(jnp.int32), batch_BxM[:, 1:].astype(jnp.int32)
+    x_BxLxD, (weight, bias), _ = features(params, tokens_BxL, cfg)
+    nats, square = head.token_losses(x_BxLxD, targets_BxL, weight, bias, cfg.model)
+    z_loss = cfg.model.head.z_loss
+    return nats + (0.0 if z_loss is None else z_loss * square), {"loss": nats}
+
+
+def empty_cache(recipe: Recipe, batch: int, length: int) -> Cache:
+    """Room for `length` positions of keys and values per block, none of them filled."""
+    m, dtype = recipe.model, compute_dtype(recipe)
+    shape = (batch, length, m.kv_heads, m.head_dim)
+    blocks = [None if b in m.attention.dropped else (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+              for b in range(m.depth)]
+    return {"position": jnp.zeros((), jnp.int32), "before": jnp.zeros((batch, 1, m.width), dtype), "blocks": blocks}

@@ -1,0 +1,170 @@
+"""The parameter table: every parameter's shape, role and initial value, in plain Python.
+
+Initial values, sharding, optimizer groups, counts, FLOPs and memory are all read from here; the Flax modules declare
+exactly it. Nothing is traced, so the gate can ask in microseconds.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxnano.config.model import LayerNorm, Learned, Model, TokenGate
+from jaxnano.config.optimizer import Role
+from jaxnano.config.recipe import Recipe
+
+
+class Initial(NamedTuple):
+    """kind: zeros, constant, normal or uniform. value: the constant, or the standard deviation (may be traced)."""
+
+    kind: str
+    value: Any = 0.0
+
+
+class Spec(NamedTuple):
+    """One parameter. axes: a letter per dimension from the legend, which sharding reads."""
+
+    shape: tuple[int, ...]
+    role: Role
+    init: Initial
+    axes: str
+
+
+Table = dict[str, Spec]
+ZEROS, ONES = Initial("zeros"), Initial("constant", 1.0)
+
+
+def specs(recipe: Recipe) -> Table:
+    """The parameter table of a recipe, or of a resolved one (then standard deviations are traced scalars).
+
+    Returns: {path: Spec}, in the order of the forward pass.
+    """
+    return dict(_rows(recipe.model, recipe.data.length))
+
+
+def _rows(m: Model, length: int) -> Iterator[tuple[str, Spec]]:
+    embedding_init = Initial(m.init.distribution, m.init.embedding_std)
+    yield "embedding/token", Spec((m.vocab, m.width), "embedding", embedding_init, "VD")
+    if isinstance(m.position, Learned):
+        yield "embedding/position", Spec((length, m.width), "embedding", embedding_init, "LD")
+    if m.embedding.smear:
+        yield "embedding/smear/weight", Spec((m.embedding.smear.channels,), "gate", ZEROS, "C")
+        yield "embedding/smear/scale", _scalar(m.embedding.smear.init)
+    if m.embedding.norm:
+        yield from _norm(m, "embedding/norm", m.width)
+    for table in m.residual.value_embeddings:
+        init = Initial(m.init.distribution, m.init.embedding_std)
+        yield f"value_embeddings/{table.name}", Spec((m.vocab, m.kv_heads * m.head_dim), "embedding", init, "VH")
+    for block in range(m.depth):
+        yield from _wires(m, block)
+        if block not in m.attention.dropped:
+            yield from _attention(m, block)
+        if block not in m.ffn.dropped:
+            yield from _ffn(m, block)
+    yield from _wires(m, m.depth)
+    yield from _norm(m, "final_norm", m.width)
+    if not m.embedding.tied:
+        std = m.init.head_std if m.init.head_std is not None else m.init.embedding_std
+        yield "head/weight", Spec((m.width, m.vocab), "head", Initial(m.init.distribution, std), "DV")
+        if m.bias:
+            yield "head/bias", Spec((m.vocab,), "bias", ZEROS, "V")
+
+
+def _scalar(value: Any) -> Spec:
+    return Spec((), "scalar", Initial("constant", value), "")
+
+
+def _norm(m: Model, path: str, width: int) -> Iterator[tuple[str, Spec]]:
+    if m.norm.gain:
+        yield f"{path}/gain", Spec((width,), "gain", ONES, "D")
+    if isinstance(m.norm, LayerNorm) and m.norm.bias:
+        yield f"{path}/bias", Spec((width,), "bias", ZEROS, "D")
+
+
+def _wires(m: Model, block: int) -> Iterator[tuple[str, Spec]]:
+    for wire in m.residual.injections:
+        if block not in wire.before:
+            continue
+        path = f"inject_{wire.name}_{block}"
+        if isinstance(wire.coefficient, TokenGate):
+            yield f"{path}/weight", Spec((wire.coefficient.channels,), "gate", ZEROS, "C")
+        yield f"{path}/scale", _scalar(wire.coefficient.init)
+
+
+def _matrix(m: Model, path: str, shape: tuple[int, int], axes: str, own_std: Any, projection: bool = False) -> Any:
+    """Rows of one linear map and its bias; a projection back to the stream may start smaller, or at zero."""
+    std = m.init.std if own_std is None else own_std
+    if m.init.unit == "fan_in":
+        std = std / math.sqrt(shape[0])
+    if projection and m.init.depth_scaled:
+        std = std / math.sqrt(2 * m.depth)
+    init = ZEROS if projection and m.init.zero_projections else Initial(m.init.distribution, std)
+    yield path, Spec(shape, "matrix", init, axes)
+    if m.bias:
+        yield f"{path}_bias", Spec((shape[1],), "bias", ZEROS, axes[1])
+
+
+def _attention(m: Model, block: int) -> Iterator[tuple[str, Spec]]:
+    path, std = f"blocks_{block}/attention", m.init.attention_std
+    queries, keys = m.attention.heads * m.head_dim, m.kv_heads * m.head_dim
+    yield from _norm(m, f"blocks_{block}/attention_norm", m.width)
+    yield from _matrix(m, f"{path}/q", (m.width, queries), "DH", std)
+    yield from _matrix(m, f"{path}/k", (m.width, keys), "DH", std)
+    yield from _matrix(m, f"{path}/v", (m.width, keys), "DH", std)
+    if m.attention.gate:
+        yield f"{path}/output_gate", Spec((m.attention.gate.channels, m.attention.heads), "gate", ZEROS, "CH")
+    for table in m.residual.value_embeddings:
+        if block in table.blocks:
+            yield f"{path}/mix_{table.name}_value", _scalar(1.0 - table.init)
+            yield f"{path}/mix_{table.name}_table", _scalar(table.init)
+    yield from _matrix(m, f"{path}/o", (queries, m.width), "HD", std, projection=True)
+    yield from _branch(m, block, "attention")
+
+
+def _ffn(m: Model, block: int) -> Iterator[tuple[str, Spec]]:
+    path, std = f"blocks_{block}/ffn", m.init.ffn_std
+    yield from _norm(m, f"blocks_{block}/ffn_norm", m.width)
+    if m.ffn.kind == "glu":
+        yield from _matrix(m, f"{path}/gate", (m.width, m.ffn_width), "DF", std)
+    yield from _matrix(m, f"{path}/up", (m.width, m.ffn_width), "DF", std)
+    yield from _matrix(m, f"{path}/down", (m.ffn_width, m.width), "FD", std, projection=True)
+    yield from _branch(m, block, "ffn")
+
+
+def _branch(m: Model, block: int, name: str) -> Iterator[tuple[str, Spec]]:
+    """What follows a branch: its sandwich norm and its trained scalars."""
+    if m.norm.placement == "sandwich":
+        yield from _norm(m, f"blocks_{block}/{name}_post_norm", m.width)
+    if m.residual.scalars:
+        yield f"blocks_{block}/{name}_stream", _scalar(m.residual.scalars.stream)
+        yield f"blocks_{block}/{name}_branch", _scalar(m.residual.scalars.branch)
+
+
+def parameter_count(table: Table) -> int:
+    """Trained numbers in all."""
+    return sum(math.prod(spec.shape) for spec in table.values())
+
+
+def initialize(key: jax.Array, table: Table) -> dict[str, jax.Array]:
+    """Float32 parameters {path: array}. Each draws from a key named by its path: recipes share all they can."""
+    return {path: _draw(jax.random.fold_in(key, zlib.crc32(path.encode())), spec) for path, spec in table.items()}
+
+
+def _draw(key: jax.Array, spec: Spec) -> jax.Array:
+    match spec.init.kind:
+        case "zeros":
+            return jnp.zeros(spec.shape, jnp.float32)
+        case "constant":
+            return jnp.full(spec.shape, spec.init.value, jnp.float32)
+        case "normal":
+            return jax.random.normal(key, spec.shape) * spec.init.value
+        case "uniform":  # of the same standard deviation
+            return jax.random.uniform(key, spec.shape, minval=-math.sqrt(3), maxval=math.sqrt(3)) * spec.init.value
+    raise ValueError(f"{spec.init.kind}: no such initial value; zeros, constant, normal or uniform")
+
+
