@@ -23,7 +23,8 @@ def main() -> int:
     print("\nsplit      documents      bytes  recurring  entropy" + "  5-gram" * arguments.ngram)
     for split, row in manifest["splits"].items():
         tokens = np.asarray(corpus.tokens(split))
-        line = f"{split:10} {row['documents']:9,} {tokens.size:10,}  {row['recurring_share']:8.2%}  {_entropy(tokens):7.3f}"
+        line = f"{split:10} {row['documents']:9,} {tokens.size:10,}  {row['recurring_share']:8.2%}"
+        line += f"  {_entropy(tokens):7.3f}"
         if arguments.ngram and split != "train":
             line += f"  {ngram.bits_per_byte(np.asarray(corpus.tokens('train')), tokens):6.3f}"
         print(line)

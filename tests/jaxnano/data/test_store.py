@@ -1,0 +1,153 @@
+"""Prepared data: complete or absent, whatever happens while it is written."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxnano.data import corpus, ngram, store, tfds_text
+from jaxnano.data.__main__ import main
+
+SMALL = ("optax",)
+PREPARE = "from jaxnano.data import store; print(store.embedded(('optax',)).data_hash)"
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("JAXNANO_CACHE", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Iterator[store.Corpus]:
+    """One prepared cache, for the tests that only read it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXNANO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield store.embedded(SMALL)
+
+
+def _start(code: str) -> subprocess.Popen:
+    command = [sys.executable, "-W", "error", "-c", code]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_tokens_are_the_documents_and_the_hash_is_theirs(prepared):
+    digest = hashlib.sha256()
+    for split, documents in corpus.split(corpus.documents(SMALL)).items():
+        text = "\0".join(document.text for document in documents).encode()
+        digest.update(f"{split}:|u1:{len(text)}\n".encode() + text)
+        tokens = prepared.tokens(split)
+        assert bytes(tokens) == text
+        assert isinstance(tokens, np.memmap) and tokens.dtype == np.uint8 and not tokens.flags.writeable
+    assert prepared.data_hash == digest.hexdigest()
+    assert prepared.vocab_size == 256
+    with pytest.raises(ValueError, match="no split 'validation'; there are train, search, protected, heldout"):
+        prepared.tokens("validation")
+
+
+def test_array_records_hold_the_same_text(prepared):
+    texts = tfds_text.read(prepared.data_hash[:16], prepared.directory / "tfds", "search")
+    assert b"\0".join(texts) == bytes(prepared.tokens("search"))
+
+
+def test_damage_is_noticed_and_repaired(cache):
+    found = store.embedded(SMALL)
+    intact = bytes(found.tokens("search"))
+    with (found.directory / "search.npy").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\1")
+    assert store.embedded(SMALL) == found
+    assert bytes(found.tokens("search")) == intact
+    assert list(cache.glob(".preparing-*")) == []
+
+
+def test_the_slower_of_two_processes_takes_what_the_faster_left(cache, monkeypatch):
+    write = store._write
+
+    def overtaken(packages, directory):
+        write(packages, directory)
+        monkeypatch.setattr(store, "_write", write)
+        store.embedded(packages)  # another process, from here to its end
+        marked.append(next(cache.glob("docstrings-*")).stat().st_ino)
+
+    marked: list[int] = []
+    monkeypatch.setattr(store, "_write", overtaken)
+    found = store.embedded(SMALL)
+    assert [found.directory.stat().st_ino] == marked
+    assert [path.name for path in cache.iterdir()] == [found.directory.name]
+
+
+def test_two_processes_at_once_agree_without_tensorflow(cache):
+    together = "import sys; from jaxnano.data import store; sys.stdin.readline()"
+    code = f"{together}; {PREPARE}; print('tensorflow' in sys.modules)"
+    both = [_start(code) for _ in range(2)]
+    outputs = [process.communicate("go\n") for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert {output for output, _ in outputs} == {f"{store.embedded(SMALL).data_hash}\nFalse\n"}
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_a_killed_process_leaves_nothing_that_is_taken_for_data(cache):
+    half_way = f"import os, numpy; numpy.save = lambda *_: os.kill(os.getpid(), {signal.SIGKILL:d}); {PREPARE}"
+    killed = _start(half_way)
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = cache.iterdir()
+    assert left.name.startswith(".preparing-")
+    os.utime(left, (0, 0))
+    found = store.embedded(SMALL)
+    assert found.tokens("train").size > 100_000
+    assert [path.name for path in cache.iterdir()] == [found.directory.name]
+
+
+def test_a_valid_cache_is_opened_without_tfds(prepared, monkeypatch):
+    monkeypatch.setenv("JAXNANO_CACHE", str(prepared.directory.parent))
+    reader = _start(f"import sys; {PREPARE}; print('tensorflow_datasets' in sys.modules)")
+    assert reader.communicate()[0] == f"{prepared.data_hash}\nFalse\n"
+
+
+def test_an_unwritable_cache_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("JAXNANO_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(ValueError, match="JAXNANO_CACHE: cannot write to .*cache; set it"):
+        store.embedded(SMALL)
+
+
+def test_the_command_describes_the_data(prepared, monkeypatch, capsys):
+    monkeypatch.setattr(store, "embedded", lambda: prepared)
+    monkeypatch.setattr(sys, "argv", ["jaxnano.data", "--ngram"])
+    assert main() == 0
+    assert prepared.data_hash in (output := capsys.readouterr().out)
+    assert f"{prepared.tokens('heldout').size:,}" in output
+
+    def missing():
+        raise ValueError("corpus: scipy is not installed")
+
+    monkeypatch.setattr(store, "embedded", missing)
+    assert main() == 2
+    assert capsys.readouterr().err == "corpus: scipy is not installed\n"
+
+
+def test_the_whole_corpus_keeps_its_splits_apart_and_alike():
+    found = store.embedded()  # in the user's cache: 15 s on a machine that has none
+    text = {split: bytes(found.tokens(split)) for split in found.splits}
+    known = {line.strip() for line in text["train"].decode().splitlines()}
+    for split in ("search", "protected", "heldout"):
+        assert len(text[split]) >= 200_000
+        lines = [line.strip() for line in text[split].decode().splitlines() if len(line.strip()) >= 40]
+        recurring = sum(len(line) for line in lines if line in known)
+        assert recurring < 0.01 * sum(len(line) for line in lines)
+    train = found.tokens("train")[:1_000_000]
+    bits = [ngram.bits_per_byte(train, found.tokens(split), order=3) for split in ("search", "protected")]
+    assert bits[0] == pytest.approx(bits[1], rel=0.03)
+    letters = {split: Counter(text[split]) for split in ("search", "protected")}
+    for letter in b"aet \n":
+        share = [letters[split][letter] / len(text[split]) for split in letters]
+        assert share[0] == pytest.approx(share[1], rel=0.1)
