@@ -1,0 +1,65 @@
+"""A recipe as the posterior sees it: what separates it from the base, leaf by leaf."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pydantic_core import PydanticUndefined
+
+from jaxnano.config.base import Node, Range, finite, name_of, traced_range
+from jaxnano.config.recipe import Recipe
+
+Features = dict[str, float | str]
+
+
+def features(base: Recipe, recipe: Recipe) -> Features:
+    """Displacements from the base: numbers in units of their range (logarithmic where it is), choices as text.
+
+    A node of another kind is one choice; its numbers count as displacements from that kind's defaults.
+    """
+    found: Features = {}
+    _compare(base, recipe, "", found)
+    return found
+
+
+def _compare(a: Any, b: Any, path: str, found: Features, span: Range | None = None) -> None:
+    if a == b:
+        return
+    if isinstance(b, Node) and type(a) is type(b):
+        for name, field in type(b).model_fields.items():
+            place = f"{path}.{name}" if path else name
+            _compare(getattr(a, name), getattr(b, name), place, found, traced_range(field))
+    elif isinstance(b, Node):
+        found[path] = getattr(b, "kind", "present")
+        for name, field in type(b).model_fields.items():
+            default = field.get_default(call_default_factory=True)
+            before = a if name == "value" and finite(a) else default
+            if name != "kind" and before is not PydanticUndefined:
+                _compare(before, getattr(b, name), f"{path}.{name}", found, traced_range(field))
+    elif finite(a) and finite(b):
+        found[path] = _units(float(b), span) - _units(float(a), span)
+    elif _named(a) and _named(b):
+        old, new = {name_of(i): i for i in a}, {name_of(i): i for i in b}
+        for name in {**old, **new}:
+            _compare(old.get(name), new.get(name), f"{path}.{name}", found)
+    elif isinstance(b, dict):
+        for key in b:
+            _compare(a.get(key) if isinstance(a, dict) else None, b[key], f"{path}.{key}", found, span)
+    else:
+        found[path] = "absent" if b is None else str(b)
+
+
+def _named(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(item, Node) for item in value)
+
+
+def _units(value: float, span: Range | None) -> float:
+    """A number on the scale on which a tuner moves it: 1 is a factor of e where logarithmic, else a tenth of the range."""
+    if span is None:
+        return math.log(abs(value) + 1e-9)
+    if span.log:
+        return math.log(max(value, span.low, 1e-9))
+    if 0.9 <= span.high < 1.0:  # a beta: what matters is the memory, 1 / (1 - beta)
+        return -math.log(max(1.0 - value, 1e-6))
+    return 10.0 * (value - span.low) / (span.high - span.low)

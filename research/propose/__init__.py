@@ -1,0 +1,150 @@
+"""Proposers: each lane turns what is known so far into named diffs. None of them decides what runs.
+
+A candidate is a list of parts, each a named diff applied in turn to the track's base: parts are what is combined,
+reverted and ablated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from jaxnano.config.base import ConfigError, digest, dump, validate
+from jaxnano.config.edit import ABSENT, Diff, Edit, apply, read
+from jaxnano.config.recipe import Recipe, recipe_id
+from research.track import Track
+
+
+@dataclass(frozen=True)
+class Part:
+    """One named change. edits: {path, new[, before, after]}; `old` is read from the recipe it is applied to.
+
+    effect: expected, in nats, positive = better. source: a paper or a record.
+    """
+
+    name: str
+    edits: tuple[Mapping[str, Any], ...]
+    effect: float = 0.0
+    source: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for the ledger."""
+        return {"name": self.name, "edits": list(self.edits), "effect": self.effect, "source": self.source}
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """parts: in order, from the base. parents: recipe ids it grew from. origin: who or what proposed it."""
+
+    name: str
+    parts: tuple[Part, ...]
+    hypothesis: str
+    lane: str
+    origin: str = ""
+    parents: tuple[str, ...] = ()
+
+    @property
+    def expected_effect(self) -> float:
+        """Sum of the parts' prior effects, nats."""
+        return sum(part.effect for part in self.parts)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for the ledger."""
+        return {"name": self.name, "parts": [part.as_dict() for part in self.parts], "hypothesis": self.hypothesis,
+                "lane": self.lane, "origin": self.origin, "parents": list(self.parents),
+                "expected_effect": self.expected_effect}
+
+
+def parts_of(body: Mapping[str, Any]) -> tuple[Part, ...]:
+    """The parts in a ledger's proposal."""
+    return tuple(Part(p["name"], tuple(p["edits"]), p["effect"], p["source"]) for p in body["parts"])
+
+
+def build(base: Recipe, parts: Sequence[Part]) -> Recipe:
+    """The base with the parts applied in turn.
+
+    Raises: ConfigError where a part does not apply.
+    """
+    recipe = base
+    for part in parts:
+        recipe = apply(recipe, diff_of(recipe, part))
+    return recipe
+
+
+def diff_of(recipe: Recipe, part: Part) -> Diff:
+    """A part as a diff of this very recipe; an edit that would change nothing is left out."""
+    edits = []
+    for edit in part.edits:
+        old = read(recipe, edit["path"])
+        if old != edit["new"]:
+            edits.append(validate(Edit, {**edit, "old": old}))
+    return Diff(name=part.name, edits=tuple(edits))
+
+
+def try_build(base: Recipe, parts: Sequence[Part]) -> Recipe | None:
+    """`build`, or None where the parts do not go together."""
+    try:
+        return build(base, parts)
+    except (ConfigError, KeyError, ValueError):
+        return None
+
+
+@dataclass(frozen=True)
+class Known:
+    """A candidate as proposers see it. mean, sd: of its full-horizon effect (nats). runs: finished runs."""
+
+    recipe_id: str
+    name: str
+    recipe: Recipe
+    parts: tuple[Part, ...]
+    mean: float
+    sd: float
+    runs: int
+
+
+@dataclass(frozen=True)
+class View:
+    """What proposers may know: nothing of the protected split. known: best mean first; proposed: every id so far."""
+
+    track: Track
+    known: Sequence[Known]
+    proposed: frozenset[str]
+    ideas: Sequence[Part]
+    epsilon: float = 0.005
+    refused: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+
+    @property
+    def best(self) -> Known | None:
+        """The candidate with the highest mean among those that have run, if any beats the base."""
+        return next((k for k in self.known if k.runs and k.mean > 0 and k.parts), None)
+
+    def fresh(self, parts: Sequence[Part]) -> bool:
+        """Whether these parts build a recipe that was not proposed yet."""
+        recipe = try_build(self.track.base_recipe, parts)
+        return recipe is not None and recipe_id(recipe) not in self.proposed
+
+
+class Proposer(Protocol):
+    """One lane. Holds no state: what it proposes follows from the view and the generator."""
+
+    name: str
+
+    def propose(self, view: View, rng: np.random.Generator) -> Proposal | None:
+        """The next proposal, or None if the lane has nothing to say now."""
+        ...
+
+
+def lanes() -> dict[str, Proposer]:
+    """The lanes there are, by name."""
+    from research.propose.catalogue import Catalogue
+    from research.propose.recombine import Recombine
+    from research.propose.simplify import Simplify
+    from research.propose.tuner import Tuner
+
+    return {lane.name: lane for lane in (Catalogue(), Tuner(), Recombine(), Simplify())}
+
+
+__all__ = ["ABSENT", "Known", "Part", "Proposal", "Proposer", "View", "build", "digest", "dump", "lanes", "parts_of"]

@@ -1,0 +1,26 @@
+"""The simplify lane: takes a part away from the best candidate, so that nothing stays that does not help."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from research.propose import Proposal, View
+
+
+class Simplify:
+    """Removes one part at a time, the one that is expected to matter least first."""
+
+    name = "simplify"
+
+    def propose(self, view: View, rng: np.random.Generator) -> Proposal | None:
+        """The best candidate less one part that was not tried without yet."""
+        best = view.best
+        if best is None or len(best.parts) < 2:
+            return None
+        for index in sorted(range(len(best.parts)), key=lambda i: best.parts[i].effect):
+            parts = best.parts[:index] + best.parts[index + 1 :]
+            if view.fresh(parts):
+                gone = best.parts[index].name
+                return Proposal(f"{best.name} - {gone}", parts, f"Without {gone} nothing is lost.", self.name, "ablation",
+                                (best.recipe_id,))
+        return None

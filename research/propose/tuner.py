@@ -1,0 +1,69 @@
+"""The tuner lane: moves one or two traced numbers of a good candidate. Nothing it does compiles anything new."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from jaxnano.config.base import Leaf, leaves
+from research.propose import Known, Part, Proposal, View
+
+STEPS = (0.35, 0.7, 1.1)  # factors of e^step on logarithmic scales: 1.4, 2 and 3
+RATES = 3.0  # how much likelier a learning rate is moved than another number
+
+
+class Tuner:
+    """Perturbs the candidates that lead, learning rates first."""
+
+    name = "tuner"
+
+    def propose(self, view: View, rng: np.random.Generator) -> Proposal | None:
+        """A move of one or two numbers within their ranges; None if no try was new."""
+        able = [k for k in view.known if k.runs and k.mean > -0.02][:6] or list(view.known[:1])
+        for _ in range(20 if able else 0):
+            weights = np.exp(-0.7 * np.arange(len(able)))
+            chosen = able[rng.choice(len(able), p=weights / weights.sum())]
+            part = self._move(view, chosen, rng)
+            if part is None:
+                continue
+            kept = [p for p in chosen.parts if not p.name.startswith("tune ")]
+            tuned = [p for p in chosen.parts if p.name.startswith("tune ")]
+            paths = {e["path"] for e in part.edits}
+            tuned = [p for p in tuned if not paths & {e["path"] for e in p.edits}]
+            parts = (*kept, *tuned, part)
+            if view.fresh(parts):
+                return Proposal(f"{chosen.name} + {part.name}", parts, "The optimum has moved: " + ", ".join(
+                    f"{e['path']} = {e['new']:.4g}" for e in part.edits), self.name, "tuning", (chosen.recipe_id,))
+        return None
+
+    def _move(self, view: View, known: Known, rng: np.random.Generator) -> Part | None:
+        able = [leaf for leaf in leaves(known.recipe) if not any(
+            leaf.path == f or leaf.path.startswith(f + ".") for f in view.track.frozen)]
+        if not able:
+            return None
+        weight = np.array([RATES if ".lr" in leaf.path else 1.0 for leaf in able])
+        count = 1 if rng.random() < 0.7 else 2
+        drawn = rng.choice(len(able), size=min(count, len(able)), replace=False, p=weight / weight.sum())
+        edits = [{"path": able[i].path, "new": moved(able[i], rng)} for i in drawn]
+        edits = [e for e, i in zip(edits, drawn, strict=True) if e["new"] != able[i].value]
+        return Part("tune " + ", ".join(short(e["path"]) for e in edits), tuple(edits)) if edits else None
+
+
+def moved(leaf: Leaf, rng: np.random.Generator) -> float:
+    """Another value for a number, three significant digits, on the scale that suits its range."""
+    low, high, step = leaf.range.low, leaf.range.high, rng.choice(STEPS) * rng.choice((-1.0, 1.0))
+    if leaf.range.log and leaf.value > 0:
+        new = leaf.value * math.exp(step)
+    elif 0.9 <= high < 1.0:  # a beta: its memory 1 / (1 - beta) is what moves
+        new = 1.0 - (1.0 - leaf.value) * math.exp(-step)
+    elif leaf.value:
+        new = leaf.value * math.exp(step)
+    else:
+        new = abs(step) * min(0.1 * (high - low), 0.1)
+    return float(f"{min(max(new, low), high):.3g}")
+
+
+def short(path: str) -> str:
+    """The last telling pieces of a path."""
+    return ".".join(piece for piece in path.split(".")[-3:] if piece not in ("chain", "value"))

@@ -1,0 +1,121 @@
+"""A track: a benchmark's contract. What a recipe may change, what it may cost, and what counts as better."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from jaxnano import preflight
+from jaxnano.config.base import ConfigError, Node, Problem, digest, dump, parse_yaml, validate
+from jaxnano.config.recipe import Recipe, load
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+class LossAtFlops(Node):
+    """Lowest loss for one training budget in FLOPs, the optimizer's counted: cheaper steps buy more of them."""
+
+    kind: Literal["loss_at_flops"]
+
+
+class StepsToTarget(Node):
+    """Fewest steps to a loss, whatever a step costs. margin: (target - mean) * sqrt(n) must reach it."""
+
+    kind: Literal["steps_to_target"]
+    target: float
+    margin: float = 0.004
+
+
+class Limits(Node):
+    """parameters, step_flops: at most so many times the base's. memory_gib: of one device, for a training step."""
+
+    parameters: float = Field(1.05, gt=0)
+    step_flops: float = Field(2.0, gt=0)
+    memory_gib: float = Field(4.0, gt=0)
+
+
+class Significance(Node):
+    """A record: n fresh seeds, attempt k tested at alpha * 2**-k on the protected split."""
+
+    n: int = Field(6, ge=2)
+    alpha: float = Field(0.001, gt=0, lt=1)
+
+
+class Splits(Node):
+    """Which split decides what; heldout is opened once per champion."""
+
+    search: str = "search"
+    protected: str = "protected"
+    heldout: str = "heldout"
+
+
+class Grid(Node):
+    """The paired grid that tuned the base: `research.qualify` runs it again. values: of `path`, over `seeds` seeds."""
+
+    path: str
+    values: tuple[float, ...]
+    seeds: int = Field(4, ge=2)
+
+
+class Track(Node):
+    """The contract. base: a recipe file below configs/. full_steps: steps of the base at the full horizon.
+
+    frozen: paths nobody may touch. horizons: fractions of the full budget, 1.0 last. epsilon: nats that do not matter.
+    """
+
+    name: str
+    summary: str
+    base: str
+    full_steps: int = Field(ge=1)
+    frozen: tuple[str, ...]
+    horizons: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.125, 0.25, 0.5, 1.0)
+    epsilon: float = 0.005
+    eval_tokens: int = Field(1 << 16, ge=1)
+    proof_tokens: int = Field(1 << 17, ge=1)
+    objective: Annotated[LossAtFlops | StepsToTarget, Field(discriminator="kind")] = LossAtFlops(kind="loss_at_flops")
+    limits: Limits = Limits()
+    significance: Significance = Significance()
+    splits: Splits = Splits()
+    grid: Grid
+    needs: str = ""
+
+    @cached_property
+    def base_recipe(self) -> Recipe:
+        """The recipe everything is measured against."""
+        return load(CONFIGS / self.base)
+
+    @cached_property
+    def base_cost(self) -> preflight.Cost:
+        """What the base costs."""
+        return preflight.preflight(self.base_recipe)
+
+    @property
+    def identity(self) -> str:
+        """Hash of the contract and its base; sessions of different contracts are never compared."""
+        return digest({"track": dump(self), "base": dump(self.base_recipe)})
+
+    def steps(self, recipe: Recipe, horizon: float) -> int:
+        """Steps of a run: the budget at this horizon over what a step of the recipe costs (or just steps)."""
+        if isinstance(self.objective, StepsToTarget):
+            return max(1, round(self.full_steps * horizon))
+        budget = self.base_cost.flops_per_step * self.full_steps * horizon
+        return max(1, int(budget / preflight.preflight(recipe).flops_per_step))
+
+
+def tracks() -> dict[str, Path]:
+    """The tracks there are, by name."""
+    return {path.stem: path for path in sorted((CONFIGS / "tracks").glob("*.yaml"))}
+
+
+def load_track(name: str) -> Track:
+    """Read a track by name, or from a YAML file.
+
+    Raises: ConfigError with what would do.
+    """
+    path = tracks().get(name, Path(name))
+    if not path.is_file():
+        raise ConfigError([Problem("--track", name, f"no such track; {', '.join(tracks())} would do")])
+    return validate(Track, parse_yaml(path.read_text(), str(path)), str(path))

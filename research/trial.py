@@ -1,0 +1,102 @@
+"""A trial: one recipe trained for one horizon on one seed. What the workers run."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+TARGET = "research.trial:run_job"
+WARM = ("jaxnano.train", "jaxnano.evaluate", "jaxnano.checkpoint", "research.trial")
+
+
+class Trial(NamedTuple):
+    """(recipe, horizon, seed): never completed twice."""
+
+    recipe_id: str
+    horizon: float
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Its name in the ledger and on disk."""
+        return f"{self.recipe_id}-{self.horizon:g}-{self.seed}"
+
+
+def run_job(args: Mapping[str, Any], report: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
+    """Train and evaluate.
+
+    Args: args: recipe (plain data), total_steps, seed, splits {name: tokens}, data_hash, and checkpoint (a folder, or
+    None). report: takes {progress, loss, tokens_per_s} after every few steps.
+    Returns: the body of a `result` event. A loss that is not finite is outcome `diverged`, with no number.
+    Raises: ValueError if this machine's data is not the session's.
+    """
+    import jax
+
+    from jaxnano import data, evaluate, train
+    from jaxnano.checkpoint import Checkpoints
+    from jaxnano.config.base import validate
+    from jaxnano.config.recipe import Recipe, hypers
+    from research.machine import fingerprint
+
+    recipe, steps, seed = validate(Recipe, args["recipe"]), args["total_steps"], args["seed"]
+    corpus = data.load(recipe.data)
+    if corpus.data_hash != args["data_hash"]:
+        raise ValueError(f"data {corpus.data_hash[:12]} is not the session's {args['data_hash'][:12]}")
+    batches = data.train_batches(corpus, recipe.data.batch, recipe.data.length, train.seeds(seed)[1],
+                                 train.STEPS_PER_CALL)
+    tokens = recipe.data.batch * recipe.data.length
+    curve: list[tuple[float, float]] = []
+    result: dict[str, Any] = {"outcome": "completed", "reason": "", "steps": steps, "loss": {}, "curve": curve}
+    start, cpu_start = time.monotonic(), time.process_time()
+    with _compile_seconds() as compile_s:
+        state = None
+        for progress in train.run(recipe, steps, seed, batches):
+            loss, state = float(progress.losses.mean()), progress.state
+            if not math.isfinite(loss):
+                result |= {"outcome": "diverged", "reason": f"loss is {loss} at step {progress.step} of {steps}"}
+                break
+            curve.append((progress.step / steps, loss))
+            rate = progress.step * tokens / max(progress.elapsed_s - sum(compile_s), 1e-9)
+            report({"progress": progress.step / steps, "loss": loss, "tokens_per_s": rate})
+            result["tokens_per_s"] = rate
+        if result["outcome"] == "completed":
+            params = train.program(recipe).params(state, hypers(recipe, steps))
+            for split, amount in args["splits"].items():
+                windows = evaluate.eval_windows(corpus, split, recipe, amount)
+                result["loss"][split] = evaluate.evaluate(recipe, params, windows)
+            if not all(map(math.isfinite, result["loss"].values())):
+                result |= {"outcome": "diverged", "reason": "the evaluated loss is not finite", "loss": {}}
+            elif args.get("checkpoint"):
+                checkpoints = Checkpoints(Path(args["checkpoint"]), recipe, seed, steps, corpus.data_hash)
+                checkpoints.save(state, batches.get_state(), next(iter(result["loss"].values())))
+                checkpoints.close()
+    device = jax.local_devices()[0]
+    backend = jax.default_backend()
+    return result | {
+        "device_s": time.process_time() - cpu_start if backend == "cpu" else time.monotonic() - start,
+        "compile_s": sum(compile_s),
+        "fingerprint": fingerprint(backend, None if backend == "cpu" else device.device_kind)
+        | {"data": corpus.data_hash},
+    }
+
+
+@contextmanager
+def _compile_seconds():
+    """Seconds spent tracing and compiling while the block runs, as a growing list."""
+    from jax import monitoring
+
+    seconds: list[float] = []
+
+    def listen(event: str, duration: float, **_: Any) -> None:
+        if event.startswith("/jax/core/compile/"):
+            seconds.append(duration)
+
+    monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield seconds
+    finally:
+        monitoring.unregister_event_duration_listener(listen)
