@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -14,6 +15,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
+
+MAX_PLACES, MAX_DEPTH, MAX_TEXT = 10_000, 32, 4096  # of plain data before anything looks inside
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Problem(NamedTuple):
 
     def __str__(self) -> str:
         shown = json.dumps(self.value, default=str)
-        return f"{self.path}: {shown if len(shown) <= 80 else shown[:77] + '...'}: {self.rule}"
+        return f"{self.path or '(top)'}: {shown if len(shown) <= 80 else shown[:77] + '...'}: {self.rule}"
 
 
 class ConfigError(ValueError):
@@ -79,12 +82,43 @@ def validate(node: type[N], data: Any, source: str = "") -> N:
 
     Raises: ConfigError that names each path, value and rule.
     """
+    if problem := _not_plain(data):
+        raise ConfigError([problem], source)
     try:
         return node.model_validate_json(json.dumps(data))
     except ValidationError as error:
         raise ConfigError([_problem(e, data) for e in error.errors(include_url=False)], source) from None
-    except (TypeError, ValueError, RecursionError) as error:  # not JSON at all: a date, a set, a nesting bomb
-        raise ConfigError([Problem("", str(type(data).__name__), f"not plain data: {error}")], source) from None
+
+
+def _not_plain(data: Any) -> Problem | None:
+    """The first thing in `data` that no config holds. Bounded: nesting and YAML aliases may stand for any size."""
+    stack: list[tuple[str, Any, int]] = [("", data, 0)]
+    for seen in itertools.count():
+        if not stack:
+            return None
+        path, value, depth = stack.pop()
+        if seen > MAX_PLACES or depth > MAX_DEPTH:
+            return Problem(path, "...", f"a config has at most {MAX_PLACES} places, {MAX_DEPTH} deep")
+        match value:
+            case dict() | list() | tuple():
+                for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+                    place = f"{path}.{key}" if path else str(key)
+                    if isinstance(value, dict) and not isinstance(key, str):
+                        return Problem(place, key, "a name is text")
+                    stack.append((place, item, depth + 1))
+            case str() if len(value) > MAX_TEXT or not _encodes(value):
+                return Problem(path, value[:40], f"text is Unicode of at most {MAX_TEXT} characters")
+            case int() if value.bit_length() > 63:
+                return Problem(path, f"{value.bit_length()} bits", "a whole number has at most 63 bits")
+            case str() | int() | float() | None:
+                pass
+            case _:
+                return Problem(path, value, "not plain data; text, numbers, lists and maps are")
+
+
+def _encodes(text: str) -> bool:
+    """Whether `text` is free of the lone surrogates that JSON and files cannot carry."""
+    return text.isascii() or text.encode("utf-8", "replace").decode() == text
 
 
 def _problem(error: Any, data: Any) -> Problem:
@@ -102,6 +136,9 @@ def _problem(error: Any, data: Any) -> Problem:
     context = error.get("ctx", {})
     if error["type"] == "rule":
         return Problem(".".join([*parts, *filter(None, [context["path"]])]), context["value"], context["rule"])
+    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        known = context.get("expected_tags", "").replace("'number', ", "")
+        return Problem(".".join([*parts, "kind"]), context.get("tag", "absent"), f"one of {known}" if known else "needed")
     value = "absent" if error["type"] == "missing" else error["input"]
     return Problem(".".join(parts), value, error["msg"])
 
@@ -169,7 +206,15 @@ def digest(data: Any) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-3` as text; researchers do not."""
+    """YAML 1.1 reads `1e-3` as text and takes the last of two equal keys; researchers do neither."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if (name := str(key.value)) in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{name!r} stands there twice", key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
@@ -184,11 +229,11 @@ def parse_yaml(text: str, source: str = "") -> Any:
     """Read YAML text; raises ConfigError that names the line."""
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # an impossible date, a nesting bomb
         mark = getattr(error, "problem_mark", None)
-        place = f"line {mark.line + 1}" if mark else ""
-        reason = f"not YAML: {getattr(error, 'problem', error)}"
-        raise ConfigError([Problem(place, text[:40], reason)], source) from None
+        place, shown = (f"line {mark.line + 1}", text.splitlines()[mark.line]) if mark else ("", text[:40])
+        reason = " ".join(str(getattr(error, "problem", error)).split())
+        raise ConfigError([Problem(place, shown, f"not YAML: {reason}")], source) from None
 
 
 def to_yaml(data: Any) -> str:

@@ -80,10 +80,13 @@ def _known(here: Any) -> str:
 def apply(recipe: Recipe, diff: Diff) -> Recipe:
     """The recipe with the diff applied.
 
-    Raises: ConfigError for a stale `old`, a path that leads nowhere, or a result that is no valid recipe.
+    Raises: ConfigError for a stale `old`, a path that leads nowhere, two edits of one place, or a result that is no
+        valid recipe.
     """
     data = dump_full(recipe)
-    for edit in diff.edits:
+    for index, edit in enumerate(diff.edits):
+        if other := next((e.path for e in diff.edits[:index] if overlap(e.path, edit.path)), None):
+            raise ConfigError([Problem(edit.path, edit.new, f"edited already, as {other}; one edit says it")])
         standing = read(recipe, edit.path)
         if standing != edit.old:
             raise ConfigError([Problem(edit.path, edit.old, f"stale: {json.dumps(standing)} stands there")])
@@ -102,6 +105,8 @@ def _write(data: Any, edit: Edit) -> None:
         else:
             here[last] = edit.new
         return
+    if edit.new != ABSENT and name_of(edit.new) != last:
+        raise ConfigError([Problem(edit.path, edit.new, f"an item at this path is called {last!r}")])
     names = [name_of(item) for item in here]
     if edit.old != ABSENT:
         spot = names.index(last)
@@ -129,6 +134,9 @@ def _differences(a: Any, b: Any, path: str) -> list[Edit]:
         return [e for f in fields for e in _differences(getattr(a, f), getattr(b, f), f"{path}.{f}" if path else f)]
     if _named(a) and _named(b):
         return _list_differences(a, b, path)
+    if isinstance(a, dict) and isinstance(b, dict):
+        return [Edit(path=f"{path}.{key}", old=a.get(key, ABSENT), new=b.get(key, ABSENT))
+                for key in {**a, **b} if a.get(key) != b.get(key)]
     return [Edit(path=path, old=plain(a), new=plain(b))]
 
 
@@ -160,7 +168,12 @@ def invert(recipe: Recipe, change: Diff) -> Diff:
 
 def conflicts(a: Diff, b: Diff) -> bool:
     """Whether a path of one is a prefix of a path of the other, so that the two cannot simply be combined."""
-    return any(is_under(x.path, y.path) or is_under(y.path, x.path) for x in a.edits for y in b.edits)
+    return any(overlap(x.path, y.path) for x in a.edits for y in b.edits)
+
+
+def overlap(a: str, b: str) -> bool:
+    """Whether one path is the other or a place below it."""
+    return is_under(a, b) or is_under(b, a)
 
 
 def is_under(path: str, prefix: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import keyword
 import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -62,9 +63,21 @@ def parse(code: str, names: tuple[str, ...]) -> ast.expr:
     return tree
 
 
-def canonical(code: str, names: tuple[str, ...]) -> str:
-    """The one spelling of a formula: spaces and needless parentheses do not make another recipe."""
-    return ast.unparse(parse(code, names))
+def canonical(code: str, params: Mapping[str, Any], variable: str) -> str:
+    """The one spelling of a formula: spaces and needless parentheses do not make another recipe.
+
+    Args: params: its named numbers. variable: what it is a function of. All of them are used.
+    Raises: ExpressionError as `parse` does, and for a name that hides another or stands nowhere in the formula.
+    """
+    for name in params:
+        if not name.isidentifier() or name == variable or name in FUNCTIONS or keyword.iskeyword(name):
+            raise ExpressionError(f"parameter {name!r}: a name of its own is needed, like 'a'")
+    names = tuple(sorted((*params, variable)))
+    text = ast.unparse(parse(code, names))
+    used = {node.id for node in ast.walk(parse(text, names)) if isinstance(node, ast.Name)}
+    if idle := [name for name in names if name not in used]:
+        raise ExpressionError(f"column 1: {', '.join(idle)} is not used")
+    return text
 
 
 def evaluate(code: str, values: Mapping[str, Any]) -> Any:
@@ -112,8 +125,8 @@ def _small_integer(node: ast.expr) -> bool:
 
 def _walk(node: ast.expr, values: Mapping[str, Any]) -> Any:
     match node:
-        case ast.Constant(value=value):
-            return float(value) if not isinstance(value, int) else value  # type: ignore[arg-type]
+        case ast.Constant(value=value):  # an array, since Python's numbers raise on 1 / 0 and grow without bound
+            return jnp.asarray(float(value))  # type: ignore[arg-type]
         case ast.Name(id=name):
             return values[name]
         case ast.BinOp(left=left, op=ast.Pow(), right=right):
@@ -123,6 +136,5 @@ def _walk(node: ast.expr, values: Mapping[str, Any]) -> Any:
         case ast.UnaryOp(op=op, operand=operand):
             return _UNARY[type(op)](_walk(operand, values))
         case ast.Call(func=ast.Name(id=name), args=args):
-            return FUNCTIONS[name][1](*(jnp.asarray(_walk(a, values), jnp.float32) if isinstance(a, ast.Constant)
-                                        else _walk(a, values) for a in args))
+            return FUNCTIONS[name][1](*(_walk(argument, values) for argument in args))
     raise AssertionError("parse() admits nothing else")

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from jaxnano.config import expression
 from jaxnano.config.base import Node, Range, refuse, unique_names
-from jaxnano.config.schedule import Traced
+from jaxnano.config.schedule import Traced, formula
 
 _SCALAR = Range(-10.0, 10.0)
 _STD = Range(0.0, 2.0)
@@ -108,16 +107,13 @@ class Formula(Node):
     """An activation as an expression in x and named parameters."""
 
     kind: Literal["expression"]
-    code: str
     params: Annotated[dict[str, float], Range(-100.0, 100.0)] = Field(default_factory=dict)
+    code: str
 
-    @model_validator(mode="after")
-    def _parses(self) -> Formula:
-        try:
-            expression.parse(self.code, tuple(sorted((*self.params, "x"))))
-        except expression.ExpressionError as error:
-            raise refuse("code", self.code, str(error)) from None
-        return self
+    @field_validator("code")
+    @classmethod
+    def _canonical(cls, code: str, info: ValidationInfo) -> str:
+        return formula(code, info, "x")
 
 
 Activation = Annotated[Gelu | ReluSquared | Silu | Formula, Field(discriminator="kind")]
@@ -230,7 +226,7 @@ class Smear(Node):
 
 
 class Embedding(Node):
-    """tied: the head shares the table. norm: RMS-normalise the embedded token."""
+    """tied: the head shares the table. norm: one more of the model's norms, on the embedded token."""
 
     tied: bool = True
     norm: bool = False
@@ -327,6 +323,10 @@ class Model(Node):
                 raise refuse(path, list(blocks), "each block at most once")
             if blocks and max(blocks) > last:
                 raise refuse(path, list(blocks), f"blocks are 0..{last}")
+        for table in self.residual.value_embeddings:
+            if not set(table.blocks) - set(a.dropped):
+                raise refuse(f"residual.value_embeddings.{table.name}.blocks", list(table.blocks),
+                             "at least one block that has attention; the table would never be read")
         for path, channels in self._gates():
             if channels > self.width:
                 raise refuse(path, channels, f"at most the width, {self.width}")

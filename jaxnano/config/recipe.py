@@ -61,7 +61,7 @@ class Recipe(Node):
 
 
 def load(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe from YAML; `overrides` are `path=value`, applied to the tree in order.
+    """Read a recipe from YAML; `overrides` are `path=value`, applied together.
 
     Raises: ConfigError with file, path, value and rule.
     """
@@ -73,7 +73,7 @@ def load(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise ConfigError([Problem(str(path), path.name, f"cannot be read: {reason}")]) from None
-    recipe = validate(Recipe, parse_yaml(text, str(path)) or {}, str(path))
+    recipe = validate(Recipe, {} if (data := parse_yaml(text, str(path))) is None else data, str(path))
     edits = []
     for override in overrides:
         place, equals, value = override.partition("=")
@@ -125,17 +125,20 @@ T = TypeVar("T", bound=Node)
 def at(node: T, hypers: Mapping[str, Any], progress: Any, path: str = "") -> T:
     """The tree with each traced field replaced by its float32 scalar at `progress`.
 
-    Runs once, inside the step: model and optimizer then read plain scalars (`cfg.lr`), whatever stood there.
+    Runs once, inside the step: model and optimizer then read plain scalars (`cfg.lr`), whatever stood there. A
+    schedule that leaves the field's range is held at its end: a softcap that decays to 0 would divide by it.
     """
     update: dict[str, Any] = {}
     for name, field in type(node).model_fields.items():
         value, here = getattr(node, name), f"{path}.{name}" if path else name
-        if traced_range(field) and finite(value):
+        span = traced_range(field)
+        if span and finite(value):
             update[name] = hypers[here]
-        elif traced_range(field) and isinstance(value, dict):
+        elif span and isinstance(value, dict):
             update[name] = {key: hypers[f"{here}.{key}"] for key in value}
-        elif traced_range(field) and isinstance(value, Node):
-            update[name] = schedule.evaluate(at(value, hypers, progress, here), jnp.asarray(progress, jnp.float32))
+        elif span and isinstance(value, Node):
+            scheduled = schedule.evaluate(at(value, hypers, progress, here), jnp.asarray(progress, jnp.float32))
+            update[name] = jnp.clip(scheduled, span.low, span.high)
         elif isinstance(value, Node):
             update[name] = at(value, hypers, progress, here)
         elif isinstance(value, tuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
 
 from jaxnano.config import expression
 from jaxnano.config.base import Node, Range, refuse
@@ -55,20 +55,25 @@ class PowerCool(_Shape):
     power: Annotated[float, Range(0.1, 4.0)] = 1.2
 
 
+def formula(code: str, info: ValidationInfo, variable: str) -> str:
+    """Validates the `code` of a node that also has `params`; returns its one spelling."""
+    try:
+        return expression.canonical(code, info.data.get("params", {}), variable)
+    except expression.ExpressionError as error:
+        raise refuse("", code, str(error)) from None
+
+
 class Formula(Node):
     """An expression in `progress` and named parameters."""
 
     kind: Literal["expression"]
-    code: str
     params: Annotated[dict[str, float], _ANY] = Field(default_factory=dict)
+    code: str
 
-    @model_validator(mode="after")
-    def _parses(self) -> Formula:
-        try:
-            expression.parse(self.code, tuple(sorted((*self.params, "progress"))))
-        except expression.ExpressionError as error:
-            raise refuse("code", self.code, str(error)) from None
-        return self
+    @field_validator("code")
+    @classmethod
+    def _canonical(cls, code: str, info: ValidationInfo) -> str:
+        return formula(code, info, "progress")
 
 
 Schedule = Constant | Linear | Cosine | Trapezoid | PowerCool | Formula
