@@ -1,6 +1,7 @@
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -75,6 +76,13 @@ def test_job_runs_pinned_and_its_prints_stay_out_of_the_protocol(make, job, tmp_
     assert all(text in log for text in ("from print", "from C", "to stderr"))
     metrics = [json.loads(line) for line in (tmp_path / "trial" / "metrics.jsonl").read_text().splitlines()]
     assert metrics == [{"step": 1, "loss": None}, {"step": 2, "loss": 0.5}]
+
+
+def test_prints_between_jobs_go_to_the_worker_log(make, tmp_path):
+    executor = make(warm=("this",))  # a module that prints when it is imported
+    assert [m.kind for m in wait_for(executor, "ready")] == ["ready"]
+    executor.close()
+    assert "The Zen of Python" in (tmp_path / "workers" / "worker-0.log").read_text()
 
 
 def test_a_worker_outlives_its_jobs_and_their_failures(make, job):
@@ -195,4 +203,34 @@ def test_no_worker_outlives_a_killed_loop(tmp_path):
         workers = json.loads(loop.stdout.readline())
         assert all(process_identity(pid) for pid in workers)
         loop.kill()
-    wait_until(lambda: not any(map(process_identity, workers)), "workers of the killed loop are gone", limit_s=1.0)
+    wait_until(lambda: not any(map(process_identity, workers)), "workers of the killed loop are gone", limit_s=3.0)
+
+
+def test_worker_ends_with_its_stdin(job):
+    command = [sys.executable, "-m", "research.execute.worker", "--parent", str(os.getpid())]
+    pipe = subprocess.PIPE
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE)])}
+    with subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, text=True) as worker:
+        assert worker.stdin is not None and worker.stdout is not None
+        worker.stdin.write(json.dumps(job("hang")) + "\n")
+        worker.stdin.flush()
+        assert [json.loads(worker.stdout.readline())["kind"] for _ in range(2)] == ["ready", "progress"]
+        worker.stdin.close()
+        try:
+            assert worker.wait(3.0) == 0
+        finally:
+            worker.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's death")
+def test_worker_ends_with_its_parent_even_if_stdin_stays_open():
+    start = "import os, subprocess, sys; command = [sys.executable, '-m', 'research.execute.worker', '--parent']\n"
+    start += "subprocess.run([*command, str(os.getpid())])"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", start], env=env, stdin=pipe, stdout=pipe, text=True) as parent:
+        assert parent.stdout is not None
+        assert json.loads(parent.stdout.readline())["kind"] == "ready"
+        parent.kill()
+        ended, _, _ = select.select([parent.stdout], [], [], 3.0)
+        assert ended and parent.stdout.read() == ""  # the worker, which held it open too, is gone

@@ -3,6 +3,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,18 @@ def test_concurrent_appends_lose_nothing(session):
     for subject in ("a", "b", "c", "d", "loop"):
         assert [event.body["number"] for event in events if event.subject == subject] == list(range(50))
     assert {event.fence for event in events if event.subject in "abcd"} == {None}
+
+
+def test_nobody_writes_between_the_check_of_the_fence_and_the_append(session, monkeypatch):
+    other = sqlite3.connect(session.path / FILE, timeout=0, isolation_level=None)
+
+    def interfere(*_):
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            other.execute("UPDATE lease SET fence = 7")
+
+    monkeypatch.setattr(session.ledger, "_check_fence", interfere)
+    assert session.ledger.append("decision", "t", {}) == 1
+    other.close()
 
 
 def test_only_the_holder_of_the_lease_appends_as_the_loop(session):
@@ -338,8 +351,6 @@ def test_encoding_does_not_depend_on_the_order_of_keys():
 
 
 def test_ledger_is_usable_from_several_threads(session):
-    import threading
-
     def write(name):
         for number in range(25):
             session.ledger.append("decision", name, {"number": number})
