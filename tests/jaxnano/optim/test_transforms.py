@@ -31,7 +31,7 @@ ROWS = {
     "ademamix": Row(lambda h: adam.ademamix(h["b1"], h["b2"], h["b3"], h["alpha"], h["eps"]),
                     {"b1": (0.9, 0.5), "b2": (0.95, 0.8), "b3": (0.99, 0.9), "alpha": (2.0, 5.0), "eps": (1e-8, 0.1)}),
     "muon": Row(lambda h: muon.muon(h["momentum"], True, "quintic", "aspect"), {"momentum": (0.95, 0.2)}),
-    "normuon": Row(lambda h: optax.chain(muon.muon(h["momentum"], False, "converged", "none"), muon.normuon(h["b2"])),
+    "normuon": Row(lambda h: optax.chain(muon.muon(h["momentum"], False, "quintic", "none"), muon.normuon(h["b2"])),
                    {"momentum": (0.95, 0.2), "b2": (0.95, 0.5)}),
     "soap": Row(lambda h: kronecker.soap(h["b1"], h["b2"], h["beta"], h["eps"], 2),
                 {"b1": (0.9, 0.5), "b2": (0.95, 0.8), "beta": (0.9, 0.5), "eps": (1e-8, 0.1)}, SQUARE),
