@@ -166,6 +166,7 @@ def _recipes(events: list[Event], identify: Callable[[Mapping[str, Any]], str]) 
 
 
 def _recipe_id(recipe: Mapping[str, Any]) -> str:
+    from jaxnano.config.base import validate
     from jaxnano.config.recipe import Recipe, recipe_id
 
-    return recipe_id(Recipe.model_validate(recipe))
+    return recipe_id(validate(Recipe, dict(recipe)))

@@ -112,7 +112,7 @@ def gpus() -> list[str]:
 
 
 def process_identity(pid: int) -> str | None:
-    """A text that tells this process from a later one with the same number; None if no such process is alive.
+    """A text that names this process and no later one with the same number; None if no such process is alive.
 
     A process that has ended but was not waited for counts as dead.
     """
@@ -122,8 +122,8 @@ def process_identity(pid: int) -> str | None:
             return None
         if sys.platform == "linux":  # ticks since boot: unlike psutil's time, a clock adjustment leaves them alone
             ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-            return f"{boot_identity()}/{ticks}"
-        return f"{process.create_time():.2f}"
+            return f"{boot_identity()}/{pid}/{ticks}"
+        return f"{pid}/{process.create_time():.2f}"
     except (psutil.Error, OSError):
         return None
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxnano.config.base import dump_full
+from jaxnano.config.recipe import Recipe, recipe_id
 from research import machine
 from research.invariants import violations
 from research.ledger import FILE, Ledger, SessionBusy, SessionError, StaleFence, encode, main
@@ -276,6 +278,16 @@ def check(session, story):
 
 def test_a_session_in_order_has_no_violation(session):
     assert check(session, good_story(session)) == []
+
+
+def test_recipes_are_named_by_the_config_tree(session):
+    recipe = Recipe()
+    for subject in (recipe_id(recipe), "0123456789abcdef"):
+        session.ledger.append("proposal", subject, {"proposal": {}, "recipe": dump_full(recipe)})
+    session.ledger.append("proposal", "x", {"proposal": {}, "recipe": {"model": {"width": "wide"}}})
+    lines = list(violations(session.ledger, session.path))
+    assert lines[0] == f"event 2: proposal 0123456789abcdef holds {recipe_id(recipe)}"
+    assert lines[1].startswith("event 3: proposal x holds no valid recipe (") and len(lines) == 2
 
 
 def without(story, kind, subject):
