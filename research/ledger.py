@@ -36,8 +36,8 @@ SCHEMA_VERSION = 1
 FILE = "ledger.sqlite"
 OPEN_KINDS = frozenset({"proposal", "review"})
 LOOP_KINDS = frozenset(
-    {"session", "resume", "verdict", "decision", "attempt", "result", "ablation", "sealed", "verification", "crowned"}
-    | {"end"}
+    {"session", "resume", "verdict", "decision", "attempt", "result", "nominated", "ablation", "sealed", "verification"}
+    | {"crowned", "end"}
 )
 BUSY_TIMEOUT_S = 30.0
 
@@ -53,7 +53,7 @@ PRAGMA user_version = {SCHEMA_VERSION};
 """
 
 
-class SessionError(RuntimeError):
+class SessionError(ValueError):
     """A session that cannot be used as asked; the message is one line for the user."""
 
 

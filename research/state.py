@@ -82,6 +82,7 @@ class State:
     refusals: Counter[str] = field(default_factory=Counter)  # by rule
     accepted: set[str] = field(default_factory=set)  # recipe ids
     decisions: list[Event] = field(default_factory=list)
+    nominated: list[Event] = field(default_factory=list)
     ablations: dict[str, dict[str, Any]] = field(default_factory=dict)
     sealed: list[Event] = field(default_factory=list)
     verifications: list[Event] = field(default_factory=list)
@@ -178,6 +179,8 @@ class State:
                 self._apply_attempt(event)
             case "result":
                 self._apply_result(event)
+            case "nominated":
+                self.nominated.append(event)
             case "ablation":
                 self.ablations[subject] = body
             case "sealed":

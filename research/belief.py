@@ -1,0 +1,206 @@
+"""What the loop believes: a pure function of the ledger's state. The same prefix gives the same decision, always."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from jaxnano import preflight
+from jaxnano.config.base import validate
+from jaxnano.config.recipe import Recipe, structure_id
+from research import allocate
+from research.features import features
+from research.posterior import Candidate, Fitted, Observation, Posterior
+from research.propose import Known, Part, View, parts_of
+from research.state import FINAL, State
+from research.track import Track
+from research.trial import Trial
+
+POOL = 40  # candidates that compete for the next run
+SEEDS = 8  # common seeds 0 .. 7 of the search
+COMPILE_S, SECONDS_PER_FLOP = 8.0, 3e-12  # before anything was measured
+STRONG = 2.0  # standard deviations that make up "may still be best"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """An accepted recipe. structure: what it compiles. flops: of a step. base is number 0."""
+
+    recipe_id: str
+    name: str
+    recipe: Recipe
+    parts: tuple[Part, ...]
+    candidate: Candidate
+    lane: str
+    structure: str
+    flops: float
+
+
+@dataclass
+class Belief:
+    """Arms and posterior of one session. Keeps what it has computed of arms; nothing else is remembered."""
+
+    track: Track
+    posterior: Posterior = field(default_factory=Posterior)
+    _arms: dict[str, Arm] = field(default_factory=dict)
+
+    def arms(self, state: State) -> list[Arm]:
+        """Accepted recipes, in the order of acceptance; the base first."""
+        for recipe_id, body in state.proposals.items():
+            if recipe_id in state.accepted and recipe_id not in self._arms:
+                self._arms[recipe_id] = self._arm(recipe_id, body)
+        return [arm for arm in self._arms.values() if arm.recipe_id in state.accepted]
+
+    def _arm(self, recipe_id: str, body: dict[str, Any]) -> Arm:
+        recipe = validate(Recipe, body["recipe"])
+        proposal = body["proposal"]
+        candidate = Candidate(features(self.track.base_recipe, recipe), proposal["expected_effect"])
+        cost = preflight.preflight(recipe)
+        return Arm(recipe_id, proposal["name"], recipe, parts_of(proposal), candidate, proposal["lane"],
+                   structure_id(recipe), cost.flops_per_step)
+
+    def at(self, state: State) -> Snapshot:
+        """Everything that follows from one state."""
+        return Snapshot(self, state, self.arms(state))
+
+
+@dataclass
+class Snapshot:
+    """The belief at one state. Indices are into `arms`."""
+
+    belief: Belief
+    state: State
+    arms: list[Arm]
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Number of each arm by recipe id."""
+        return {arm.recipe_id: i for i, arm in enumerate(self.arms)}
+
+    @cached_property
+    def fitted(self) -> Fitted:
+        """The posterior given all finished and killed runs."""
+        observations, diverged = [], []
+        for trial in self.state.trials.values():
+            result, arm = trial.result, self._arm(trial.recipe_id)
+            if arm is None or result is None or trial.seed >= SEEDS:
+                continue
+            common = {"features": arm.candidate.features, "horizon": trial.horizon, "seed": trial.seed,
+                      "prior_mean": arm.candidate.prior_mean}
+            match result["outcome"]:
+                case "completed":
+                    loss = result["loss"][self.belief.track.splits.search]
+                    observations.append(Observation(loss=loss, **common))
+                case "killed" if result.get("predicted"):
+                    mean, sd = result["predicted"]
+                    observations.append(Observation(loss=mean, noise_sd=sd, **common))
+                case "diverged":
+                    diverged.append(arm.candidate.features)
+        return self.belief.posterior.fit(observations, diverged)
+
+    def _arm(self, recipe_id: str) -> Arm | None:
+        return self.arms[self.index[recipe_id]] if recipe_id in self.index else None
+
+    @cached_property
+    def effects(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of each arm's full-horizon effect, nats."""
+        mean, covariance = self.fitted.predict([arm.candidate for arm in self.arms])
+        return mean, np.sqrt(np.maximum(np.diag(covariance), 0.0))
+
+    @cached_property
+    def over(self) -> dict[str, list[Trial]]:
+        """Runs that are over, by recipe id; an interrupted one is not."""
+        found: dict[str, list[Trial]] = {}
+        for trial in self.state.trials.values():
+            if trial.outcome in FINAL:
+                found.setdefault(trial.recipe_id, []).append(Trial(trial.recipe_id, trial.horizon, trial.seed))
+        return found
+
+    @cached_property
+    def running(self) -> list[Trial]:
+        """Runs in flight."""
+        return [Trial(t.recipe_id, t.horizon, t.seed) for t in self.state.trials.values() if t.outcome == "running"]
+
+    def untried(self) -> int:
+        """Accepted arms that no run was given to yet."""
+        busy = {trial.recipe_id for trial in self.running}
+        return sum(arm.recipe_id not in self.over and arm.recipe_id not in busy for arm in self.arms)
+
+    def broken(self, recipe_id: str) -> bool:
+        """Whether a recipe failed or ran out of time: it is not tried again."""
+        outcomes = [t.outcome for t in self.state.trials.values() if t.recipe_id == recipe_id]
+        return any(outcome in ("failed", "timeout") for outcome in outcomes)
+
+    def pool(self) -> list[int]:
+        """The arms that compete: the base, those in flight, and those that may still be best."""
+        mean, sd = self.effects
+        busy = {trial.recipe_id for trial in self.running}
+        ranked = sorted(range(1, len(self.arms)), key=lambda i: -(mean[i] + STRONG * sd[i]))
+        kept = [i for i in ranked if not self.broken(self.arms[i].recipe_id)][:POOL]
+        return [0, *dict.fromkeys([*(i for i in ranked if self.arms[i].recipe_id in busy), *kept])]
+
+    def view(self, ideas: Sequence[Part] = ()) -> View:
+        """What proposers may know."""
+        mean, sd = self.effects
+        known = [Known(a.recipe_id, a.name, a.recipe, a.parts, float(m), float(s), len(self.over.get(a.recipe_id, ())))
+                 for a, m, s in zip(self.arms, mean, sd, strict=True)]
+        known.sort(key=lambda k: -k.mean)
+        return View(self.belief.track, known, frozenset(self.state.proposals), ideas, self.belief.track.epsilon)
+
+    def seconds(self, arm: Arm, horizon: float, worker: int) -> float:
+        """Predicted device-seconds of a run, compiling included where the structure is new to the worker."""
+        steps = self.belief.track.steps(arm.recipe, horizon)
+        rate, compile_s = self._rates
+        seen = {a.worker for t in self.state.trials.values() for a in t.attempts
+                if (other := self._arm(t.recipe_id)) is not None and other.structure == arm.structure}
+        share = 0.05 if worker in seen else 0.4 if seen else 1.0  # another worker's program is on disk
+        return steps * arm.flops * rate + share * compile_s + 0.3
+
+    @cached_property
+    def _rates(self) -> tuple[float, float]:
+        """Measured seconds per FLOP and seconds to compile, medians."""
+        rates, compiles = [], []
+        for trial in self.state.trials.values():
+            result, arm = trial.result, self._arm(trial.recipe_id)
+            if arm and result and result["outcome"] == "completed" and result.get("device_s"):
+                rates.append((result["device_s"] - result["compile_s"]) / (result["steps"] * arm.flops))
+                compiles += [result["compile_s"]] if result["compile_s"] > 1.0 else []
+        return (float(np.median(rates)) if rates else SECONDS_PER_FLOP,
+                float(np.median(compiles)) if compiles else COMPILE_S)
+
+    def decide(self, seed: int, worker: int, left_s: float) -> tuple[Trial, dict[str, Any]] | None:
+        """The next search run, and the body of its `decision` event; None if nothing fits into the time left.
+
+        Args: seed: the session's. worker: who will run it. left_s: seconds until the search must be over.
+        """
+        track, pool = self.belief.track, self.pool()
+        horizons = [h for h in track.horizons if self.seconds(self.arms[0], h, worker) <= left_s]
+        if not horizons or len(pool) < 2:
+            return None
+        number = {self.arms[i].recipe_id: n for n, i in enumerate(pool)}
+        runs = lambda trials: [allocate.Run(number[t.recipe_id], t.horizon, t.seed) for t in trials  # noqa: E731
+                               if t.recipe_id in number]
+        chosen = allocate.choose(
+            self.fitted, [self.arms[i].candidate for i in pool],
+            history=runs(t for trials in self.over.values() for t in trials), pending=runs(self.running),
+            horizons=horizons, max_seeds=SEEDS, epsilon=track.epsilon,
+            cost_s=np.array([[self.seconds(self.arms[i], h, worker) for h in horizons] for i in pool]),
+            rng=np.random.default_rng([seed, self.state.seq]),
+        )
+        if chosen is None:
+            return None
+        arm = self.arms[pool[chosen.action.candidate]]
+        trial = Trial(arm.recipe_id, chosen.action.horizon, chosen.action.seed)
+        mean, sd = self.effects
+        winner = self.arms[pool[chosen.winner.run.candidate]]
+        at = pool[chosen.winner.run.candidate]
+        scored = lambda s: {"trial": Trial(self.arms[pool[s.run.candidate]].recipe_id, *s.run[1:]).key,  # noqa: E731
+                            "name": self.arms[pool[s.run.candidate]].name, "eig": s.eig, "cost_s": s.cost_s}
+        why = f"{winner.name}: effect {mean[at]:+.3f} +- {sd[at]:.3f}"
+        return trial, {"purpose": chosen.purpose, "worker": worker, "left_s": left_s, "eig": chosen.winner.eig,
+                       "cost_s": chosen.winner.cost_s, "score": chosen.winner.score, "why": why,
+                       "winner": scored(chosen.winner), "runners_up": [scored(s) for s in chosen.runners_up]}

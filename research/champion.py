@@ -1,0 +1,35 @@
+"""The champion's folder: the sealed recipe, the diff a person reads, and the first verification seed's checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from jaxnano import checkpoint, data, evaluate
+from jaxnano.config.edit import diff, render
+from jaxnano.config.recipe import save
+from research.belief import Arm
+from research.session import Session
+from research.track import Track
+
+
+def crown(session: Session, track: Track, arm: Arm, trial_key: str) -> dict[str, Any]:
+    """Install a verified recipe as the champion.
+
+    Args: trial_key: the verification run whose checkpoint ships.
+    Returns: the `crowned` event's body, with the loss of the one opening of the held-out split.
+    """
+    folder = session.champion
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    save(arm.recipe, folder / "recipe.yaml")
+    change = diff(track.base_recipe, arm.recipe, arm.name)
+    lines = "\n".join(f"- `{line}`" for line in render(change).splitlines())
+    (folder / "diff.md").write_text(f"# {arm.name}\n\nAgainst the base of track {track.name}:\n\n{lines}\n")
+    shutil.copytree(session.trial_dir(trial_key) / "checkpoint", folder / "checkpoint")
+    recipe, params, about = checkpoint.load(folder / "checkpoint")
+    corpus = data.load(recipe.data)
+    windows = evaluate.eval_windows(corpus, track.splits.heldout, recipe, track.proof_tokens)
+    return {"trial": trial_key, "name": arm.name, "seed": about["seed"],
+            "heldout": evaluate.evaluate(recipe, params, windows)}

@@ -1,0 +1,125 @@
+"""The researcher: proposes, checks, runs, learns and proves, until the time is up.
+
+    python -m research.loop                     # track tiny, ten minutes
+    python -m research.loop --minutes 60 --session runs/night
+    python -m research.loop --session runs/night --resume
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from jaxnano.cli import report_errors
+from jaxnano.config.base import dump_full
+from research import machine
+from research.propose import lanes as known_lanes
+from research.scheduler import Scheduler, lanes_of
+from research.session import Session, SessionError, default_session_dir
+from research.state import fold
+from research.track import Track, load_track
+
+MINUTES = 10.0
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser("research.loop", description=__doc__.partition("\n")[0])
+    parser.add_argument("--track", default="tiny", help="a name below configs/tracks, or a YAML file")
+    parser.add_argument("--minutes", type=float, help=f"report included (default {MINUTES:g}; --resume: what was left)")
+    parser.add_argument("--max-trials", type=int, help="search runs at most")
+    parser.add_argument("--workers", type=int, help="one a core, or one a device, by default")
+    parser.add_argument("--seed", type=int, default=0, help="of the researcher's own choices")
+    parser.add_argument("--session", type=Path, help="folder; runs/TRACK-TIME by default")
+    parser.add_argument("--lanes", help=f"comma-separated, of {', '.join(known_lanes())} (all by default)")
+    parser.add_argument("--from", dest="origin", type=Path, metavar="SESSION", help="start from its champion")
+    parser.add_argument("--resume", action="store_true", help="go on with --session")
+    options = parser.parse_args(argv)
+    for name in ("minutes", "max_trials", "workers"):
+        if (value := getattr(options, name)) is not None and value <= 0:
+            raise ValueError(f"--{name.replace('_', '-')}: {value}: above 0 would do")
+    if options.resume and options.session is None:
+        raise ValueError("--resume: absent: --session SESSION names the folder to go on with")
+    return options
+
+
+def start(options: argparse.Namespace) -> tuple[Session, Track, dict[str, Any]]:
+    """A new session, locked, with its first event written."""
+    from jaxnano import data
+
+    lanes = (options.lanes or ",".join(known_lanes())).split(",")
+    lanes_of(lanes, known_lanes())
+    track = load_track(options.track)
+    places = machine.places(options.workers)
+    corpus = data.load(track.base_recipe.data)
+    session = Session.create(options.session or default_session_dir(track.name))
+    body = {"track": track.name, "contract": dump_full(track), "track_hash": track.identity,
+            "data_hash": corpus.data_hash, "seed": options.seed, "minutes": options.minutes or MINUTES,
+            "max_trials": options.max_trials, "workers": len(places), "lanes": lanes, "pid": os.getpid(),
+            "versions": machine.versions(), "argv": sys.argv[1:]}
+    session.ledger.append("session", "", body)
+    return session, track, body
+
+
+def resume(options: argparse.Namespace) -> tuple[Session, Track, dict[str, Any]]:
+    """An old session, locked, if its contract and its data are still the same."""
+    from jaxnano import data
+
+    session = Session.open(options.session, lock=True)
+    body = fold(session.ledger.events()).session
+    track = load_track(body["track"])
+    found = {"track_hash": track.identity, "data_hash": data.load(track.base_recipe.data).data_hash}
+    for name, value in found.items():
+        if value != body[name]:
+            session.close()
+            raise SessionError(f"{options.session}: {name} is {value[:12]} here, {body[name][:12]} there: "
+                               "another track or data; start a new session")
+    places = machine.places(options.workers or body["workers"])
+    session.ledger.append("resume", "", {"pid": os.getpid(), "workers": len(places)})
+    return session, track, body | {"workers": len(places)}
+
+
+def run(options: argparse.Namespace) -> int:
+    """One session from start to report."""
+    from research.execute.local import LocalExecutor
+    from research.report import write_report
+    from research.trial import WARM
+    from research.view import View
+
+    session, track, body = (resume if options.resume else start)(options)
+    state = fold(session.ledger.events())
+    minutes = options.minutes or body["minutes"]
+    spent_s = 0.0 if options.minutes or not options.resume else state.wall_s
+    places = machine.places(body["workers"])
+    limit_mb = machine.memory_bytes() / 2**20 * 0.7 / len(places)
+    with session, LocalExecutor(places, session.workers, rss_limit_mb=min(limit_mb, 3000), warm=WARM,
+                                env=machine.compile_cache()) as executor, View(sys.stdout) as view:
+        scheduler = Scheduler(session, track, executor, lanes_of(body["lanes"], known_lanes()),
+                              budget_s=60 * minutes - spent_s, max_trials=options.max_trials or body["max_trials"],
+                              on_change=view.update)
+        view.update(scheduler)
+        previous = [signal.signal(s, lambda *_: scheduler.stop()) for s in (signal.SIGINT, signal.SIGTERM)]
+        try:
+            reason = scheduler.run()
+        finally:
+            for number, handler in zip((signal.SIGINT, signal.SIGTERM), previous, strict=True):
+                signal.signal(number, handler)
+        shares = scheduler.state.shares()
+        scheduler.record("end", "", {"reason": reason, "shares": shares})
+        session.tidy()
+        write_report(session.path, scheduler.state)
+    view.close_with(scheduler, session.path)
+    return 0
+
+
+def main() -> int:
+    """The command."""
+    return run(parse())
+
+
+if __name__ == "__main__":
+    raise SystemExit(report_errors(main))

@@ -1,0 +1,202 @@
+"""From the best candidate to a record: replicate, ablate, seal, verify on fresh seeds. A pure fold of the ledger.
+
+`wanted` lists the runs the present stage still needs; when none is left, `advance` says which event comes next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxnano.config.recipe import recipe_id
+from research.belief import Arm, Snapshot
+from research.compare import alpha_for_attempt, compare
+from research.propose import Part, Proposal, try_build
+from research.trial import Trial
+
+REPLICATES = 3  # common seeds a candidate and its ablations are compared on
+FRESH = 1_000_000  # verification seeds are above this, search seeds below
+
+
+@dataclass
+class Proof:
+    """The proof of the candidate nominated last. snapshot: the belief now. nominated: the event's body."""
+
+    snapshot: Snapshot
+    recipe_id: str
+    nominated: Mapping[str, Any]
+
+    @property
+    def _state(self):
+        return self.snapshot.state
+
+    @property
+    def candidate(self) -> Arm:
+        """The nominated arm."""
+        return self._arm(self.recipe_id)
+
+    def _arm(self, recipe_id: str) -> Arm:
+        return self.snapshot.arms[self.snapshot.index[recipe_id]]
+
+    def variants(self) -> dict[str, tuple[Part, ...]]:
+        """The candidate less one part, by the part's name; where it cannot do without, the part is not ablated."""
+        parts, base = self.candidate.parts, self.snapshot.belief.track.base_recipe
+        found = {}
+        for i, part in enumerate(parts):
+            rest = parts[:i] + parts[i + 1 :]
+            if len(parts) > 1 and try_build(base, rest) is not None:
+                found[part.name] = rest
+        return found
+
+    def ablation_proposals(self) -> list[Proposal]:
+        """Variants the ledger does not know yet; they must be accepted before they can run."""
+        made = []
+        for name, parts in self.variants().items():
+            if recipe_id(self._build(parts)) not in self._state.proposals:
+                made.append(Proposal(f"{self.candidate.name} - {name}", parts, f"{name} earns its place", "ablation",
+                                     "ablation", (self.recipe_id,)))
+        return made
+
+    def _build(self, parts: tuple[Part, ...]):
+        recipe = try_build(self.snapshot.belief.track.base_recipe, parts)
+        assert recipe is not None
+        return recipe
+
+    @property
+    def final(self) -> str | None:
+        """The recipe to seal, once the ablation is settled."""
+        ablation = self._state.ablations.get(self.recipe_id)
+        return ablation["recipe_id"] if ablation and not ablation.get("trying") else None
+
+    @property
+    def sealed(self):
+        """The seal's event, if there is one for this nomination."""
+        return next((e for e in self._state.sealed if e.body["nomination"] == self.nominated["number"]), None)
+
+    @property
+    def done(self) -> bool:
+        """Whether the verification has spoken."""
+        return any(e.body["nomination"] == self.nominated["number"] for e in self._state.verifications)
+
+    def seeds(self) -> list[int]:
+        """Verification seeds: they follow from the seal itself, so nobody knew them before."""
+        assert self.sealed is not None
+        n = self.snapshot.belief.track.significance.n
+        text = f"{self.sealed.seq}:{self.sealed.time!r}:{self.sealed.subject}"
+        draws = (int.from_bytes(hashlib.sha256(f"{text}:{i}".encode()).digest()[:4]) for i in range(n))
+        return [FRESH + draw % 10**9 for draw in draws]
+
+    def contenders(self) -> dict[str, str]:
+        """What the sealed recipe is run beside: the incumbent, and the best single catalogue idea. role -> recipe id."""
+        assert self.sealed is not None
+        roles = {"incumbent": self.sealed.body["incumbent"], "candidate": self.sealed.subject}
+        single = self.sealed.body.get("best_single")
+        return roles | ({"best_single": single} if single else {})
+
+    def wanted(self) -> list[tuple[Trial, str]]:
+        """Runs of the present stage that are not over, in order, with their purpose."""
+        if self.done:
+            return []
+        if self.sealed is not None:
+            trials = [(Trial(rid, 1.0, s), "verify") for s in self.seeds() for rid in dict.fromkeys(
+                self.contenders().values())]
+        else:
+            ids = {self.snapshot.arms[0].recipe_id: "replicate", self.recipe_id: "replicate"}
+            for parts in self.variants().values():
+                variant = recipe_id(self._build(parts))
+                if variant in self.snapshot.index:
+                    ids.setdefault(variant, "ablate")
+            if trying := self._state.ablations.get(self.recipe_id, {}).get("trying"):
+                ids.setdefault(trying, "ablate")
+            trials = [(Trial(rid, 1.0, s), purpose) for s in range(REPLICATES) for rid, purpose in ids.items()]
+        over = {t for trials_ in self.snapshot.over.values() for t in trials_}
+        return [(t, purpose) for t, purpose in trials if t not in over]
+
+    def losses(self, recipe_id: str, split: str) -> dict[int, float]:
+        """Full-horizon losses of a recipe by seed."""
+        return self._state.losses(recipe_id, 1.0, split)
+
+    def settle(self) -> tuple[dict[str, Any], Proposal | None]:
+        """The `ablation` event: which parts earn their place, each compared without it on the common seeds.
+
+        Returns: the event's body, and the reduced recipe to try if parts are to go.
+        """
+        track = self.snapshot.belief.track
+        split, before = track.splits.search, self._state.ablations.get(self.recipe_id)
+        full = self.losses(self.recipe_id, split)
+        if before is not None:  # the reduced recipe has run: is it as good?
+            lost = _mean_gap(self.losses(before["trying"], split), full)
+            keep = lost is not None and lost <= track.epsilon
+            return {**before, "trying": None, "recipe_id": before["trying"] if keep else self.recipe_id,
+                    "reduced_effect": lost, "removed": before["removed"] if keep else []}, None
+        rows, removed = [], []
+        for name, parts in self.variants().items():
+            variant = recipe_id(self._build(parts))
+            gap = _mean_gap(self.losses(variant, split), full)
+            rows.append({"part": name, "recipe_id": variant, "effect": gap} | _compared(
+                self.losses(variant, split), full))
+            if gap is not None and gap < track.epsilon:
+                removed.append(name)
+        kept = tuple(p for p in self.candidate.parts if p.name not in removed)
+        body = {"rows": rows, "removed": removed, "kept": [p.name for p in kept], "recipe_id": self.recipe_id,
+                "trying": None}
+        reduced = try_build(track.base_recipe, kept) if removed and kept else None
+        if reduced is None:
+            return body | {"removed": [], "kept": [p.name for p in self.candidate.parts]}, None
+        proposal = Proposal(" + ".join(p.name for p in kept), kept, f"without {', '.join(removed)}", "ablation",
+                            "ablation", (self.recipe_id,))
+        return body | {"trying": recipe_id(reduced)}, proposal
+
+    def seal(self, incumbent: str, best_single: str | None) -> dict[str, Any]:
+        """The `sealed` event of attempt k, written before any fresh seed exists."""
+        k, rule = len(self._state.sealed) + 1, self.snapshot.belief.track.significance
+        return {"attempt": k, "alpha": alpha_for_attempt(k, rule.alpha), "n": rule.n, "incumbent": incumbent,
+                "best_single": best_single, "nomination": self.nominated["number"]}
+
+    def verify(self) -> dict[str, Any]:
+        """The `verification` event: the sealed test on the protected split, and what else is worth knowing."""
+        seal, split = self.sealed.body, self.snapshot.belief.track.splits.protected
+        roles = self.contenders()
+        candidate = self.losses(roles["candidate"], split)
+        body: dict[str, Any] = {"attempt": seal["attempt"], "alpha": seal["alpha"], "seeds": self.seeds(),
+                                "nomination": seal["nomination"], "passed": False, "comparisons": {}}
+        for role in ("incumbent", "best_single"):
+            if role in roles:
+                other = self.losses(roles[role], split)
+                body["comparisons"][role] = _compared(other, candidate, seal["attempt"])
+        body["losses"] = {role: _by_seed(self.losses(rid, split)) for role, rid in roles.items()}
+        test = body["comparisons"]["incumbent"]
+        complete = len(candidate) == seal["n"]  # a verification run that diverged fails the candidate
+        body["passed"] = bool(complete and test and test["p_value"] <= seal["alpha"] and test["effect"] > 0)
+        return body
+
+
+def _by_seed(losses: Mapping[int, float]) -> dict[str, float]:
+    return {str(seed): loss for seed, loss in losses.items()}
+
+
+def _compared(a: Mapping[int, float], b: Mapping[int, float], attempt: int = 0) -> dict[str, Any]:
+    """`compare` as plain data; empty where fewer than two seeds are common."""
+    return compare(a, b, attempt=attempt).as_dict() if len(a.keys() & b.keys()) > 1 else {}
+
+
+def _mean_gap(a: Mapping[int, float], b: Mapping[int, float]) -> float | None:
+    """Mean of a - b over common seeds: what b gains, nats. None without one, infinite never."""
+    common = sorted(a.keys() & b.keys())
+    gap = float(np.mean([a[s] - b[s] for s in common])) if common else None
+    return gap if gap is not None and math.isfinite(gap) else None
+
+
+def best_single(snapshot: Snapshot) -> str | None:
+    """The catalogue idea that does best alone: of those that finished a run at the full horizon, else of any."""
+    mean, _ = snapshot.effects
+    singles = [i for i, a in enumerate(snapshot.arms) if a.lane == "catalogue" and len(a.parts) == 1
+               and a.recipe_id in snapshot.over and not snapshot.broken(a.recipe_id)]
+    full = [i for i in singles if any(t.horizon == 1.0 for t in snapshot.over[snapshot.arms[i].recipe_id])]
+    ranked = sorted(full or singles, key=lambda i: -mean[i])
+    return snapshot.arms[ranked[0]].recipe_id if ranked else None

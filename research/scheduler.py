@@ -1,0 +1,372 @@
+"""The scheduler: gives every idle worker its next run, takes in results, and leads candidates through the proof.
+
+It owns the loop and nothing else: beliefs are a function of the ledger, and everything it does is an event first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from jaxnano.config.base import ConfigError, dump
+from jaxnano.config.recipe import Recipe, recipe_id
+from research import allocate, watch
+from research.belief import Belief, Snapshot
+from research.champion import crown
+from research.execute import Executor, Job, Message
+from research.gate import Gate, Verdict
+from research.proof import Proof, best_single
+from research.propose import Proposal, Proposer, build
+from research.session import Session, read_result
+from research.state import State, fold
+from research.track import Track
+from research.trial import TARGET, Trial
+
+UNTRIED = 24  # accepted arms without a run that the lanes keep in stock
+TRIES = 3  # attempts at a trial whose worker keeps dying
+REPORT_S = 15.0  # kept back for the champion's folder and the report
+ROUND_MINUTES = 20.0  # a longer session proves a candidate about so often
+
+
+@dataclass
+class Flight:
+    """A run in flight. cancelled: why it was told to stop; killed: its process was."""
+
+    trial: Trial
+    purpose: str
+    attempt: int
+    started_s: float
+    predicted_s: float
+    curve: list[tuple[float, float]] = field(default_factory=list)
+    messages_s: list[float] = field(default_factory=list)
+    tokens_per_s: float = 0.0
+    cancelled: watch.Verdict | None = None
+    audited: watch.Verdict | None = None
+
+
+class Scheduler:
+    """One session's loop.
+
+    Args: session: locked. lanes: proposers by name. budget_s: seconds from now until the report must be there.
+    max_trials: search runs at most, or None. on_change: called after every step, for a display.
+    """
+
+    def __init__(self, session: Session, track: Track, executor: Executor, lanes: Mapping[str, Proposer], *,
+                 budget_s: float, max_trials: int | None = None, on_change: Any = None):
+        self.session, self.track, self.executor, self.lanes = session, track, executor, lanes
+        self.state = fold(session.ledger.events())
+        self.belief, self.gate = Belief(track), Gate(track)
+        self.start_s = time.monotonic()
+        self.budget_s, self.max_trials = budget_s, max_trials
+        self.rounds = max(1, round(budget_s / 60 / ROUND_MINUTES))
+        self.first_round = len(self.state.nominated)
+        self.flights: dict[int, Flight] = {}
+        self.on_change = on_change or (lambda scheduler: None)
+        self.stopping = False
+        self._dry: set[str] = set()
+        self._snapshot: Snapshot | None = None
+        self._take_up()
+
+    # ---- the ledger
+
+    def record(self, kind: str, subject: str, body: Mapping[str, Any]) -> None:
+        """Append an event and take it into the state."""
+        self.session.ledger.append(kind, subject, body)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take in events, other processes' proposals too."""
+        before = self.state.seq
+        fold(self.session.ledger.events(since=before), self.state)
+        if self.state.seq != before:
+            self._snapshot = None
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The belief now."""
+        if self._snapshot is None:
+            self._snapshot = self.belief.at(self.state)
+        return self._snapshot
+
+    def _take_up(self) -> None:
+        """After a crash: ingest results that were written, and mark the attempts that were not finished."""
+        for arm in self.belief.arms(self.state):
+            self.gate.remember(arm.recipe)
+        for trial in list(self.state.trials.values()):
+            for attempt in trial.attempts:
+                if attempt.result is None:
+                    found = read_result(self.session.trial_dir(trial.key), attempt.number)
+                    self.record("result", trial.key, found or {
+                        "attempt": attempt.number, "outcome": "interrupted", "reason": "the loop ended"})
+        if not self.state.proposals:
+            base = Proposal("base", (), self.track.summary, "base", self.track.base)
+            self._submit(base, self.track.base_recipe, Verdict(self.track.base_recipe))
+
+    # ---- time
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the report must begin."""
+        return self.budget_s - REPORT_S - (time.monotonic() - self.start_s)
+
+    @property
+    def search_left_s(self) -> float:
+        """Seconds of search left in this round, the proof's share taken off."""
+        round_ = len(self.state.nominated) - self.first_round + 1
+        end_s = (self.budget_s - REPORT_S) * min(1.0, round_ / self.rounds)
+        return end_s - (time.monotonic() - self.start_s) - self.proof_s()
+
+    def proof_s(self) -> float:
+        """Predicted seconds from nomination to verdict for the present best."""
+        best, n = self.snapshot.view().best, self.track.significance.n
+        run_s = self.snapshot.seconds(self.snapshot.arms[0], 1.0, 0)
+        compile_s = self.snapshot._rates[1] * 0.5
+        parts = len(best.parts) if best else 0
+        runs = 3 * (parts + 2) + 3 * n + 2 * self.executor.workers
+        return (runs * run_s + (parts + 1) * compile_s) / self.executor.workers
+
+    @property
+    def searching(self) -> bool:
+        """Whether search runs may still start in this round."""
+        done = sum(e.body["purpose"] in ("search", "base") for e in self.state.decisions)
+        return not self.stopping and self.search_left_s > 0 and (self.max_trials is None or done < self.max_trials)
+
+    # ---- proposing
+
+    def stock(self) -> None:
+        """Ask the lanes, by their shares, until enough arms are untried."""
+        asked: dict[str, int] = {}
+        for body in self.state.proposals.values():
+            asked[body["proposal"]["lane"]] = asked.get(body["proposal"]["lane"], 0) + 1
+        self._dry.clear()
+        while self.snapshot.untried() < UNTRIED and (open_ := [n for n in self.lanes if n not in self._dry]):
+            lane = allocate.next_lane(allocate.share(open_, self._rewards()), asked)
+            asked[lane] = asked.get(lane, 0) + 1
+            proposal = self.lanes[lane].propose(self.snapshot.view(), np.random.default_rng(
+                [self.state.session["seed"], self.state.seq]))
+            if proposal is None:
+                self._dry.add(lane)
+            else:
+                self.consider(proposal)
+
+    def consider(self, proposal: Proposal) -> Verdict:
+        """Judge a proposal and write down both."""
+        try:
+            recipe = build(self.track.base_recipe, proposal.parts)
+        except ConfigError as error:
+            verdict = Verdict(None, error.problems)
+            self.record("verdict", "", verdict.as_dict() | {"proposal": proposal.as_dict()})
+            return verdict
+        verdict = self.gate.judge(recipe)
+        self._submit(proposal, recipe, verdict)
+        return verdict
+
+    def _submit(self, proposal: Proposal, recipe: Recipe, verdict: Verdict) -> None:
+        self.record("proposal", recipe_id(recipe), {"proposal": proposal.as_dict(), "recipe": dump(recipe)})
+        self.record("verdict", recipe_id(recipe), verdict.as_dict())
+        if verdict.recipe is not None:
+            self.gate.remember(verdict.recipe)
+
+    def _rewards(self) -> list[allocate.Reward]:
+        """What each finished run added to the best effect so far, by lane, in the order of the ledger."""
+        best, rewards = 0.0, []
+        base = self.snapshot.arms[0].recipe_id
+        for trial in self.state.trials.values():
+            lane = self.state.proposals.get(trial.recipe_id, {}).get("proposal", {}).get("lane")
+            level = self.state.losses(base, trial.horizon, self.track.splits.search).get(trial.seed)
+            if trial.loss and level is not None and lane in self.lanes:
+                effect = level - trial.loss[self.track.splits.search]
+                rewards.append(allocate.Reward(lane, max(0.0, effect - best), trial.result["device_s"] or 1.0))
+                best = max(best, effect)
+        return rewards
+
+    # ---- running
+
+    def run(self) -> str:
+        """Until the time is up, nothing is left to do, or `stopping`. Returns: why it ended."""
+        while True:
+            self.refresh()
+            idle = [w for w in range(self.executor.workers) if w not in self.flights]
+            for worker in idle if not self.stopping else ():
+                if (job := self._assignment(worker)) is not None:
+                    self._dispatch(worker, *job)
+            if not self.flights and (self.stopping or self._assignment(0) is None):
+                return "stopped" if self.stopping else "finished"
+            if self.searching:
+                self.stock()
+            for message in self.executor.poll(0.25):
+                self._handle(message)
+            self._watch()
+            self.on_change(self)
+
+    def stop(self) -> None:
+        """Start nothing more and let go of what runs; it is marked as interrupted."""
+        self.stopping = True
+        for flight in self.flights.values():
+            self._result(flight, {"outcome": "interrupted", "reason": "stopped by the user"})
+        self.flights.clear()
+
+    def _assignment(self, worker: int) -> tuple[Trial, dict[str, Any]] | None:
+        """The next run for a worker and its decision; events that need no run are written on the way."""
+        if self.searching and (proof := self._proof()) is None:
+            if self.snapshot.untried() == 0:
+                self.stock()
+            decision = self.snapshot.decide(self.state.session["seed"], worker, self.search_left_s + 5.0)
+            if decision is not None or self.flights:
+                return decision
+        elif (proof := self._proof()) is None and self.flights and self.search_left_s > -30:
+            return None  # the last search runs are still worth waiting for
+        proof = self._proof() or self._nominate()
+        while proof is not None:
+            wanted = [w for w in proof.wanted() if w[0] not in self._in_flight()]
+            if wanted:
+                trial, purpose = wanted[0]
+                return trial, {"purpose": purpose, "worker": worker, "why": f"proof of {proof.candidate.name}"}
+            if proof.wanted():
+                return self._filler(worker)
+            proof = self._advance(proof)
+        return None
+
+    def _in_flight(self) -> set[Trial]:
+        return {flight.trial for flight in self.flights.values()}
+
+    def _filler(self, worker: int) -> tuple[Trial, dict[str, Any]] | None:
+        """A short search run for a worker that would only wait for the proof's last runs."""
+        ends_s = max((f.started_s + f.predicted_s for f in self.flights.values()), default=0.0) - time.monotonic()
+        return self.snapshot.decide(self.state.session["seed"], worker, ends_s) if ends_s > 1.0 else None
+
+    def _dispatch(self, worker: int, trial: Trial, decision: dict[str, Any]) -> None:
+        arm = self.snapshot.arms[self.snapshot.index[trial.recipe_id]]
+        predicted_s = self.snapshot.seconds(arm, trial.horizon, worker)
+        known = self.state.trials.get(trial.key)
+        attempt = len(known.attempts) + 1 if known else 1
+        verify = decision["purpose"] == "verify"
+        splits = {self.track.splits.search: self.track.eval_tokens}
+        if verify:
+            splits = {self.track.splits.protected: self.track.proof_tokens} | splits
+        folder = self.session.trial_dir(trial.key)
+        shipped = verify and (proof := self._proof()) and trial == Trial(proof.sealed.subject, 1.0, proof.seeds()[0])
+        self.record("decision", trial.key, decision)
+        self.record("attempt", trial.key, {
+            "attempt": attempt, "worker": worker, "pid": self.executor.pid(worker), **trial._asdict(),
+            "purpose": decision["purpose"], "splits": splits, "steps": self.track.steps(arm.recipe, trial.horizon)})
+        self.executor.submit(worker, Job(id=trial.key, attempt=attempt, dir=str(folder), target=TARGET, args={
+            "recipe": dump(arm.recipe), "total_steps": self.track.steps(arm.recipe, trial.horizon),
+            "seed": trial.seed, "splits": splits, "data_hash": self.state.session["data_hash"],
+            "checkpoint": str(folder / "checkpoint") if shipped else None}))
+        self.flights[worker] = Flight(trial, decision["purpose"], attempt, time.monotonic(), predicted_s)
+
+    def _handle(self, message: Message) -> None:
+        flight = self.flights.get(message.worker)
+        if flight is None or (message.id, message.attempt) != (flight.trial.key, flight.attempt):
+            return
+        if message.kind == "progress":
+            now, loss = time.monotonic(), message.body["loss"]
+            flight.curve.append((message.body["progress"], float("nan") if loss is None else loss))
+            flight.messages_s.append(now)
+            flight.tokens_per_s = message.body["tokens_per_s"] or 0.0
+            return
+        if message.kind in ("result", "died"):
+            del self.flights[message.worker]
+            self._result(flight, message.body if message.kind == "result" else self._death(flight, message))
+
+    def _death(self, flight: Flight, message: Message) -> dict[str, Any]:
+        if flight.cancelled is not None:
+            return {"outcome": "timeout", "reason": flight.cancelled.reason}
+        outcome = "interrupted" if flight.attempt < TRIES else "failed"
+        return {"outcome": outcome, "reason": message.body["reason"]}
+
+    def _result(self, flight: Flight, result: Mapping[str, Any]) -> None:
+        body = dict(result) | {"attempt": flight.attempt}
+        if flight.cancelled is not None and body["outcome"] == "killed":
+            verdict = flight.cancelled
+            body["outcome"] = "diverged" if verdict.kind in ("nan", "diverged") else "killed"
+            body |= {"reason": f"{verdict.kind}: {verdict.reason}", "curve": flight.curve,
+                     "predicted": [verdict.final_mean, verdict.final_sd] if verdict.final_sd else None}
+        if flight.audited is not None:
+            body["audit"] = {"predicted": [flight.audited.final_mean, flight.audited.final_sd]}
+        self.record("result", flight.trial.key, body)
+
+    def _watch(self) -> None:
+        for worker, flight in self.flights.items():
+            if flight.cancelled is not None:
+                continue
+            running = watch.Running(flight.curve, flight.started_s, flight.predicted_s, flight.messages_s)
+            proof = flight.purpose not in ("search", "finish_killed")
+            references = [] if proof else self._references(flight.trial)
+            verdict = watch.watch(running, references, time.monotonic())
+            if verdict.kind == "ok" or flight.audited is not None:
+                continue
+            if verdict.kind == "hopeless" and watch.is_audited(flight.trial.key):
+                flight.audited = verdict
+                continue
+            flight.cancelled = verdict
+            if verdict.kind in ("stalled", "timeout"):
+                self.executor.kill(worker)
+            else:
+                self.executor.cancel(worker, verdict.reason)
+
+    def _references(self, trial: Trial) -> list[watch.Reference]:
+        return [watch.Reference(t.result["curve"], t.loss[self.track.splits.search])
+                for t in self.state.trials.values()
+                if t.loss and (t.horizon, t.seed) == (trial.horizon, trial.seed) and t.result]
+
+    # ---- proving
+
+    def _proof(self) -> Proof | None:
+        """The proof under way."""
+        if not self.state.nominated:
+            return None
+        event = self.state.nominated[-1]
+        proof = Proof(self.snapshot, event.subject, event.body)
+        return None if proof.done else proof
+
+    def _nominate(self) -> Proof | None:
+        """Name the recipe to prove, if one is worth it and there is time; None ends the session."""
+        best = self.snapshot.view().best
+        tried = {e.subject for e in self.state.nominated}
+        enough = best is not None and best.mean > self.track.epsilon and best.recipe_id not in tried
+        rounds_left = len(self.state.nominated) - self.first_round < self.rounds
+        if self.stopping or not enough or not rounds_left:
+            return None
+        self.record("nominated", best.recipe_id, {"number": len(self.state.nominated) + 1, "mean": best.mean,
+                                                  "sd": best.sd, "parts": [p.name for p in best.parts]})
+        for proposal in (proof := self._proof()).ablation_proposals():
+            self.consider(proposal)
+        return self._proof() or proof
+
+    def _advance(self, proof: Proof) -> Proof | None:
+        """Write the event that the finished stage leads to."""
+        if proof.final is None:
+            body, reduced = proof.settle()
+            if reduced is not None and body["trying"] not in self.state.proposals:
+                self.consider(reduced)
+            if body["trying"] and body["trying"] not in self.state.accepted:
+                body |= {"trying": None, "removed": []}
+            self.record("ablation", proof.recipe_id, body)
+        elif proof.sealed is None:
+            incumbent = self.state.champion or self.snapshot.arms[0].recipe_id
+            self.record("sealed", proof.final, proof.seal(incumbent, best_single(self.snapshot)))
+        else:
+            body = proof.verify()
+            self.record("verification", proof.sealed.subject, body)
+            if body["passed"]:
+                arm = self.snapshot.arms[self.snapshot.index[proof.sealed.subject]]
+                first = Trial(proof.sealed.subject, 1.0, proof.seeds()[0])
+                self.record("crowned", arm.recipe_id, crown(self.session, self.track, arm, first.key))
+        return self._proof()
+
+
+def lanes_of(names: Sequence[str], known: Mapping[str, Proposer]) -> dict[str, Proposer]:
+    """The lanes asked for, by name. Raises: ValueError that lists what there is."""
+    for name in names:
+        if name not in known:
+            raise ValueError(f"--lanes: {name!r}: no such lane; {', '.join(known)} would do")
+    return {name: known[name] for name in names}
+
+
+__all__ = ["Flight", "Scheduler", "State", "lanes_of"]
