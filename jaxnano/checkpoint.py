@@ -7,11 +7,16 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
+from jaxnano import sharding
 from jaxnano.config.base import ConfigError, Problem, dump, validate
 from jaxnano.config.recipe import Recipe, hypers
+from jaxnano.model.specs import specs
 from jaxnano.train import TrainState, program
+
+FOLDER = "checkpoint"  # inside the folder that `jaxnano.train --out` names
 
 _policies = ocp.training.preservation_policies
 
@@ -20,22 +25,36 @@ class Checkpoints:
     """A folder of checkpoints by step, written while training goes on; keeps the latest and the best.
 
     recipe, seed, total_steps, data_hash: recorded beside the state, and compared when it is restored.
+    mesh: where a restored state is to lie; it may have been saved from another one.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, seed: int, total_steps: int, data_hash: str):
+    def __init__(self, folder: Path, recipe: Recipe, seed: int, total_steps: int, data_hash: str,
+                 mesh: Mesh | None = None):
         self.about = {"recipe": dump(recipe), "seed": seed, "total_steps": total_steps, "data_hash": data_hash}
-        self.recipe, self.total_steps = recipe, total_steps
-        best = _policies.BestN(get_metric_fn=lambda m: m["loss"], reverse=True, n=1)
+        self.recipe, self.mesh = recipe, mesh
+        best = _policies.BestN(get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=1,
+                               keep_checkpoints_without_metrics=False)
         self._checkpointer = ocp.training.Checkpointer(
             folder.resolve(),
             preservation_policy=_policies.AnyPreservationPolicy([_policies.LatestN(1), best]),
             custom_metadata=self.about,
+            cleanup_tmp_directories=True,  # what a killed run left half-written
         )
 
-    def save(self, state: TrainState, iterator_state: Any, loss: float) -> None:
-        """Write in the background. iterator_state: the data iterator's JSON. loss: decides which is best, in nats."""
+    @property
+    def latest_step(self) -> int | None:
+        """The step of the newest checkpoint, or None."""
+        latest = self._checkpointer.latest
+        return None if latest is None else latest.step
+
+    def save(self, state: TrainState, iterator_state: Any, loss: float | None) -> None:
+        """Write in the background; one save waits for the one before.
+
+        Args: iterator_state: the data iterator's JSON. loss: in nats, decides which is best; None: never the best.
+        """
         self._checkpointer.save_checkpointables_async(
-            int(state.step), {"state": state, "data": iterator_state}, metrics={"loss": loss}, overwrite=True
+            int(state.step), {"state": state, "data": iterator_state}, force=True,
+            metrics=None if loss is None else {"loss": loss},
         )
 
     def restore(self) -> tuple[TrainState, Any] | None:
@@ -45,11 +64,13 @@ class Checkpoints:
         """
         if self._checkpointer.latest is None:
             return None
-        found = _about(self._checkpointer.directory)
-        for name, value in self.about.items():
-            if found[name] != value:
-                raise ConfigError([Problem(name, value, f"the checkpoint was made with {found[name]}")])
-        loaded = self._checkpointer.load_checkpointables(None, {"state": _abstract(self.recipe), "data": None})
+        found = self._checkpointer.root_metadata().custom_metadata or {}
+        problems = [Problem(name, value, f"the checkpoint was made with {found.get(name)}")
+                    for name, value in self.about.items() if found.get(name) != value]
+        if problems:
+            raise ConfigError(problems)
+        loaded = self._checkpointer.load_checkpointables(
+            None, {"state": _abstract(self.recipe, self.mesh), "data": None})
         return loaded["state"], loaded["data"]
 
     def close(self) -> None:
@@ -57,27 +78,38 @@ class Checkpoints:
         self._checkpointer.close()
 
 
+def recorded(folder: str | Path) -> dict[str, Any] | None:
+    """What was recorded beside the checkpoints in `folder`: recipe, seed, total_steps, data_hash; None without any."""
+    folder = Path(folder).resolve()
+    if not folder.is_dir():
+        return None
+    with ocp.training.Checkpointer(folder) as checkpointer:
+        return None if checkpointer.latest is None else checkpointer.root_metadata().custom_metadata
+
+
 def load(folder: str | Path) -> tuple[Recipe, dict[str, jax.Array], dict[str, Any]]:
-    """Open a checkpoint folder.
+    """Open a folder of checkpoints, or a run's folder that holds one, at the latest step.
 
     Returns: the recipe, the parameters to evaluate, and what was recorded: seed, total_steps, data_hash.
     Raises: ConfigError if there is no checkpoint.
     """
-    folder = Path(folder).resolve()
-    if not folder.is_dir():
-        raise ConfigError([Problem("checkpoint", str(folder), "no such folder; --out of jaxnano.train makes one")])
-    checkpointer = ocp.training.Checkpointer(folder)
-    if checkpointer.latest is None:
-        raise ConfigError([Problem("checkpoint", str(folder), "holds no checkpoint")])
-    about = _about(folder)
+    given = Path(folder).resolve()
+    folder = given / FOLDER if (given / FOLDER).is_dir() else given
+    about = recorded(folder)
+    if about is None:
+        reason = "holds no checkpoint" if given.is_dir() else "no such folder"
+        raise ConfigError([Problem("checkpoint", str(given), f"{reason}; --out of jaxnano.train makes one")])
     recipe = validate(Recipe, about["recipe"], str(folder))
-    state = checkpointer.load_checkpointables(None, {"state": _abstract(recipe)})["state"]
+    with ocp.training.Checkpointer(folder) as checkpointer:
+        state = checkpointer.load_checkpointables(None, {"state": _abstract(recipe, None)})["state"]
     return recipe, program(recipe).params(state, hypers(recipe, about["total_steps"])), about
 
 
-def _about(folder: Any) -> dict[str, Any]:
-    return ocp.training.Checkpointer(folder).root_metadata().custom_metadata
-
-
-def _abstract(recipe: Recipe) -> TrainState:
-    return jax.eval_shape(program(recipe).init, np.uint32(0), hypers(recipe, 1))
+def _abstract(recipe: Recipe, mesh: Mesh | None) -> TrainState:
+    """Shapes of a train state, and where its parts are to lie."""
+    shapes = jax.eval_shape(program(recipe).init, np.uint32(0), hypers(recipe, 1))
+    if mesh is None:
+        places = jax.tree.map(lambda _: SingleDeviceSharding(jax.local_devices()[0]), shapes)
+    else:
+        places = sharding.state_sharding(shapes, specs(recipe), mesh)
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 
+class Failure(Exception):
+    """What went wrong through nobody's input, in one line: a run that diverged, say."""
+
+
 def report_errors(main: Callable[[], int]) -> int:
-    """Run a command: exit code 2 and one line for bad input, 1 and one line for what the machine refuses."""
+    """Run a command: exit code 2 and one line for bad input, 1 and one line for a failure or a refusing machine."""
     try:
         return main()
     except ValueError as error:  # ConfigError and every other refusal of a value
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Failure as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except OSError as error:
         print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+
+
+def positive(text: str) -> int:
+    """An option's value that counts something, for `type=` of an argument."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
 
 
 class Output:
@@ -42,12 +57,16 @@ class Output:
 
 def _human(name: str, value: Any) -> str:
     match value:
-        case bool() | str() | None:
-            return str(value)
+        case None:
+            return "unknown"
+        case bool():
+            return "yes" if value else "no"
         case int() if name.endswith("bytes"):
             return f"{value / 2**20:,.1f} MiB"
         case int():
             return f"{value:,}"
+        case float() if abs(value) >= 1e15:
+            return f"{value:.4g}"
         case float():
-            return f"{value:,.4g}"
+            return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return str(value)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnano import sharding
 from jaxnano.config.recipe import Recipe, at, hypers, structure_id
 from jaxnano.data import Corpus, eval_batches
 from jaxnano.model import gpt
@@ -18,7 +19,10 @@ EVAL_TOKENS = 1 << 16  # bytes (or tokens) of a split that decide its loss
 
 
 def eval_windows(corpus: Corpus, split: str, recipe: Recipe, tokens: int = EVAL_TOKENS) -> np.ndarray:
-    """Windows [n, B, L+1] of about `tokens` tokens, evenly spaced over the split."""
+    """Windows [n, B, L+1] of about `tokens` tokens, evenly spaced over the split; at least one batch.
+
+    Raises: ValueError if the split is shorter than one batch.
+    """
     data = recipe.data
     most = corpus.tokens(split).size // (data.length + 1)
     batches = max(1, min(tokens // data.length, most) // data.batch)
@@ -27,16 +31,18 @@ def eval_windows(corpus: Corpus, split: str, recipe: Recipe, tokens: int = EVAL_
 
 def evaluate(recipe: Recipe, params: gpt.Params, windows_NxBxM: np.ndarray) -> float:
     """Mean cross entropy in nats per token. params: what the optimizer evaluates (`eval_params`)."""
-    values = hypers(recipe, 1)
-    return float(_compiled(Structure(structure_id(recipe), None, 1, recipe))(params, windows_NxBxM, values))
+    structure = Structure(structure_id(recipe), sharding.mesh_of(params), 1, recipe)
+    return float(_compiled(structure)(params, windows_NxBxM, hypers(recipe, 1)))
 
 
 @lru_cache(maxsize=8)
 def _compiled(structure: Structure) -> Any:
-    recipe = structure.recipe
+    recipe, mesh = structure.recipe, structure.mesh
 
     def mean_loss(params: gpt.Params, windows_NxBxM: jax.Array, values: Any) -> jax.Array:
         cfg = at(recipe, values, 1.0)
-        return jnp.mean(jax.lax.map(lambda batch: gpt.loss(params, batch, cfg)[1]["loss"], windows_NxBxM))
+        with sharding.within(mesh):
+            return jnp.mean(jax.lax.map(lambda batch: gpt.loss(params, batch, cfg)[1]["loss"], windows_NxBxM))
 
-    return jax.jit(mean_loss)
+    places = {} if mesh is None else {"in_shardings": (None, jax.NamedSharding(mesh, sharding.BATCH), None)}
+    return jax.jit(mean_loss, **places)

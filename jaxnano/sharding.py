@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, use_abstract_mesh
 
 from jaxnano.model.specs import Table
 
@@ -30,19 +31,52 @@ def make_mesh(data: int = 0, fsdp: int = 1, tensor: int = 1) -> Mesh:
     Raises: ValueError if the axes do not multiply to the number of devices.
     """
     count = jax.device_count()
-    data = data or count // (fsdp * tensor)
-    if data * fsdp * tensor != count:
-        would = max(1, count // (fsdp * tensor))
-        raise ValueError(f"mesh: {data} x {fsdp} x {tensor} is not the {count} device(s) there are; "
-                         f"data {would} would do" if would * fsdp * tensor == count else
-                         f"mesh: {data} x {fsdp} x {tensor} is not the {count} device(s) there are; 1 x {count} x 1 would do")
-    return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3)
+    sizes = (data or max(1, count // (fsdp * tensor)), fsdp, tensor)
+    if math.prod(sizes) != count:
+        rest, left = divmod(count, fsdp * tensor)
+        would = (1, count, 1) if left else (rest, fsdp, tensor)
+        given, right = (",".join(f"{n}={s}" for n, s in zip(AXES, shape, strict=True)) for shape in (sizes, would))
+        raise ValueError(f"mesh: {given}: the sizes multiply to the {count} device(s) there are; {right} would do")
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def parse_mesh(text: str | None) -> Mesh | None:
+    """The mesh of "data=2,fsdp=4"; without text all devices share the batch, and one device needs no mesh.
+
+    Raises: ValueError for an axis there is not, a size that is no number, or sizes that do not fit the devices.
+    """
+    if text is None:
+        return make_mesh() if jax.device_count() > 1 else None
+    sizes = {}
+    for part in text.split(","):
+        name, _, size = part.partition("=")
+        if name not in AXES or not size.isdigit() or int(size) < 1:
+            raise ValueError(f"mesh: {part!r}: written as data=2,fsdp=4 with axes {', '.join(AXES)}")
+        sizes[name] = int(size)
+    return make_mesh(**sizes)
+
+
+def within(mesh: Mesh | None) -> AbstractContextManager[Any]:
+    """Inside a traced function: tells kernels, which the compiler cannot split, what to split themselves over."""
+    return nullcontext() if mesh is None else use_abstract_mesh(mesh.abstract_mesh)
+
+
+def mesh_of(params: dict[str, jax.Array]) -> Mesh | None:
+    """The mesh that parameters lie on, or None on one device."""
+    place = next(iter(params.values())).sharding
+    return place.mesh if isinstance(place, NamedSharding) and place.mesh.size > 1 else None  # type: ignore[return-value]
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """How many devices have rows of a batch to themselves."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def partition(axes: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """Where an array with these axes goes; a dimension that a mesh axis does not divide stays whole."""
     rule = next(spec for pattern, spec in RULES if re.fullmatch(pattern, axes))
-    names = [name if name is None or size % mesh.shape[name] == 0 else None for name, size in zip(rule, shape, strict=False)]
+    pairs = zip(rule, shape, strict=False)
+    names = [name if name is None or size % mesh.shape[name] == 0 else None for name, size in pairs]
     return PartitionSpec(*names)
 
 

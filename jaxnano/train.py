@@ -1,6 +1,8 @@
 """The training step and the run around it.
 
     python -m jaxnano.train --config configs/gpt2-tiny.yaml --steps 400 --out runs/first
+
+The command itself, with its files, progress bar and signals, is in `run.py`.
 """
 
 from __future__ import annotations
@@ -61,7 +63,8 @@ def train_step(recipe: Recipe, state: TrainState, batch_BxM: jax.Array, values: 
     if accumulate == 1:
         (_, metrics), grads = grad(params, batch_BxM, cfg)
     else:
-        pieces = batch_BxM.reshape(accumulate, -1, batch_BxM.shape[1])
+        # Piece i takes every accumulate-th row, so that each piece lies on all devices, as the batch does.
+        pieces = batch_BxM.reshape(-1, accumulate, batch_BxM.shape[1]).swapaxes(0, 1)
 
         def add(total: Any, piece: jax.Array) -> Any:
             (_, metrics), grads = grad(params, piece, cfg)
@@ -104,7 +107,14 @@ class Program(NamedTuple):
 
 
 def program(recipe: Recipe, mesh: Mesh | None = None, accumulate: int = 1) -> Program:
-    """The compiled program of a recipe's structure; an edit of traced values finds the one that is there."""
+    """The compiled program of a recipe's structure; an edit of traced values finds the one that is there.
+
+    Raises: ValueError if the batch does not divide into `accumulate` pieces over the mesh.
+    """
+    rows = accumulate * (1 if mesh is None else sharding.batch_shards(mesh))
+    if recipe.data.batch % rows:
+        raise ValueError(f"data.batch: {recipe.data.batch} rows are not divisible by {accumulate} piece(s) on "
+                         f"{rows // accumulate} device(s); a multiple of {rows} would do")
     return _program(Structure(structure_id(recipe), mesh, accumulate, recipe))
 
 
@@ -116,36 +126,44 @@ def _program(structure: Structure) -> Program:
         return init_state(recipe, seed, values)
 
     def steps(state: TrainState, batches: jax.Array, count: jax.Array, values: Any) -> Any:
-        return train_steps(recipe, state, batches, count, values, accumulate)
+        with sharding.within(mesh):
+            return train_steps(recipe, state, batches, count, values, accumulate)
 
     def eval_params(state: TrainState, values: Any) -> gpt.Params:
         return optimizer_at(recipe, values["total_steps"], values)[1].eval_params(state.optimizer)
 
-    places: Any = None
+    first: Any = {}
+    places: Any = {}
     if mesh is not None:
-        example = jax.eval_shape(init, np.uint32(0), hypers(recipe, 1))
-        state = sharding.state_sharding(example, specs(recipe), mesh)
-        places = {"in_shardings": (state, NamedSharding(mesh, sharding.BATCH), None, None), "out_shardings": (state, None)}
-        return Program(jax.jit(init, out_shardings=state), jax.jit(steps, donate_argnums=0, **places), jax.jit(eval_params))
-    return Program(jax.jit(init), jax.jit(steps, donate_argnums=0), jax.jit(eval_params))
+        state = sharding.state_sharding(jax.eval_shape(init, np.uint32(0), hypers(recipe, 1)), specs(recipe), mesh)
+        batch = NamedSharding(mesh, sharding.BATCH)
+        first = {"out_shardings": state}
+        places = {"in_shardings": (state, batch, None, None), "out_shardings": (state, None)}
+    return Program(jax.jit(init, **first), jax.jit(steps, donate_argnums=0, **places), jax.jit(eval_params))
 
 
 class Progress(NamedTuple):
-    """After a call: steps done, that call's losses in nats, seconds since the run began, and the state itself."""
+    """After a call: steps done, that call's losses in nats, seconds since the run began, and the newest state.
+
+    settled: whether `state` is of this very step, and not of the call that runs meanwhile.
+    """
 
     step: int
     losses: np.ndarray
     elapsed_s: float
     state: TrainState
+    settled: bool
 
 
 def run(
     recipe: Recipe, total_steps: int, seed: int, batches: Iterator[np.ndarray], *,
     mesh: Mesh | None = None, accumulate: int = 1, state: TrainState | None = None,
+    settle: Callable[[int], bool] = lambda step: False,
 ) -> Iterator[Progress]:
     """Train to `total_steps`, yielding after every call; losses are fetched one call late, so the device never waits.
 
-    Args: batches: [STEPS_PER_CALL, B, L+1] a call. state: where to go on; fresh if None.
+    Args: batches: [STEPS_PER_CALL, B, L+1] a call. state: where to go on; fresh if None. settle: asked after every
+    call, with the steps done, whether to wait for it, so that state and losses belong together; the last one does.
     """
     start = time.monotonic()
     values, compiled = hypers(recipe, total_steps), program(recipe, mesh, accumulate)
@@ -157,7 +175,15 @@ def run(
         state, losses = compiled.steps(state, next(batches), np.int32(count), values)
         step += count
         if late is not None:
-            yield Progress(late[0], np.asarray(late[1])[: late[2]], time.monotonic() - start, state)
+            yield Progress(late[0], np.asarray(late[1])[: late[2]], time.monotonic() - start, state, False)
         late = (step, losses, count)
-    if late is not None:
-        yield Progress(late[0], np.asarray(late[1])[: late[2]], time.monotonic() - start, state)
+        if step == total_steps or settle(step):
+            yield Progress(step, np.asarray(losses)[:count], time.monotonic() - start, state, True)
+            late = None
+
+
+if __name__ == "__main__":
+    from jaxnano.cli import report_errors
+    from jaxnano.run import main
+
+    raise SystemExit(report_errors(main))

@@ -1,0 +1,282 @@
+"""The training command around `train.run`: files, progress bar, evaluation, checkpoints, signals."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jaxnano import data, sharding, train
+from jaxnano.checkpoint import FOLDER, Checkpoints, recorded
+from jaxnano.cli import Failure, Output, positive
+from jaxnano.config.base import validate
+from jaxnano.config.recipe import Recipe, hypers, load, save
+from jaxnano.device import peak_flops, use_compile_cache
+from jaxnano.evaluate import eval_windows, evaluate
+from jaxnano.preflight import preflight
+
+SPLIT = "search"
+SAVES, LEAST_STEPS = 10, 100  # checkpoints a run, and steps between them, unless --save-every says otherwise
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run. eval_every, save_every: in steps, 0 is only at the end. out: folder of its files, or None."""
+
+    recipe: Recipe
+    steps: int
+    seed: int = 0
+    out: Path | None = None
+    mesh: Mesh | None = None
+    accumulate: int = 1
+    eval_every: int = 0
+    save_every: int = 0
+
+    def pauses(self, step: int) -> bool:
+        """Whether to evaluate or save after this step, which ends a call."""
+        return self.evaluates(step) or self._reaches(self.save_every, step)
+
+    def evaluates(self, step: int) -> bool:
+        """Whether to evaluate after this step."""
+        return step == self.steps or self._reaches(self.eval_every, step)
+
+    def _reaches(self, every: int, step: int) -> bool:
+        return every > 0 and step // every > (step - train.STEPS_PER_CALL) // every
+
+
+class Journal:
+    """DIR/metrics.jsonl: one object a line. Continues where the checkpoint does, and forgets what came after it."""
+
+    def __init__(self, folder: Path | None, step: int):
+        self._file, self.elapsed_s = None, 0.0
+        if folder is None:
+            return
+        path = folder / "metrics.jsonl"
+        kept = [row for row in _rows(path) if row["step"] <= step] if path.exists() else []
+        self.elapsed_s = kept[-1]["elapsed_s"] if kept else 0.0
+        rewritten = path.with_suffix(".tmp")
+        rewritten.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        rewritten.rename(path)
+        self._file = path.open("a")
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        """Append rows; they are with the operating system when this returns."""
+        if self._file:
+            self._file.write("".join(json.dumps(row) + "\n" for row in rows))
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file:
+            self._file.close()
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a journal; a last one that was cut short is no row."""
+    for line in path.read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return
+
+
+class Stopwatch:
+    """Tokens per second between calls; the first call compiles, and is no measure."""
+
+    def __init__(self, job: Job):
+        cost, device = preflight(job.recipe, job.accumulate), jax.local_devices()[0]
+        peak = peak_flops(device.device_kind)
+        self._tokens = cost.tokens_per_step
+        self._mfu_per_rate = peak and cost.model_flops_per_token / (peak * jax.device_count())
+        self._since, self.rates = time.monotonic(), []
+
+    def lap(self, steps: int) -> float:
+        """Tokens per second of the steps since the last lap or `skip`."""
+        rate = steps * self._tokens / (time.monotonic() - self._since)
+        self.rates.append(rate)
+        self.skip()
+        return rate
+
+    def skip(self) -> None:
+        """Do not count the time that has passed."""
+        self._since = time.monotonic()
+
+    def usual(self) -> float | None:
+        """Median rate, without the first call."""
+        return statistics.median(self.rates[1:] or self.rates) if self.rates else None
+
+    def mfu(self, rate: float | None) -> float | None:
+        """Share of the device's bfloat16 peak that the model's FLOPs are, where the peak is known."""
+        return rate and self._mfu_per_rate and rate * self._mfu_per_rate
+
+
+def fit(job: Job, console: Console | None = None, resume: bool = False) -> dict[str, Any]:
+    """Train, evaluate and save.
+
+    Args: resume: go on from the folder's latest checkpoint, if there is one.
+    Returns: a summary; `stopped_by` is the number of the signal that ended it early, or None.
+    Raises: ValueError for a folder or an option that does not fit; Failure if the loss is not finite.
+    """
+    corpus = data.load(job.recipe.data)
+    windows = eval_windows(corpus, SPLIT, job.recipe)
+    batches = data.train_batches(corpus, job.recipe.data.batch, job.recipe.data.length, train.seeds(job.seed)[1],
+                                 train.STEPS_PER_CALL)
+    compiled = train.program(job.recipe, job.mesh, job.accumulate)
+    checkpoints, state = _open(job, corpus.data_hash, batches, resume)
+    journal = Journal(job.out, 0 if state is None else int(state.step))
+    watch, losses, search_loss, step = Stopwatch(job), np.full(1, np.nan), None, 0 if state is None else int(state.step)
+
+    def measure(state: train.TrainState) -> float:
+        return evaluate(job.recipe, compiled.params(state, hypers(job.recipe, job.steps)), windows)
+
+    with _signals() as stop, _bar(console, job, step) as show:
+        calls = train.run(job.recipe, job.steps, job.seed, batches, mesh=job.mesh, accumulate=job.accumulate,
+                          state=state, settle=lambda step: job.pauses(step) or bool(stop))
+        for call in calls:
+            losses, state, step, elapsed_s = call.losses, call.state, call.step, journal.elapsed_s + call.elapsed_s
+            rate = watch.lap(losses.size)
+            _check(losses, step, job.steps)
+            journal.write([{"step": step - losses.size + 1 + i, "loss": float(loss), "tokens_per_s": rate,
+                            "elapsed_s": elapsed_s} for i, loss in enumerate(losses)])
+            show(step, float(losses.mean()), rate, watch.mfu(rate))
+            if not call.settled:
+                continue
+            search_loss = measure(state) if job.evaluates(step) else None
+            if search_loss is not None:
+                journal.write([{"step": step, f"{SPLIT}_loss": search_loss, "elapsed_s": elapsed_s}])
+            if checkpoints:
+                checkpoints.save(state, batches.get_state(), search_loss)
+            if stop:
+                break
+            watch.skip()
+    journal.close()
+    if checkpoints:
+        checkpoints.close()
+    if search_loss is None and step == job.steps:  # the run had ended before this process began
+        search_loss = measure(state)
+    return {"steps": step, "loss": float(losses.mean()), f"{SPLIT}_loss": search_loss, "tokens_per_s": watch.usual(),
+            "mfu": watch.mfu(watch.usual()), "out": job.out and str(job.out), "stopped_by": stop[0] if stop else None}
+
+
+def _open(job: Job, data_hash: str, batches: grain.DatasetIterator, resume: bool) -> Any:
+    """The folder's checkpoints and the state in them, with `batches` set to what follows; (None, None) without one."""
+    if job.out is None:
+        return None, None
+    checkpoints = Checkpoints(job.out / FOLDER, job.recipe, job.seed, job.steps, data_hash, job.mesh)
+    if checkpoints.latest_step is not None and not resume:
+        raise ValueError(f"--out: {job.out}: holds a checkpoint at step {checkpoints.latest_step}; --resume goes on "
+                         "from it, another folder starts anew")
+    save(job.recipe, job.out / "recipe.yaml")
+    restored = checkpoints.restore()
+    if restored is None:
+        return checkpoints, None
+    batches.set_state(restored[1])
+    return checkpoints, restored[0]
+
+
+def _check(losses: np.ndarray, step: int, steps: int) -> None:
+    bad = np.flatnonzero(~np.isfinite(losses))
+    if bad.size:
+        raise Failure(f"loss: {losses[bad[0]]} at step {step - losses.size + 1 + bad[0]} of {steps}: the run diverged; "
+                      "a lower learning rate or a longer warm-up would do")
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGTERM and Ctrl-C, for the loop to end after the call that runs; a second Ctrl-C ends at once."""
+    stop: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # a notebook's worker: signals are not ours
+        yield stop
+        return
+
+    def note(number: int, _: Any) -> None:
+        stop.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _bar(console: Console | None, job: Job, step: int) -> Iterator[Any]:
+    """A progress bar; yields show(step, loss, tokens_per_s, mfu)."""
+    columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"),
+               TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=console is None) as progress:
+        task = progress.add_task("compiling", total=job.steps, completed=step)
+
+        def show(step: int, loss: float, tokens_per_s: float, mfu: float | None) -> None:
+            share = "" if mfu is None else f"  MFU {mfu:.1%}"
+            progress.update(task, completed=step, description=f"loss {loss:.4f}  {tokens_per_s:,.0f} tokens/s{share}")
+
+        yield show
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command. Exit code 0 at the end of the run, 128 + n when signal n ended it early."""
+    options = _parser().parse_args(argv)
+    use_compile_cache()
+    job = _job(options)
+    summary = fit(job, Console(stderr=True), options.resume)
+    Output(options.json).table("run", {k: v for k, v in summary.items() if v is not None and not _nan(v)})
+    return 128 + summary["stopped_by"] if summary["stopped_by"] else 0
+
+
+def _nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _job(options: argparse.Namespace) -> Job:
+    """The run that is asked for; what is left out is the checkpoint's, if one is resumed."""
+    out = options.out and Path(options.out)
+    if options.resume and out is None:
+        raise ValueError("--resume: without a folder: --out DIR names the one to go on in")
+    about = recorded(out / FOLDER) if options.resume else None
+    if options.config is not None:
+        recipe = load(options.config, tuple(options.set))
+    elif about is not None:
+        recipe = validate(Recipe, about["recipe"], str(out))
+    else:
+        raise ValueError("--config: missing: configs/gpt2-tiny.yaml would do; only --resume of a checkpoint needs none")
+    about = about or {"total_steps": 400, "seed": 0}
+    steps = about["total_steps"] if options.steps is None else options.steps
+    return Job(
+        recipe, steps, about["seed"] if options.seed is None else options.seed, out, sharding.parse_mesh(options.mesh),
+        options.accumulate, options.eval_every, options.save_every or max(LEAST_STEPS, steps // SAVES),
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("jaxnano.train", description="Train a recipe.")
+    parser.add_argument("--config", help="recipe in YAML; with --resume the checkpoint's is the default")
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="change the recipe")
+    parser.add_argument("--steps", type=positive, help="length of the run, to which schedules scale (400)")
+    parser.add_argument("--seed", type=int, help="of initial values and data order (0)")
+    parser.add_argument("--out", metavar="DIR", help="folder for recipe.yaml, metrics.jsonl and checkpoint/")
+    parser.add_argument("--resume", action="store_true", help="go on from the latest checkpoint in DIR, if there is one")
+    parser.add_argument("--accumulate", type=positive, default=1, metavar="K", help="pieces a batch is taken in")
+    parser.add_argument("--mesh", metavar="AXES", help="data=2,fsdp=4,tensor=1: how devices share batch and weights")
+    parser.add_argument("--eval-every", type=positive, default=0, metavar="N", help=f"steps between {SPLIT} losses")
+    parser.add_argument("--save-every", type=positive, default=0, metavar="N", help="steps between checkpoints")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    return parser

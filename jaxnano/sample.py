@@ -1,0 +1,108 @@
+"""Text from a checkpoint.
+
+    python -m jaxnano.sample runs/first --prompt "def " --tokens 200
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnano.checkpoint import load
+from jaxnano.cli import positive, report_errors
+from jaxnano.config.base import ConfigError, Problem
+from jaxnano.config.recipe import Recipe, at, hypers, structure_id
+from jaxnano.device import use_compile_cache
+from jaxnano.model import gpt
+from jaxnano.train import Structure
+
+START = 0  # the byte that stands before every document of the corpus
+
+
+def sample(recipe: Recipe, params: gpt.Params, prompt: np.ndarray, tokens: int, seed: int = 0,
+           temperature: float = 1.0, top_k: int = 0) -> np.ndarray:
+    """Continue a prompt, one token a step, with keys and values kept.
+
+    The model has seen `data.length` positions. Once they are full it reads the last half of the text again, as if it
+    began there, and goes on: that is right for every position signal, learned ones included.
+
+    Args: params: what the optimizer evaluates. prompt: tokens [P]; empty: the start of a document. temperature: 0
+    takes the likeliest token. top_k: draw from the k likeliest alone, 0 from all.
+    Returns: the continuation [tokens].
+    Raises: ValueError for a temperature or top_k below 0.
+    """
+    if temperature < 0 or top_k < 0:
+        raise ValueError(f"temperature {temperature:g}, top_k {top_k}: neither may be below 0")
+    text = np.asarray(prompt, np.int32) if len(prompt) else np.full(1, START, np.int32)
+    length, key, made = recipe.data.length, jax.random.key(seed), 0
+    settings = {"temperature": np.float32(temperature), "top_k": np.int32(top_k or recipe.model.vocab)}
+    compiled = _compiled(Structure(structure_id(recipe), None, 1, recipe))
+    while made < tokens:
+        seen = text if len(text) < length else text[-max(1, length // 2):]
+        key, now = jax.random.split(key)
+        count = min(tokens - made, length + 1 - len(seen))
+        new = np.asarray(compiled(params, seen[None], np.int32(count), now, hypers(recipe, 1), settings))[:count]
+        text, made = np.concatenate([text, new]), made + count
+    return text[len(text) - made:]
+
+
+@lru_cache(maxsize=4)
+def _compiled(structure: Structure) -> Any:
+    recipe = structure.recipe
+    length = recipe.data.length
+
+    @jax.jit
+    def fill(params: gpt.Params, text_1xP: jax.Array, count: jax.Array, key: jax.Array, values: Any, settings: Any):
+        """Read P tokens at once, then write `count` (traced) one by one. Returns: [length + 1 - P], zeros past count."""
+        cfg = at(recipe, values, 1.0)
+        logits_1xPxV, cache = gpt.logits(params, text_1xP, cfg, gpt.empty_cache(recipe, 1, length))
+        keys = jax.random.split(key, length + 1 - text_1xP.shape[1])
+        written = jnp.zeros(len(keys), jnp.int32).at[0].set(draw(keys[0], logits_1xPxV[0, -1], settings))
+
+        def write(i: jax.Array, carry: Any) -> Any:
+            written, cache = carry
+            logits_1x1xV, cache = gpt.logits(params, written[i - 1][None, None], cfg, cache)
+            return written.at[i].set(draw(keys[i], logits_1x1xV[0, 0], settings)), cache
+
+        return jax.lax.fori_loop(1, count, write, (written, cache))[0]
+
+    return fill
+
+
+def draw(key: jax.Array, logits_V: jax.Array, settings: Any) -> jax.Array:
+    """One token, int32. settings: temperature (0: the likeliest) and top_k (1 to V), both traced."""
+    least_kept = jnp.sort(logits_V)[logits_V.size - jnp.clip(settings["top_k"], 1, logits_V.size)]
+    kept_V = jnp.where(logits_V >= least_kept, logits_V, -jnp.inf)
+    cold = settings["temperature"] == 0
+    drawn = jax.random.categorical(key, kept_V / jnp.where(cold, 1.0, settings["temperature"]))
+    return jnp.where(cold, jnp.argmax(logits_V), drawn).astype(jnp.int32)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser("jaxnano.sample", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("checkpoint", help="folder of `jaxnano.train --out`, or its checkpoint/")
+    parser.add_argument("--prompt", default="", help="text to continue; none: the start of a document")
+    parser.add_argument("--tokens", type=positive, default=256, metavar="N")
+    parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0 takes the likeliest token (0.8)")
+    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest; 0: from all (0)")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(argv)
+    use_compile_cache()
+    recipe, params, _ = load(options.checkpoint)
+    if recipe.data.kind != "embedded":
+        raise ConfigError([Problem("data.kind", recipe.data.kind, "text in and out needs a model of bytes: embedded")])
+    prompt = np.frombuffer(options.prompt.encode(), np.uint8)
+    new = sample(recipe, params, prompt, options.tokens, options.seed, options.temperature, options.top_k)
+    print(options.prompt + new.clip(0, 255).astype(np.uint8).tobytes().decode("utf-8", "replace"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(report_errors(main))
