@@ -8,10 +8,13 @@ from __future__ import annotations
 import argparse
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
 
-from jaxnano.cli import Output, report_errors
+import jax
+
+from jaxnano.cli import Output, positive, report_errors
 from jaxnano.config.recipe import Recipe, load
+from jaxnano.device import device_bytes
+from jaxnano.model.head import CHUNK_LOGITS
 from jaxnano.model.specs import Table, parameter_count, specs
 from jaxnano.optim.build import cost, members
 from jaxnano.optim.readout import tail_ema_flops, tail_ema_state_floats
@@ -48,8 +51,11 @@ class Cost:
         return self.parameter_bytes + self.optimizer_bytes + self.gradient_bytes + self.activation_bytes
 
 
-def preflight(recipe: Recipe, accumulate: int = 1) -> Cost:
-    """The cost of a recipe, from its parameter table alone. accumulate: pieces a batch is taken in."""
+def preflight(recipe: Recipe, accumulate: int = 1, platform: str = "gpu") -> Cost:
+    """The cost of a recipe, from its parameter table alone.
+
+    Args: accumulate: pieces a batch is taken in. platform: cpu, gpu or tpu; decides dtype and attention kernel.
+    """
     table = specs(recipe)
     flops, state = _optimizer_cost(recipe, table)
     parameters = parameter_count(table)
@@ -60,8 +66,8 @@ def preflight(recipe: Recipe, accumulate: int = 1) -> Cost:
         tokens_per_step=recipe.data.batch * recipe.data.length,
         parameter_bytes=4 * parameters,
         optimizer_bytes=4 * state,
-        gradient_bytes=4 * parameters,
-        activation_bytes=_activation_bytes(recipe, accumulate),
+        gradient_bytes=4 * parameters * (1 if accumulate == 1 else 2),
+        activation_bytes=_activation_bytes(recipe, accumulate, platform),
     )
 
 
@@ -92,39 +98,52 @@ def _optimizer_cost(recipe: Recipe, table: Table) -> tuple[float, int]:
     return flops, state
 
 
-def _activation_bytes(recipe: Recipe, accumulate: int) -> int:
-    """What the backward pass keeps, roughly: per block the norms', attention's and FFN's inputs, and the logits."""
-    m, size = recipe.model, 4 if recipe.train.dtype == "float32" else 2
-    tokens = recipe.data.batch * recipe.data.length // accumulate
-    attention = 2 * m.width + (2 * m.attention.heads + 2 * m.kv_heads) * m.head_dim
-    ffn = 2 * m.width + (3 if m.ffn.kind == "glu" else 2) * m.ffn_width
-    kept = m.width if recipe.train.remat else attention + ffn
-    logits = min(tokens * m.vocab, 1 << 28) * 4 * 3
-    return tokens * (m.depth * kept + 4 * m.width) * size + logits
+def _activation_bytes(recipe: Recipe, accumulate: int, platform: str) -> int:
+    """What the backward pass keeps, roughly: the inputs of every matmul, norm and activation of every block.
+
+    Scores count where no fused kernel makes them again going back. With remat one block is held, and all streams.
+    """
+    m, length = recipe.model, recipe.data.length
+    narrow = recipe.train.dtype == "bfloat16" or (recipe.train.dtype == "auto" and platform != "cpu")
+    fused = platform != "cpu" and narrow and m.attention.softcap is None and m.position.kind != "alibi"
+    size = 2 if narrow else 4
+    norms = 3 if m.norm.placement == "pre" else 5
+    projections = (m.attention.heads + m.kv_heads) * m.head_dim * (4 if m.attention.qk_norm else 3)
+    arrays = 5 if m.ffn.kind == "glu" else 4 if m.ffn.activation.kind == "gelu" else 3
+    hidden = arrays * m.ffn_width
+    blocks = []
+    for block in range(m.depth):
+        scores = 0 if fused else 2 * m.attention.heads * (m.window(block, length) or length)
+        attention = 0 if block in m.attention.dropped else norms * m.width + projections + scores
+        blocks.append(attention + (0 if block in m.ffn.dropped else norms * m.width + hidden))
+    kept = sum(blocks) if not recipe.train.remat else m.depth * m.width + max(blocks)
+    tokens = recipe.data.batch * length // accumulate
+    logits = 4 * 3 * min(tokens * m.vocab, max(CHUNK_LOGITS, length * m.vocab))
+    return tokens * (kept + 4 * m.width) * size + logits
 
 
-def device_bytes() -> int | None:
-    """Memory of one device, where it can be known."""
-    import jax
-    import psutil
-
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return stats.get("bytes_limit") or psutil.virtual_memory().total
+def least_accumulate(recipe: Recipe, room: int, platform: str) -> int | None:
+    """The fewest pieces a batch must be taken in to fit into `room` bytes, or None if one row is too many."""
+    divisors = (k for k in range(1, recipe.data.batch + 1) if recipe.data.batch % k == 0)
+    return next((k for k in divisors if preflight(recipe, k, platform).total_bytes <= room), None)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command."""
-    parser = argparse.ArgumentParser("jaxnano.preflight", description=__doc__.partition("\n")[0])
+    """The command. Exit code 0 if a step fits into the device's memory, 1 if not."""
+    parser = argparse.ArgumentParser("jaxnano.preflight", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("config")
-    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE")
-    parser.add_argument("--accumulate", type=int, default=1, help="pieces a batch is taken in")
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="change the recipe")
+    parser.add_argument("--accumulate", type=positive, default=1, metavar="K", help="pieces a batch is taken in")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(argv)
-    found = preflight(load(options.config, tuple(options.set)), options.accumulate)
-    room = device_bytes()
-    rows: dict[str, Any] = {**asdict(found), "flops_per_step": found.flops_per_step, "total_bytes": found.total_bytes,
-                            "device_bytes": room, "fits": room is None or found.total_bytes <= room}
-    Output(options.json).table("preflight", rows)
+    recipe, platform, room = load(options.config, tuple(options.set)), jax.default_backend(), device_bytes()
+    found = preflight(recipe, options.accumulate, platform)
+    rows = asdict(found) | {
+        "flops_per_step": found.flops_per_step, "flops_per_token": found.flops_per_token,
+        "total_bytes": found.total_bytes, "device_bytes": room, "fits": found.total_bytes <= room,
+        "fits_with_accumulate": least_accumulate(recipe, room, platform),
+    }
+    Output(options.json).table(f"preflight of {options.config}", rows)
     return 0 if rows["fits"] else 1
 
 

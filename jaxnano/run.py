@@ -273,7 +273,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=positive, help="length of the run, to which schedules scale (400)")
     parser.add_argument("--seed", type=int, help="of initial values and data order (0)")
     parser.add_argument("--out", metavar="DIR", help="folder for recipe.yaml, metrics.jsonl and checkpoint/")
-    parser.add_argument("--resume", action="store_true", help="go on from the latest checkpoint in DIR, if there is one")
+    parser.add_argument("--resume", action="store_true", help="go on from the latest checkpoint in DIR, if any")
     parser.add_argument("--accumulate", type=positive, default=1, metavar="K", help="pieces a batch is taken in")
     parser.add_argument("--mesh", metavar="AXES", help="data=2,fsdp=4,tensor=1: how devices share batch and weights")
     parser.add_argument("--eval-every", type=positive, default=0, metavar="N", help=f"steps between {SPLIT} losses")

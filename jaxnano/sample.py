@@ -59,7 +59,7 @@ def _compiled(structure: Structure) -> Any:
 
     @jax.jit
     def fill(params: gpt.Params, text_1xP: jax.Array, count: jax.Array, key: jax.Array, values: Any, settings: Any):
-        """Read P tokens at once, then write `count` (traced) one by one. Returns: [length + 1 - P], zeros past count."""
+        """Read P tokens at once, then write `count` one by one. Returns: [length + 1 - P], zeros past count."""
         cfg = at(recipe, values, 1.0)
         logits_1xPxV, cache = gpt.logits(params, text_1xP, cfg, gpt.empty_cache(recipe, 1, length))
         keys = jax.random.split(key, length + 1 - text_1xP.shape[1])
