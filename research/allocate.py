@@ -1,13 +1,17 @@
 """Which training run is worth the next device-second, and which lane is asked for the next proposals.
 
-A run is worth its expected information gain (EIG, nats) about the *value* of the best candidate at the full horizon, per
-predicted device-second. Two candidates of equal value leave nothing to learn, so ties cost nothing; and the value is only
-wanted to within epsilon. A function of its arguments and its random generator: a decision can be replayed.
-Source: max-value entropy search, Wang & Jegelka 2017, arXiv:1703.01968; here from joint samples instead of Gumbel fits.
+A run is scored by its expected information gain (EIG) about the *value* of the best candidate at the full horizon,
+averaged geometrically with what it is expected to add to the recommended candidate's value, per predicted
+device-second. Two candidates of equal value leave nothing to learn, so ties cost nothing; differences below epsilon
+do not matter. EIG alone goes on measuring the base against a champion that nothing can overtake any more; expected
+improvement alone is blind to what only two runs together can show. A function of its arguments and its random
+generator: a decision can be replayed. Source: max-value entropy search, Wang & Jegelka 2017, arXiv:1703.01968; here
+from joint samples instead of Gumbel fits.
 
 Legend: S samples, C candidates, A actions, Q quantile bins.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -32,15 +36,18 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True)
 class Scored:
-    """A possible run with its EIG (nats), its price (device-seconds, the base's run included in a new cell), and their ratio."""
+    """A possible run: its EIG (nats), the expected improvement of the recommendation (nats of loss), and its price
+    (device-seconds, the base's run included in a new cell)."""
 
     run: Run
     eig: float
+    improvement: float
     cost_s: float
 
     @property
     def score(self) -> float:
-        return self.eig / self.cost_s
+        """Geometric mean of the two gains, per device-second."""
+        return math.sqrt(self.eig * self.improvement) / self.cost_s
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,8 @@ class Decision:
     """The run to start now, why, and what else there was.
 
     action: the run to start: the winner, or the base's run that its cell still lacks (then `purpose` is "base").
-    winner: the best run, with the EIG and cost of the pair where the cell is new. runners_up: the next best, best first.
+    winner: the best run, with the EIG and cost of the pair where the cell is new. runners_up: the next best, best
+    first.
     """
 
     action: Run
@@ -75,13 +83,23 @@ def within_bins(key_S: np.ndarray, outcomes_SxA: np.ndarray) -> np.ndarray:
     return np.stack([outcomes_SxA[row].var(0, ddof=1) for row in order_QxK])
 
 
-def gains(fitted: Fitted, candidates: Sequence[Candidate], actions: Sequence[Run], epsilon: float, rng) -> np.ndarray:
-    """EIG (nats) of each action about how much the best candidate is worth beyond the one that would be recommended now.
+@dataclass(frozen=True)
+class Outlook:
+    """What each action's outcome has to do with the candidates' full-horizon values, which are mean + lower @ normal.
 
-    h(y) - E h(y | that value), y Gaussian within a quantile bin of it. A run's outcome y is a linear function of all the
-    candidates' values, whose variance within a bin comes from samples, plus a remainder (level of the cell, effects of
-    horizon and seed, noise) whose variance is exact: samples of y itself were too noisy to be divided by small costs.
+    slope: of the outcome on those normals. remainder: the outcome's variance beside them (level of the cell, effects of
+    horizon and seed, noise). shift: of the candidates' means, per standard deviation of the outcome.
     """
+
+    mean_C: np.ndarray
+    lower_CxC: np.ndarray
+    slope_CxA: np.ndarray
+    remainder_A: np.ndarray
+    shift_CxA: np.ndarray
+
+
+def outlook(fitted: Fitted, candidates: Sequence[Candidate], actions: Sequence[Run]) -> Outlook:
+    """Joint distribution of the actions' outcomes and the candidates' values."""
     chosen = [candidates[a.candidate] for a in actions]
     horizons, seeds = [a.horizon for a in actions], [a.seed for a in actions]
     outcomes = rows([c.features for c in chosen], horizons, seeds, [c.prior_mean for c in chosen])
@@ -89,21 +107,46 @@ def gains(fitted: Fitted, candidates: Sequence[Candidate], actions: Sequence[Run
     white_nxA = fitted.whiten(fitted.outcome_covariance(fitted.runs, outcomes))
     cross_nxC = fitted.cross(values)
     white_nxC = fitted.whiten(cross_nxC)
-    lower_CxC = factor(fitted.effect_covariance(values, values) - white_nxC.T @ white_nxC)
-    shared_CxA = fitted.effect_covariance(values, outcomes) - white_nxC.T @ white_nxA
+    prior_CxC = fitted.effect_covariance(values, values)
+    lower_CxC = factor(prior_CxC - white_nxC.T @ white_nxC)
+    # a priori a run shares f alone with the full-horizon values: its g is independent of f
+    shared_CxA = prior_CxC[:, [a.candidate for a in actions]] - white_nxC.T @ white_nxA
     slope_CxA = solve_triangular(lower_CxC, shared_CxA, lower=True, check_finite=False)
-    outcome_A = fitted.outcome_variance(outcomes) - (white_nxA**2).sum(0)
-    remainder_A = np.maximum(outcome_A - (slope_CxA**2).sum(0), 0.5 * fitted.hypers.noise**2)
-
-    normal_SxC = rng.standard_normal((SAMPLES, len(candidates)))
+    noise = fitted.hypers.noise**2
+    variance_A = np.maximum(fitted.outcome_variance(outcomes) - (white_nxA**2).sum(0), noise)
+    remainder_A = np.maximum(variance_A - (slope_CxA**2).sum(0), 0.5 * noise)
     mean_C = fitted.config.trust * values.prior + fitted.alpha_n @ cross_nxC
-    values_SxC = mean_C + normal_SxC @ lower_CxC.T
-    beyond_S = values_SxC.max(1) - values_SxC[:, int(np.argmax(mean_C))] + epsilon * rng.standard_normal(SAMPLES)
-    explained_SxA = normal_SxC @ slope_CxA
+    return Outlook(mean_C, lower_CxC, slope_CxA, remainder_A, shared_CxA / np.sqrt(variance_A))
+
+
+def information(view: Outlook, epsilon: float, rng: np.random.Generator) -> np.ndarray:
+    """EIG (nats) of each action about the best candidate's value, wanted to within epsilon: h(y) - E h(y | best).
+
+    y is taken as Gaussian within a quantile bin of the best value. What of y goes by the candidates' values is
+    sampled; the rest of its variance is exact: samples of all of y were too noisy to be divided by small costs.
+    """
+    normal_SxC = rng.standard_normal((SAMPLES, len(view.mean_C)))
+    best_S = (view.mean_C + normal_SxC @ view.lower_CxC.T).max(1) + epsilon * rng.standard_normal(SAMPLES)
+    explained_SxA = normal_SxC @ view.slope_CxA
     total_A = explained_SxA.var(0, ddof=1)
-    gain_A = 0.5 * np.log(total_A + remainder_A) - 0.5 * np.log(within_bins(beyond_S, explained_SxA) + remainder_A).mean(0)
-    bias_A = 0.5 * BINS / SAMPLES * (total_A / (total_A + remainder_A)) ** 2  # E log of a bin's variance is too low
-    return np.maximum(gain_A - bias_A, 0.0)
+    within_QxA = within_bins(best_S, explained_SxA) + view.remainder_A
+    # the logarithm of a variance estimated from a bin's few samples is too low on average
+    bias_A = 0.5 * BINS / SAMPLES * (total_A / (total_A + view.remainder_A)) ** 2
+    return np.maximum(0.5 * (np.log(total_A + view.remainder_A) - np.log(within_QxA).mean(0)) - bias_A, 0.0)
+
+
+def improvement(view: Outlook, epsilon: float) -> np.ndarray:
+    """Expected rise (nats) of the recommended mean once each action's outcome is known: the knowledge gradient.
+
+    Another candidate must be ahead by epsilon to be recommended instead, so that what cannot matter is worth
+    nothing. Exact up to Gauss-Hermite quadrature. Source: Frazier, Powell & Dayanik 2009.
+    """
+    recommended = int(np.argmax(view.mean_C))
+    start_C = view.mean_C - epsilon
+    start_C[recommended] += epsilon
+    nodes, weights = np.polynomial.hermite_e.hermegauss(31)
+    best_ZxA = np.stack([(start_C[:, None] + z * view.shift_CxA).max(0) for z in nodes])
+    return np.maximum(weights @ best_ZxA / weights.sum() - start_C[recommended], 0.0)
 
 
 def choose(
@@ -133,32 +176,36 @@ def choose(
     """
     cost_s = np.asarray(cost_s, float)
     if cost_s.shape != (len(candidates), len(horizons)) or not (np.isfinite(cost_s).all() and (cost_s > 0).all()):
-        raise ValueError(f"costs need shape {(len(candidates), len(horizons))} and positive seconds, got {cost_s.shape}")
+        raise ValueError(
+            f"costs need shape {(len(candidates), len(horizons))} and positive seconds, got {cost_s.shape}"
+        )
     taken = {*history, *pending}
     actions = open_runs(len(candidates), base, taken, horizons, max_seeds)
     if not actions:
         return None
+    column = {h: j for j, h in enumerate(horizons)}
     cells = {(a.horizon, a.seed) for a in actions}
     bare = sorted(cell for cell in cells if Run(base, *cell) not in taken)
     # the base's run fixes a new cell's level and says next to nothing of any value: assume it, and charge for it
     assumed = [*sorted(pending), *(Run(base, *cell) for cell in bare)]
-    foreseen = fitted.condition([candidates[r.candidate] for r in assumed], [r.horizon for r in assumed], [r.seed for r in assumed])
-    eig_A = gains(foreseen, candidates, actions, epsilon, rng)
+    foreseen = fitted.condition(
+        [candidates[r.candidate] for r in assumed], [r.horizon for r in assumed], [r.seed for r in assumed]
+    )
+    view = outlook(foreseen, candidates, actions)
+    eig_A, improvement_A = information(view, epsilon, rng), improvement(view, epsilon)
     survival_C = 1.0 - np.array([fitted.p_diverge(c.features) for c in candidates])
-    column = {h: j for j, h in enumerate(horizons)}
-    scored = [
-        Scored(
-            a,
-            float(eig * survival_C[a.candidate]),
-            float(cost_s[a.candidate, column[a.horizon]] + ((a.horizon, a.seed) in bare) * cost_s[base, column[a.horizon]]),
-        )
-        for a, eig in zip(actions, eig_A, strict=True)
-    ]
+    scored = []
+    for action, eig, better in zip(actions, eig_A, improvement_A, strict=True):
+        survival, j = survival_C[action.candidate], column[action.horizon]
+        price_s = cost_s[action.candidate, j] + (cost_s[base, j] if (action.horizon, action.seed) in bare else 0.0)
+        scored.append(Scored(action, float(eig * survival), float(better * survival), float(price_s)))
     scored.sort(key=lambda s: (-s.score, s.cost_s, s.run))
     winner = scored[0]
-    first = Run(base, winner.run.horizon, winner.run.seed)
-    is_new = (winner.run.horizon, winner.run.seed) in bare
-    return Decision(first if is_new else winner.run, "base" if is_new else "search", winner, tuple(scored[1 : runners_up + 1]))
+    cell = winner.run.horizon, winner.run.seed
+    rest = tuple(scored[1 : runners_up + 1])
+    if cell in bare:
+        return Decision(Run(base, *cell), "base", winner, rest)
+    return Decision(winner.run, "search", winner, rest)
 
 
 def recommend(fitted: Fitted, candidates: Sequence[Candidate], caution: float = 0.0) -> int:
@@ -193,9 +240,9 @@ def share(lanes: Sequence[str], rewards: Sequence[Reward], exploration: float = 
         # two typical runs at the overall rate are what a lane is credited with before it has done anything
         rate = (sum(r.gain for r in own) + 2 * typical_s * overall) / (sum(r.device_s for r in own) + 2 * typical_s)
         bounds.append(rate + overall * np.sqrt(np.log1p(len(rewards)) / (len(own) + 1)))
-    total = sum(bounds)
-    bandit = [b / total if total > 0 else 1.0 / len(lanes) for b in bounds]
-    return {lane: float(exploration / len(lanes) + (1 - exploration) * b) for lane, b in zip(lanes, bandit, strict=True)}
+    total, even = sum(bounds), 1.0 / len(lanes)
+    bandit = [b / total if total > 0 else even for b in bounds]
+    return {lane: float(exploration * even + (1 - exploration) * b) for lane, b in zip(lanes, bandit, strict=True)}
 
 
 def next_lane(shares: Mapping[str, float], asked: Mapping[str, int]) -> str:

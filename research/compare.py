@@ -16,9 +16,10 @@ ALTERNATIVES = ("greater", "two-sided", "less")
 class Comparison:
     """How much better b is than a.
 
-    effect, interval: nats; the interval is two-sided at `level`, whatever the alternative. p_value: of no effect against the
-    alternative. p_adjusted: for the family (Bonferroni) and the attempt. paired_sd: of the per-seed differences;
-    unpaired_sd: what it would be were the seeds not shared; correlation: of a and b over seeds (0 where b or a is constant).
+    effect, interval: nats; the interval is two-sided at `level`, whatever the alternative. p_value: of no effect
+    against the alternative. p_adjusted: for the family (Bonferroni) and the attempt. paired_sd: of the per-seed
+    differences; unpaired_sd: what it would be were the seeds not shared; correlation: of a and b over seeds (0 where
+    b or a is constant).
     """
 
     effect: float
@@ -77,7 +78,9 @@ def compare(
     sd_a, sd_b, paired_sd = (float(x.std(ddof=1)) for x in (losses_a, losses_b, difference))
     resolution = 1e-12 * max(float(np.abs(losses_a).max()), float(np.abs(losses_b).max()))
     if max(sd_a, sd_b) <= resolution or (paired_sd <= resolution < abs(effect)):
-        raise ValueError(f"{n} seeds give differences without variance ({effect:g} nats): the seed did not reach the runs")
+        raise ValueError(
+            f"{n} seeds give differences without variance ({effect:g} nats): the seed did not reach the runs"
+        )
     if paired_sd <= resolution:
         interval, p_value = (0.0, 0.0), 1.0
     else:
@@ -128,7 +131,9 @@ def detectable(sd: float, n: int, alpha: float, power: float = 0.8) -> float:
     Raises: ValueError for n < 2, a negative sd, or alpha >= power.
     """
     if n < 2 or not (np.isfinite(sd) and sd >= 0) or not 0 < alpha < power < 1:
-        raise ValueError(f"need n >= 2, sd >= 0, 0 < alpha < power < 1; got n={n}, sd={sd}, alpha={alpha}, power={power}")
+        raise ValueError(
+            f"need n >= 2, sd >= 0, 0 < alpha < power < 1; got n={n}, sd={sd}, alpha={alpha}, power={power}"
+        )
     critical = float(stats.t.isf(alpha, n - 1))
 
     def excess(shift: float) -> float:
@@ -136,4 +141,5 @@ def detectable(sd: float, n: int, alpha: float, power: float = 0.8) -> float:
         chi = np.sqrt(stats.chi2.ppf((np.arange(4000) + 0.5) / 4000, n - 1) / (n - 1))
         return float(np.mean(stats.norm.sf(critical * chi - shift))) - power
 
-    return float(optimize.brentq(excess, 0.0, 100.0 * (1.0 + critical))) * sd / np.sqrt(n)
+    found = optimize.root_scalar(excess, bracket=(0.0, 100.0 * (1.0 + critical)), method="brentq")
+    return float(found.root) * sd / float(np.sqrt(n))

@@ -1,10 +1,9 @@
 """Which edits make training diverge: a noisy-or over edits, each with its own Beta posterior."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-
-import numpy as np
 
 from research.kernel import Features
 
@@ -38,7 +37,7 @@ class Divergence:
         other = features.get(path, BASE)
         if isinstance(value, str) or isinstance(other, str):
             return float(value == other)
-        return float(np.exp(-0.5 * ((value - other) / self.length) ** 2))
+        return math.exp(-0.5 * ((value - other) / self.length) ** 2)
 
     def _rate(self, path: str, value, blames) -> float:
         """Posterior mean probability that this edit makes a run diverge."""
@@ -49,7 +48,7 @@ class Divergence:
 
     def _share(self, features: Features, blames) -> dict[str, float]:
         rates = {path: self._rate(path, value, blames) for path, value in ((BASE, BASE), *features.items())}
-        total = 1.0 - np.prod([1.0 - r for r in rates.values()])
+        total = 1.0 - math.prod(1.0 - r for r in rates.values())
         return {path: rate / max(total, 1e-12) for path, rate in rates.items()}
 
     def probability(self, features: Features) -> float:
@@ -57,4 +56,4 @@ class Divergence:
         if not self.diverged:
             return 0.0
         rates = [self._rate(path, value, self.blames) for path, value in ((BASE, BASE), *features.items())]
-        return float(1.0 - np.prod([1.0 - r for r in rates]))
+        return 1.0 - math.prod(1.0 - r for r in rates)

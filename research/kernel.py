@@ -2,11 +2,12 @@
 
 Legend: U recipes on the left, W on the right; n, m rows (runs), each naming one recipe.
 
-A recipe is {path: value} over the leaves it changes; the base is {}. A number is the signed displacement from the base's
-value (from the node's default where the base has no such leaf), in units of the path's range, logarithmic where the path
-is; so 0 means "as in the base". A string is a choice, unordered.
+A recipe is {path: value} over the leaves it changes; the base is {}. A number is the signed displacement from the
+base's value (from the node's default where the base has no such leaf), in units of the path's range, logarithmic
+where the path is; so 0 means "as in the base". A string is a choice, unordered.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +28,7 @@ def _columns(recipes: Sequence[Features]) -> dict[str, tuple[np.ndarray, np.ndar
     entries: dict[str, list[tuple[int, float | str]]] = {}
     for i, features in enumerate(recipes):
         for path, value in features.items():
-            if not isinstance(value, str) and not np.isfinite(value):
+            if not isinstance(value, str) and not math.isfinite(value):
                 raise ValueError(f"feature {path} is {value}; a finite displacement from the base is needed")
             entries.setdefault(path, []).append((i, value))
     columns = {}
@@ -42,43 +43,18 @@ def likeness(numbers_u, choices_u, numbers_w, choices_w, length: float):
     """Correlation, before centring, of one path's values: RBF for two numbers, equality for two choices, else 0."""
     gap_UxW = numbers_u[:, None] - numbers_w[None, :]
     rbf_UxW = np.exp(-0.5 * (gap_UxW / length) ** 2)
-    same_UxW = (choices_u[:, None] == choices_w[None, :]) & (choices_u != "")[:, None]
-    return np.where(np.isnan(rbf_UxW), same_UxW, rbf_UxW)
+    return np.where(np.isnan(rbf_UxW), (choices_u[:, None] == choices_w) & (choices_u != "")[:, None], rbf_UxW)
 
 
-def departure(numbers, choices, length: float) -> np.ndarray:
+def departure(numbers, length: float) -> np.ndarray:
     """1 - likeness to the base's own value, in [0, 1]: 1 for a choice."""
-    return np.where(choices != "", 1.0, -np.expm1(-0.5 * (np.nan_to_num(numbers) / length) ** 2))
-
-
-def additive(left: Sequence[Features], right: Sequence[Features], length: float) -> np.ndarray:
-    """Sum over paths of half Cov(h(v) - h(base), h(w) - h(base)), h having `likeness` as covariance.
-
-    The base gets 0, a changed choice 1, two different choices on one path 1/2 (the base's own value is common to both).
-
-    Returns: UxW array.
-    """
-    total_UxW = np.zeros((len(left), len(right)))
-    columns_u, columns_w = _columns(left), _columns(right)
-    for path in sorted(columns_u.keys() & columns_w.keys()):
-        i, numbers_u, choices_u = columns_u[path]
-        j, numbers_w, choices_w = columns_w[path]
-        far_UxW = departure(numbers_u, choices_u, length)[:, None] + departure(numbers_w, choices_w, length)[None, :]
-        total_UxW[np.ix_(i, j)] += 0.5 * (far_UxW - 1.0 + likeness(numbers_u, choices_u, numbers_w, choices_w, length))
-    return total_UxW
-
-
-def additive_variance(recipes: Sequence[Features], length: float) -> np.ndarray:
-    """Diagonal of `additive`: about how many of the base's leaves each recipe has left behind. Shape U."""
-    total_U = np.zeros(len(recipes))
-    for i, numbers, choices in _columns(recipes).values():
-        total_U[i] += departure(numbers, choices, length)
-    return total_U
+    return np.where(np.isnan(numbers), 1.0, -np.expm1(-0.5 * (numbers / length) ** 2))
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Runs as arrays of n: which recipe, at which horizon (fraction of the full budget), on which seed, prior effect (nats)."""
+    """Runs as arrays of n: which recipe, at which horizon (fraction of the full budget), on which seed, prior effect
+    (nats)."""
 
     recipes: tuple[Features, ...]
     index: np.ndarray
@@ -91,6 +67,10 @@ class Rows:
         """0 at the full horizon, 1 at an eighth."""
         return np.maximum(0.0, -np.log2(self.horizon)) / FULL_HORIZON_SPAN
 
+    @cached_property
+    def columns(self) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        return _columns(self.recipes)
+
     def __len__(self) -> int:
         return len(self.index)
 
@@ -102,6 +82,30 @@ def rows(features: Sequence[Features], horizon, seed, prior) -> Rows:
     n = len(index)
     columns = [np.broadcast_to(np.asarray(c, float), n) for c in (horizon, seed, prior)]
     return Rows(tuple(dict(key) for key in numbers), index, columns[0], columns[1], columns[2])
+
+
+def additive(left: Rows, right: Rows, length: float) -> np.ndarray:
+    """Sum over paths of half Cov(h(v) - h(base), h(w) - h(base)), h having `likeness` as covariance.
+
+    The base gets 0, a changed choice 1, two different choices on one path 1/2 (the base's own value is common to both).
+
+    Returns: U x W, over the distinct recipes of both sides.
+    """
+    total_UxW = np.zeros((len(left.recipes), len(right.recipes)))
+    for path in sorted(left.columns.keys() & right.columns.keys()):
+        i, numbers_u, choices_u = left.columns[path]
+        j, numbers_w, choices_w = right.columns[path]
+        far_UxW = departure(numbers_u, length)[:, None] + departure(numbers_w, length)[None, :]
+        total_UxW[np.ix_(i, j)] += 0.5 * (far_UxW - 1.0 + likeness(numbers_u, choices_u, numbers_w, choices_w, length))
+    return total_UxW
+
+
+def additive_variance(points: Rows, length: float) -> np.ndarray:
+    """Diagonal of `additive`: about how many of the base's leaves each recipe has left behind. Shape U."""
+    total_U = np.zeros(len(points.recipes))
+    for i, numbers, _ in points.columns.values():
+        total_U[i] += departure(numbers, length)
+    return total_U
 
 
 @dataclass(frozen=True)
@@ -117,14 +121,14 @@ class Scales:
 def components(left: Rows, right: Rows, scales: Scales) -> np.ndarray:
     """Unit-variance parts of the covariance of two sets of runs, in the order additive, interaction, horizon, seed.
 
-    additive, interaction: f, nil at the base; the interaction sees whole recipes, bounded however many leaves they change.
-    horizon: g, a random walk in log horizon that starts at 0 at the full one, so that f is the full-horizon effect.
-    seed: e, within a seed only; its correlation falls with the number of leaves two recipes differ by.
+    additive, interaction: f, nil at the base; the interaction sees whole recipes, bounded however many leaves they
+    change. horizon: g, a random walk in log horizon that starts at 0 at the full one, so that f is the full-horizon
+    effect. seed: e, within a seed only; its correlation falls with the number of leaves two recipes differ by.
 
     Returns: 4 x n x m array.
     """
-    additive_UxW = additive(left.recipes, right.recipes, scales.path)
-    left_U, right_W = (additive_variance(r.recipes, scales.path) for r in (left, right))
+    additive_UxW = additive(left, right, scales.path)
+    left_U, right_W = (additive_variance(r, scales.path) for r in (left, right))
     distance_UxW = np.maximum(left_U[:, None] + right_W[None, :] - 2.0 * additive_UxW, 0.0)
     near_UxW = np.exp(-distance_UxW / scales.interaction)
     from_base = np.exp(-left_U / scales.interaction)[:, None] + np.exp(-right_W / scales.interaction)[None, :]
@@ -140,7 +144,7 @@ def components(left: Rows, right: Rows, scales: Scales) -> np.ndarray:
 
 def component_variances(points: Rows, scales: Scales) -> np.ndarray:
     """Diagonal of `components(points, points)`. Shape 4 x n."""
-    additive_n = additive_variance(points.recipes, scales.path)[points.index]
+    additive_n = additive_variance(points, scales.path)[points.index]
     interaction_n = 1.0 - np.exp(-additive_n / scales.interaction)
     return np.stack([additive_n, interaction_n, additive_n * points.shortness, np.ones(len(points))])
 

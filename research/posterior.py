@@ -2,9 +2,9 @@
 
     -loss(recipe, horizon, seed) = offset(horizon, seed) + f(recipe) + g(recipe, horizon) + e(recipe, seed) + noise
 
-Effects (f, g) are in nats, relative to the base, positive = better than the base. A diverged run is no number: it enters
-`p_diverge` only. A killed run is known to end above a bound, and enters as a truncated normal (expectation propagation).
-Everything is a function of the observations in their order, so that a decision can be replayed.
+Effects (f, g) are in nats, relative to the base, positive = better than the base. A diverged run is no number: it
+enters `p_diverge` only. A killed run is known to end above a bound, and enters as a truncated normal (expectation
+propagation). Everything is a function of the observations in their order, so that a decision can be replayed.
 """
 
 from collections.abc import Sequence
@@ -31,8 +31,8 @@ class Candidate:
 class Observation:
     """One run's loss (nats). With `censored`, the run was killed and its final loss is only known to be above `loss`.
 
-    noise_sd: what is known of this measurement's own error, beside the fitted noise; a killed run may also be given as its
-    predicted final loss with the prediction's standard deviation.
+    noise_sd: what is known of this measurement's own error, beside the fitted noise; a killed run may also be given
+    as its predicted final loss with the prediction's standard deviation.
     """
 
     features: Features
@@ -62,8 +62,8 @@ class Hypers:
 class PosteriorConfig:
     """Prior of the model. `median` and `spread` (in log units): log-normal priors of the scales.
 
-    offset_sd: of a cell's unknown level, nats. trust, trust_sd: prior of the factor between a candidate's prior effect and
-    what it is worth on this track; the factor is learnt with the rest.
+    offset_sd: of a cell's unknown level, nats. trust, trust_sd: prior of the factor between a candidate's prior
+    effect and what it is worth on this track; the factor is learnt with the rest.
     """
 
     median: Hypers = Hypers()
@@ -161,7 +161,8 @@ class Fitted:
         return self.effect_covariance(self.runs, points)
 
     def predict(self, candidates: Sequence[Candidate], horizon: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-        """Mean (C) and covariance (C x C) of the candidates' effects at a horizon; nats, positive = better than the base."""
+        """Mean (C) and covariance (C x C) of the candidates' effects at a horizon; nats, positive = better than the
+        base."""
         points = self.effect_rows(candidates, horizon)
         cross_nxC = self.cross(points)
         white_nxC = self.whiten(cross_nxC)
@@ -215,7 +216,9 @@ class Posterior:
         """
         for o in observations:
             if not (np.isfinite(o.loss) and o.horizon > 0 and o.noise_sd >= 0):
-                raise ValueError(f"cannot learn from {o}: a finite loss, a positive horizon and noise_sd >= 0 are needed")
+                raise ValueError(
+                    f"cannot learn from {o}: a finite loss, a positive horizon and noise_sd >= 0 are needed"
+                )
         prefix = list(observations[: _refit_at(len(observations))])
         if self._cached is None or self._cached[0] != prefix:
             self._cached = (prefix, self._fit_scales(prefix))
@@ -247,7 +250,8 @@ class Posterior:
         return runs, outcome - self.config.trust * runs.prior, variance, censored
 
     def _fit_scales(self, observations: Sequence[Observation]) -> Hypers:
-        """Posterior mean of each variance: L-BFGS to the mode of the log scales, from the prior's median, then Laplace."""
+        """Posterior mean of each variance: L-BFGS to the mode of the log scales, from the prior's median, then
+        Laplace."""
         median = self.config.median
         start = 0.5 * np.log(median.variances())
         if not observations:

@@ -1,8 +1,8 @@
 """Allocation policies on simulated campaigns: `python -m research.simulate --campaigns 24`.
 
-A world has 64 candidates made of 24 edits, with pairwise interactions, effects that depend on the horizon, a level and a
-similarity-dependent effect for each seed, and noise. Printed: median compute, in full runs, until the recommended candidate
-stays within 0.005 nats of the best. A campaign that never gets there counts as the budget.
+A world has 64 candidates made of 24 edits, with pairwise interactions, effects that depend on the horizon, a level
+and a similarity-dependent effect for each seed, and noise. Printed: median compute, in full runs, until the
+recommended candidate stays within 0.005 nats of the best. A campaign that never gets there counts as the budget.
 """
 
 import argparse
@@ -48,9 +48,14 @@ class World:
         shortness = -np.log2(run.horizon) / 3.0
         if run.seed not in self.levels:
             rng = np.random.default_rng([self.seed, 1, run.seed])
-            self.levels[run.seed] = 0.05 * rng.standard_normal(), 0.004 * self.alike @ rng.standard_normal(self.n_candidates)
+            self.levels[run.seed] = (
+                0.05 * rng.standard_normal(),
+                0.004 * self.alike @ rng.standard_normal(self.n_candidates),
+            )
         level, effects = self.levels[run.seed]
-        noise = np.random.default_rng([self.seed, 2, run.seed, run.candidate, int(run.horizon * 1024)]).standard_normal()
+        noise = np.random.default_rng(
+            [self.seed, 2, run.seed, run.candidate, int(run.horizon * 1024)]
+        ).standard_normal()
         effect = self.value[run.candidate] + shortness * self.drift[run.candidate] - effects[run.candidate]
         return float(1.6 + 0.6 * shortness + level - effect + (0.006 + 0.005 * shortness) * noise)
 
@@ -77,7 +82,9 @@ def eig(world: World, rng: np.random.Generator, horizons=HORIZONS) -> Iterator[t
             return
         run = decision.action
         history.append(run)
-        observations.append(Observation(world.candidates[run.candidate].features, run.horizon, run.seed, world.loss(run)))
+        observations.append(
+            Observation(world.candidates[run.candidate].features, run.horizon, run.seed, world.loss(run))
+        )
         yield cost(run.horizon), recommend(posterior.fit(observations), world.candidates)
 
 
@@ -90,7 +97,8 @@ def random(world: World, rng: np.random.Generator) -> Iterator[tuple[float, int]
 
 
 def asha(world: World, rng: np.random.Generator, eta: int = 3) -> Iterator[tuple[float, int]]:
-    """Asynchronous successive halving on one shared seed (Li et al. 2018, arXiv:1810.05934); recommends the best at the top."""
+    """Asynchronous successive halving on one shared seed (Li et al. 2018, arXiv:1810.05934); recommends the best at
+    the top."""
     rungs = [float(eta) ** -k for k in range(int(np.log(8) / np.log(eta) + 1.2), -1, -1)]
     results: list[dict[int, float]] = [{} for _ in rungs]
     order = list(rng.permutation(world.n_candidates))
@@ -121,7 +129,8 @@ POLICIES: dict[str, Callable[[World, np.random.Generator], Iterator[tuple[float,
 
 
 def compute_to_goal(policy: str, seed: int, budget: float) -> float:
-    """Compute, in full runs, after which the recommendation stays within the goal until the budget ends; inf if it does not."""
+    """Compute, in full runs, after which the recommendation stays within the goal until the budget ends; inf if it
+    does not."""
     world, spent, reached = World(seed), 0.0, np.inf
     for price, recommended in POLICIES[policy](world, np.random.default_rng([seed, 3])):
         spent += price
@@ -145,7 +154,10 @@ def main() -> None:
         start = time.perf_counter()
         spent = np.array([compute_to_goal(policy, seed, budget) for seed in range(arguments.campaigns)])
         median = float(np.median(np.minimum(spent, budget)))
-        print(f"{policy:<18}{median:>8.1f}{np.isfinite(spent).mean():>9.0%}{time.perf_counter() - start:>9.1f}", flush=True)
+        print(
+            f"{policy:<18}{median:>8.1f}{np.isfinite(spent).mean():>9.0%}{time.perf_counter() - start:>9.1f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

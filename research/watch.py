@@ -1,7 +1,8 @@
 """Watching a running trial: is it worth letting it finish?
 
-A trial is hopeless when its *predicted final* loss, not its curve, is worse than the best finished run of its cell (same
-horizon, same seed, so the same batches). Curves cross: 0.19 nats ahead at 20 % of a run was seen to end 0.1 behind.
+A trial is hopeless when its *predicted final* loss, not its curve, is worse than the best finished run of its cell
+(same horizon, same seed, so the same batches). Curves cross: 0.19 nats ahead at 20 % of a run was seen to end 0.1
+behind.
 """
 
 import hashlib
@@ -28,12 +29,13 @@ class Reference:
 class WatchConfig:
     """When to give a run up.
 
-    first_kill: progress before which no run is hopeless. min_references: finished runs needed to predict. risk: probability
-    that a run killed as hopeless would have come within `margin` nats of the best of its cell. catch_up_sd: nats two runs
-    may drift apart between progress 0 and 1, by prior; it counts as `catch_up_weight` references. window: stretch of
-    progress a curve is averaged over. rise: nats above its best at which a run has diverged, or half of what it had gained
-    if that is more. stall_intervals: of the median interval between messages; at least stall_floor_s. first_message_s: for
-    compiling. timeout_factor: of the predicted time, plus first_message_s.
+    first_kill: progress before which no run is hopeless. min_references: finished runs needed to predict. risk:
+    probability that a run killed as hopeless would have come within `margin` nats of the best of its cell.
+    catch_up_sd: nats two runs may drift apart between progress 0 and 1, by prior; it counts as `catch_up_weight`
+    references. window: stretch of progress a curve is averaged over. rise: nats above its best at which a run has
+    diverged, or half of what it had gained if that is more. stall_intervals: of the median interval between
+    messages; at least stall_floor_s. first_message_s: for compiling. timeout_factor: of the predicted time, plus
+    first_message_s.
     """
 
     first_kill: float = 0.3
@@ -52,7 +54,8 @@ class WatchConfig:
 
 @dataclass(frozen=True)
 class Running:
-    """A trial in flight, times in seconds on one clock: its start, each message's arrival, and how long it should take."""
+    """A trial in flight, times in seconds on one clock: its start, each message's arrival, and how long it should
+    take."""
 
     curve: Curve
     started_s: float
@@ -62,7 +65,8 @@ class Running:
 
 @dataclass(frozen=True)
 class Verdict:
-    """kind "ok" lets the run go on. final_mean, final_sd: its predicted final loss (nats), where there was a prediction."""
+    """kind "ok" lets the run go on. final_mean, final_sd: its predicted final loss (nats), where there was a
+    prediction."""
 
     kind: Literal["ok", "nan", "diverged", "hopeless", "stalled", "timeout"]
     reason: str = ""
@@ -71,7 +75,8 @@ class Verdict:
 
 
 def level(curve: Curve, progress: float, window: float) -> float:
-    """Mean loss over the stretch of progress (progress - window, progress]; the last point before it if that is empty."""
+    """Mean loss over the stretch of progress (progress - window, progress]; the last point before it if that is
+    empty."""
     points = np.asarray(curve, float).reshape(-1, 2)
     before = points[points[:, 0] <= progress + 1e-9]
     if not len(before):
@@ -100,9 +105,9 @@ class Prediction:
 def predict(curve: Curve, progress: float, references: Sequence[Reference], config: WatchConfig) -> Prediction | None:
     """Final loss from the loss now, by regression over the finished runs of the cell at equal progress.
 
-    Every pair of finished runs tells how much of a difference now is left at the end; taken together that is the regression
-    of the final loss on the loss now. The scatter around it is pooled with a prior, because the next run may cross the
-    others as none of them crossed yet. None without enough references.
+    Every pair of finished runs tells how much of a difference now is left at the end; taken together that is the
+    regression of the final loss on the loss now. The scatter around it is pooled with a prior, because the next run
+    may cross the others as none of them crossed yet. None without enough references.
     """
     now = np.array([level(r.curve, progress, config.window) for r in references])
     final = np.array([r.final_loss for r in references], float)
@@ -132,7 +137,9 @@ def _late(running: Running, now_s: float, config: WatchConfig) -> Verdict | None
             return Verdict("stalled", f"no message in the first {now_s - running.started_s:.0f} s")
         return None
     intervals = np.diff(np.asarray(running.messages_s, float)).tolist()
-    patience_s = max(config.stall_floor_s, config.stall_intervals * median(intervals) if intervals else config.first_message_s)
+    patience_s = max(
+        config.stall_floor_s, config.stall_intervals * median(intervals) if intervals else config.first_message_s
+    )
     silence_s = now_s - running.messages_s[-1]
     if silence_s > patience_s:
         return Verdict("stalled", f"silent for {silence_s:.0f} s, {patience_s:.0f} s allowed")
@@ -153,7 +160,9 @@ def _broken(curve: Curve, config: WatchConfig) -> Verdict | None:
     return None
 
 
-def watch(running: Running, references: Sequence[Reference], now_s: float, config: WatchConfig = WatchConfig()) -> Verdict:
+def watch(
+    running: Running, references: Sequence[Reference], now_s: float, config: WatchConfig = WatchConfig()
+) -> Verdict:
     """Judge a running trial.
 
     Args: running: the trial. references: finished runs at the same horizon and seed. now_s: on the trial's clock.

@@ -26,6 +26,7 @@ def _slow_additive(u: dict, w: dict, length: float) -> float:
         return np.exp(-((v - x) ** 2) / (2 * length**2))
 
     paths = u.keys() | w.keys()
+
     # "as in the base" is displacement 0, to a number, and unlike every choice
     def value(r, p, other):
         return r.get(p, 0.0 if not isinstance(other.get(p, 0.0), str) else "as in the base")
@@ -41,13 +42,15 @@ def _slow_additive(u: dict, w: dict, length: float) -> float:
 
 def test_additive_kernel_agrees_with_its_definition_path_by_path():
     recipes = [{}, *_recipes(np.random.default_rng(0), 12)]
-    fast = additive(recipes, recipes, 0.3)
+    points = rows(recipes, 1.0, 0, 0.0)
+    fast = additive(points, points, 0.3)
     slow = [[_slow_additive(u, w, 0.3) for w in recipes] for u in recipes]
     np.testing.assert_allclose(fast, slow, atol=1e-12)
-    np.testing.assert_allclose(additive_variance(recipes, 0.3), np.diag(fast), atol=1e-12)
+    np.testing.assert_allclose(additive_variance(points, 0.3), np.diag(fast), atol=1e-12)
     assert not fast[0].any()
-    assert additive([{"p": "a"}], [{"p": "b"}], 0.3)[0, 0] == 0.5
-    assert additive([{"p": "a"}], [{"p": 0.2}], 0.3)[0, 0] < 0.5
+    two_choices = rows([{"p": "a"}, {"p": "b"}, {"p": 0.2}], 1.0, 0, 0.0)
+    assert additive(two_choices, two_choices, 0.3)[0, 1] == 0.5
+    assert additive(two_choices, two_choices, 0.3)[0, 2] < 0.5
 
 
 def test_kernels_are_positive_semidefinite_and_nil_at_the_base_and_the_full_horizon():
@@ -89,7 +92,8 @@ def test_equals_the_dense_formula():
     observations, _ = _observe(rng, recipes, 12, Hypers())
     keyed = {tuple(sorted(r.items())): p for r, p in zip(recipes, priors, strict=True)}
     observations = [
-        Observation(o.features, o.horizon, o.seed, o.loss, 0.003, False, keyed[tuple(sorted(o.features.items()))]) for o in observations
+        Observation(o.features, o.horizon, o.seed, o.loss, 0.003, False, keyed[tuple(sorted(o.features.items()))])
+        for o in observations
     ]
     fitted = Posterior().fit(observations)
     config, hypers = fitted.config, fitted.hypers
@@ -170,14 +174,18 @@ def test_answer_does_not_depend_on_what_was_asked_before():
     for n in range(len(observations)):
         warm.fit(observations[:n])
     candidates = [Candidate(r) for r in recipes]
-    np.testing.assert_array_equal(warm.fit(observations).predict(candidates)[0], Posterior().fit(observations).predict(candidates)[0])
+    np.testing.assert_array_equal(
+        warm.fit(observations).predict(candidates)[0], Posterior().fit(observations).predict(candidates)[0]
+    )
 
 
 def test_prior_effects_guide_until_runs_speak_and_their_worth_is_learnt():
     ideas = [Candidate({f"p{i}": "a"}, 0.1) for i in range(6)]
     untouched = Posterior().fit([]).predict(ideas)[0]
     np.testing.assert_allclose(untouched, 0.05)
-    worthless = [Observation({}, 1.0, 0, 1.6)] + [Observation(c.features, 1.0, 0, 1.6, prior_mean=0.1) for c in ideas[:4]]
+    worthless = [Observation({}, 1.0, 0, 1.6)] + [
+        Observation(c.features, 1.0, 0, 1.6, prior_mean=0.1) for c in ideas[:4]
+    ]
     assert Posterior().fit(worthless).predict(ideas[5:])[0][0] < 0.02
 
 
@@ -225,7 +233,10 @@ def test_conditioning_on_runs_to_come_equals_having_them_at_their_expected_outco
     np.testing.assert_allclose(mean_then, mean, atol=1e-12)
     assert np.linalg.eigvalsh(covariance - covariance_then).min() > -1e-9
     assert isinstance(foreseen.runs, Rows) and len(foreseen.runs) == len(observations) + 2
-    extended = [*observations, *(Observation(c.features, h, s, 1.6) for c, h, s in ((candidates[1], 1.0, 0), (candidates[2], 0.25, 3)))]
+    extended = [
+        *observations,
+        *(Observation(c.features, h, s, 1.6) for c, h, s in ((candidates[1], 1.0, 0), (candidates[2], 0.25, 3))),
+    ]
     dense = Posterior(PosteriorConfig(median=fitted.hypers, spread=1e-3)).fit(extended).predict(candidates)[1]
     np.testing.assert_allclose(covariance_then, dense, atol=2e-4 * np.max(covariance))
 
