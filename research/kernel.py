@@ -3,8 +3,8 @@
 Legend: U recipes on the left, W on the right; n, m rows (runs), each naming one recipe.
 
 A recipe is {path: value} over the leaves it changes; the base is {}. A number is the signed displacement from the
-base's value (from the node's default where the base has no such leaf), in units of the path's range, logarithmic
-where the path is; so 0 means "as in the base". A string is a choice, unordered.
+base's value (from the node's default where the base has no such leaf), in units in which 1 is a step that matters (a
+factor of e, a tenth of a range); 0 means "as in the base". A string is a choice, unordered.
 """
 
 import math
@@ -110,9 +110,10 @@ def additive_variance(points: Rows, length: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Scales:
-    """Fixed lengths of the kernels. `choice`: of one path's range; the others count changed leaves, or doublings."""
+    """Fixed lengths of the kernels: `path` in units of a number, `seed_horizon` in doublings, the others in changed
+    leaves."""
 
-    path: float = 0.3
+    path: float = 1.0
     interaction: float = 4.0
     seed: float = 3.0
     seed_horizon: float = 2.0

@@ -14,7 +14,7 @@ SCALES = Scales()
 def _recipes(rng, n: int, n_edits: int = 10) -> list[dict]:
     """Recipes with choices on even paths and numbers on odd ones."""
     return [
-        {f"p{j}": ("a" if rng.random() < 0.5 else "b") if j % 2 == 0 else float(rng.uniform(-1, 1)) for j in picks}
+        {f"p{j}": ("a" if rng.random() < 0.5 else "b") if j % 2 == 0 else float(rng.uniform(-2, 2)) for j in picks}
         for picks in (rng.choice(n_edits, rng.integers(1, 5), replace=False) for _ in range(n))
     ]
 
