@@ -128,7 +128,7 @@ class Snapshot:
     def untried(self) -> int:
         """Accepted arms that no run was given to yet."""
         busy = {trial.recipe_id for trial in self.running}
-        return sum(arm.recipe_id not in self.over and arm.recipe_id not in busy for arm in self.arms)
+        return sum(arm.recipe_id not in self.over and arm.recipe_id not in busy for arm in self.arms[1:])
 
     def broken(self, recipe_id: str) -> bool:
         """Whether a recipe failed or ran out of time: it is not tried again."""
@@ -154,20 +154,32 @@ class Snapshot:
     def seconds(self, arm: Arm, horizon: float, worker: int) -> float:
         """Predicted device-seconds of a run, compiling included where the structure is new to the worker."""
         steps = self.belief.track.steps(arm.recipe, horizon)
-        rate, compile_s = self._rates
         seen = {a.worker for t in self.state.trials.values() for a in t.attempts
                 if (other := self._arm(t.recipe_id)) is not None and other.structure == arm.structure}
         share = 0.05 if worker in seen else 0.4 if seen else 1.0  # another worker's program is on disk
-        return steps * arm.flops * rate + share * compile_s + 0.3
+        return steps * arm.flops * self._rates[0] + share * self.compile_s + 0.3
+
+    @property
+    def compile_s(self) -> float:
+        """Predicted seconds to compile a structure nobody has seen."""
+        return self._rates[1]
+
+    @property
+    def full_run_s(self) -> float:
+        """Predicted seconds of a compiled full-horizon run; the budget is the same for all recipes."""
+        track = self.belief.track
+        return track.full_steps * track.base_cost.flops_per_step * self._rates[0] + 0.3
 
     @cached_property
     def _rates(self) -> tuple[float, float]:
-        """Measured seconds per FLOP and seconds to compile, medians."""
+        """Measured device-seconds per FLOP and seconds to compile, medians."""
         rates, compiles = [], []
         for trial in self.state.trials.values():
             result, arm = trial.result, self._arm(trial.recipe_id)
             if arm and result and result["outcome"] == "completed" and result.get("device_s"):
-                rates.append((result["device_s"] - result["compile_s"]) / (result["steps"] * arm.flops))
+                tokens = arm.recipe.data.batch * arm.recipe.data.length
+                if result["tokens_per_s"]:
+                    rates.append(tokens / (result["tokens_per_s"] * arm.flops))
                 compiles += [result["compile_s"]] if result["compile_s"] > 1.0 else []
         return (float(np.median(rates)) if rates else SECONDS_PER_FLOP,
                 float(np.median(compiles)) if compiles else COMPILE_S)

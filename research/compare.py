@@ -3,6 +3,7 @@
 Losses are in nats, lower is better; an effect is mean(a) - mean(b), so a positive effect means that b is better than a.
 """
 
+import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -143,3 +144,40 @@ def detectable(sd: float, n: int, alpha: float, power: float = 0.8) -> float:
 
     found = optimize.root_scalar(excess, bracket=(0.0, 100.0 * (1.0 + critical)), method="brentq")
     return float(found.root) * sd / float(np.sqrt(n))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command: train two recipes on the same seeds at a track's full budget, and compare."""
+    from jaxnano import data
+    from jaxnano.cli import Output
+    from jaxnano.config.recipe import load
+    from research.execute.batch import job, losses, run_batch
+    from research.track import load_track
+
+    parser = argparse.ArgumentParser("research.compare", description="How much better is B than A, in nats?")
+    parser.add_argument("a", metavar="A.yaml")
+    parser.add_argument("b", metavar="B.yaml")
+    parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--track", default="tiny", help="whose budget and evaluation")
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(argv)
+    if options.seeds < 2:
+        raise ValueError(f"--seeds: {options.seeds}: 2 or more would do")
+    track, recipes = load_track(options.track), [load(options.a), load(options.b)]
+    if recipes[0].data != recipes[1].data:
+        raise ValueError(f"{options.b}: its data differs from that of {options.a}; equal data would do")
+    corpus, seeds = data.load(recipes[0].data), range(options.first_seed, options.first_seed + options.seeds)
+    splits = {track.splits.search: track.eval_tokens}
+    results = run_batch((job(r, 1.0, seed, track.steps(r, 1.0), splits, corpus.data_hash)
+                         for seed in seeds for r in recipes), options.workers, "compare")
+    found = compare(*(losses(results, r, 1.0, seeds, track.splits.search) for r in recipes))
+    Output(options.json).table(f"{options.b} against {options.a}, nats", found.as_dict())
+    return 0
+
+
+if __name__ == "__main__":
+    from jaxnano.cli import report_errors
+
+    raise SystemExit(report_errors(main))

@@ -123,11 +123,10 @@ class Scheduler:
     def proof_s(self) -> float:
         """Predicted seconds from nomination to verdict for the present best."""
         best, n = self.snapshot.view().best, self.track.significance.n
-        run_s = self.snapshot.seconds(self.snapshot.arms[0], 1.0, 0)
-        compile_s = self.snapshot._rates[1] * 0.5
+        run_s, compile_s = self.snapshot.full_run_s, self.snapshot.compile_s
         parts = len(best.parts) if best else 0
         runs = 3 * (parts + 2) + 3 * n + 2 * self.executor.workers
-        return (runs * run_s + (parts + 1) * compile_s) / self.executor.workers
+        return (runs * run_s + (parts + 2) * compile_s) / self.executor.workers
 
     @property
     def searching(self) -> bool:
@@ -190,14 +189,14 @@ class Scheduler:
         """Until the time is up, nothing is left to do, or `stopping`. Returns: why it ended."""
         while True:
             self.refresh()
+            if self.searching:
+                self.stock()
             idle = [w for w in range(self.executor.workers) if w not in self.flights]
             for worker in idle if not self.stopping else ():
                 if (job := self._assignment(worker)) is not None:
                     self._dispatch(worker, *job)
             if not self.flights and (self.stopping or self._assignment(0) is None):
                 return "stopped" if self.stopping else "finished"
-            if self.searching:
-                self.stock()
             for message in self.executor.poll(0.25):
                 self._handle(message)
             self._watch()
@@ -213,8 +212,6 @@ class Scheduler:
     def _assignment(self, worker: int) -> tuple[Trial, dict[str, Any]] | None:
         """The next run for a worker and its decision; events that need no run are written on the way."""
         if self.searching and (proof := self._proof()) is None:
-            if self.snapshot.untried() == 0:
-                self.stock()
             decision = self.snapshot.decide(self.state.session["seed"], worker, self.search_left_s + 5.0)
             if decision is not None or self.flights:
                 return decision

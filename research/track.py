@@ -53,9 +53,9 @@ class Splits(Node):
 
 
 class Grid(Node):
-    """The paired grid that tuned the base: `research.qualify` runs it again. values: of `path`, over `seeds` seeds."""
+    """The paired grid that tuned the base: `research.qualify` runs it again. values: all `paths` get, over `seeds`."""
 
-    path: str
+    paths: tuple[str, ...]
     values: tuple[float, ...]
     seeds: int = Field(4, ge=2)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,52 +50,39 @@ def run_job(args: Mapping[str, Any], report: Callable[[Mapping[str, Any]], None]
     tokens = recipe.data.batch * recipe.data.length
     curve: list[tuple[float, float]] = []
     result: dict[str, Any] = {"outcome": "completed", "reason": "", "steps": steps, "loss": {}, "curve": curve}
-    start, cpu_start = time.monotonic(), time.process_time()
-    with _compile_seconds() as compile_s:
-        state = None
-        for progress in train.run(recipe, steps, seed, batches):
-            loss, state = float(progress.losses.mean()), progress.state
-            if not math.isfinite(loss):
-                result |= {"outcome": "diverged", "reason": f"loss is {loss} at step {progress.step} of {steps}"}
-                break
-            curve.append((progress.step / steps, loss))
-            rate = progress.step * tokens / max(progress.elapsed_s - sum(compile_s), 1e-9)
-            report({"progress": progress.step / steps, "loss": loss, "tokens_per_s": rate})
-            result["tokens_per_s"] = rate
-        if result["outcome"] == "completed":
-            params = train.program(recipe).params(state, hypers(recipe, steps))
-            for split, amount in args["splits"].items():
-                windows = evaluate.eval_windows(corpus, split, recipe, amount)
-                result["loss"][split] = evaluate.evaluate(recipe, params, windows)
-            if not all(map(math.isfinite, result["loss"].values())):
-                result |= {"outcome": "diverged", "reason": "the evaluated loss is not finite", "loss": {}}
-            elif args.get("checkpoint"):
-                checkpoints = Checkpoints(Path(args["checkpoint"]), recipe, seed, steps, corpus.data_hash)
-                checkpoints.save(state, batches.get_state(), next(iter(result["loss"].values())))
-                checkpoints.close()
-    device = jax.local_devices()[0]
-    backend = jax.default_backend()
+    clock = time.process_time if jax.default_backend() == "cpu" else time.monotonic
+    start, state, marks = clock(), None, []
+    for progress in train.run(recipe, steps, seed, batches):
+        loss, state = float(progress.losses.mean()), progress.state
+        if not math.isfinite(loss):
+            result |= {"outcome": "diverged", "reason": f"loss is {loss} at step {progress.step} of {steps}"}
+            break
+        curve.append((progress.step / steps, loss))
+        marks.append((progress.step, clock()))
+        report({"progress": progress.step / steps, "loss": loss, "tokens_per_s": tokens / _step_seconds(marks)})
+    trained_s, step_s = clock() - start, _step_seconds(marks)
+    if result["outcome"] == "completed":
+        params = train.program(recipe).params(state, hypers(recipe, steps))
+        for split, amount in args["splits"].items():
+            windows = evaluate.eval_windows(corpus, split, recipe, amount)
+            result["loss"][split] = evaluate.evaluate(recipe, params, windows)
+        if not all(map(math.isfinite, result["loss"].values())):
+            result |= {"outcome": "diverged", "reason": "the evaluated loss is not finite", "loss": {}}
+        elif args.get("checkpoint"):
+            checkpoints = Checkpoints(Path(args["checkpoint"]), recipe, seed, steps, corpus.data_hash)
+            checkpoints.save(state, batches.get_state(), next(iter(result["loss"].values())))
+            checkpoints.close()
+    backend, device = jax.default_backend(), jax.local_devices()[0].device_kind
+    done = marks[-1][0] if marks else 0
     return result | {
-        "device_s": time.process_time() - cpu_start if backend == "cpu" else time.monotonic() - start,
-        "compile_s": sum(compile_s),
-        "fingerprint": fingerprint(backend, None if backend == "cpu" else device.device_kind)
-        | {"data": corpus.data_hash},
+        "device_s": clock() - start,
+        "compile_s": max(0.0, trained_s - step_s * done),
+        "tokens_per_s": tokens / step_s,
+        "fingerprint": fingerprint(backend, None if backend == "cpu" else device) | {"data": corpus.data_hash},
     }
 
 
-@contextmanager
-def _compile_seconds():
-    """Seconds spent tracing and compiling while the block runs, as a growing list."""
-    from jax import monitoring
-
-    seconds: list[float] = []
-
-    def listen(event: str, duration: float, **_: Any) -> None:
-        if event.startswith("/jax/core/compile/"):
-            seconds.append(duration)
-
-    monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield seconds
-    finally:
-        monitoring.unregister_event_duration_listener(listen)
+def _step_seconds(marks: list[tuple[int, float]]) -> float:
+    """Device-seconds of a step once it is compiled; marks: (step, clock) after calls, of which the first compiles."""
+    (first, begin), (last, end) = (marks[0], marks[-1]) if marks else ((0, 0.0), (0, 0.0))
+    return (end - begin) / (last - first) if last > first and end > begin else math.inf

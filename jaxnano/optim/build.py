@@ -88,12 +88,11 @@ def build_chains(cfg: nodes.Optimizer, table: Table) -> optax.GradientTransforma
     def pick(tree: dict[str, jax.Array], name: str) -> dict[str, jax.Array]:
         return {path: tree[path] for path in parts[name]}
 
-    def init(params: dict[str, jax.Array]) -> dict[str, Any]:
+    def init(params: Any) -> dict[str, Any]:
         return {name: chain.init(pick(params, name)) for name, chain in chains.items() if parts[name]}
 
-    def update(grads: dict[str, jax.Array], state: dict[str, Any], params: Any = None) -> Any:
-        if cfg.clip is not None:
-            grads = decay.clip_gradients(grads, cfg.clip)
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        grads = updates if cfg.clip is None else decay.clip_gradients(updates, cfg.clip)
         steps, states = {}, {}
         for name in state:
             step, states[name] = chains[name].update(pick(grads, name), state[name], pick(params, name))
@@ -116,5 +115,6 @@ def build(cfg: nodes.Optimizer, table: Table, progress: Any, total_steps: Any) -
         optimizer = wrapper.ema_nesterov(chains, cfg.wrapper.gamma, cfg.wrapper.beta)
     if cfg.readout is not None:
         tail = cfg.readout
-        optimizer = readout.tail_ema(optimizer, tail.start, tail.time_constant, tail.weight, progress, total_steps)
+        optimizer = readout.tail_ema(optimizer, tail.start, tail.time_constant, tail.weight, progress, total_steps,
+                                     exclude=lambda path: path == "embedding/token")
     return optimizer

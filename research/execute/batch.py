@@ -1,0 +1,70 @@
+"""A fixed list of trials, run to the end without a ledger: for comparing, qualifying and replaying."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+from jaxnano.config.base import dump
+from jaxnano.config.recipe import Recipe, recipe_id
+from research import machine
+from research.execute import Job
+from research.execute.local import LocalExecutor
+from research.trial import TARGET, WARM, Trial
+
+
+def job(recipe: Recipe, horizon: float, seed: int, steps: int, splits: Mapping[str, int], data_hash: str) -> Job:
+    """A trial as a job; its folder is filled in by `run_batch`."""
+    args = {"recipe": dump(recipe), "total_steps": steps, "seed": seed, "splits": dict(splits), "data_hash": data_hash,
+            "checkpoint": None}
+    return Job(id=Trial(recipe_id(recipe), horizon, seed).key, attempt=1, dir="", target=TARGET, args=args)
+
+
+def run_batch(jobs: Iterable[Job], workers: int | None = None, title: str = "trials") -> dict[str, dict[str, Any]]:
+    """Run all jobs, one at a time on each worker.
+
+    Returns: results by trial key. A worker that dies costs its job a second try, then the run.
+    Raises: RuntimeError naming the first trial that did not complete.
+    """
+    waiting: list[Job] = list({j["id"]: j for j in jobs}.values())
+    total = len(waiting)
+    results: dict[str, dict[str, Any]] = {}
+    running: dict[int, Job] = {}
+    places = machine.places(workers)
+    with tempfile.TemporaryDirectory() as folder, LocalExecutor(
+        places[: max(1, total)], Path(folder) / "workers", warm=WARM, env=machine.compile_cache()
+    ) as executor, Progress(transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        while len(results) < total:
+            for worker in range(executor.workers):
+                if worker not in running and waiting:
+                    running[worker] = Job(**{**waiting.pop(0), "dir": f"{folder}/{worker}"})
+                    executor.submit(worker, running[worker])
+            for message in executor.poll(1.0):
+                if message.kind == "result" and message.id:
+                    results[message.id] = _completed(message.id, message.body)
+                    del running[message.worker]
+                    bar.advance(task)
+                elif message.kind == "died" and message.id:
+                    again = running.pop(message.worker)
+                    if again["attempt"] > 1:
+                        raise RuntimeError(f"{message.id}: {message.body['reason']}")
+                    waiting.insert(0, Job(**{**again, "attempt": again["attempt"] + 1}))
+    return results
+
+
+def _completed(key: str, result: dict[str, Any]) -> dict[str, Any]:
+    if result["outcome"] not in ("completed", "diverged"):
+        raise RuntimeError(f"{key}: {result['outcome']}: {result.get('reason', '')}")
+    return result
+
+
+def losses(results: Mapping[str, dict[str, Any]], recipe: Recipe, horizon: float, seeds: Sequence[int],
+           split: str) -> dict[int, float]:
+    """Loss by seed of one recipe's completed trials."""
+    keys = {seed: Trial(recipe_id(recipe), horizon, seed).key for seed in seeds}
+    return {seed: results[key]["loss"][split] for seed, key in keys.items() if results[key]["outcome"] == "completed"}

@@ -1,0 +1,88 @@
+"""Measures a track before it is used: the base's grid, the noise, and the smallest effect a proof can find.
+
+    python -m research.qualify tiny --out configs/tracks/tiny.qualified.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxnano import data
+from jaxnano.cli import Output, report_errors
+from jaxnano.config.edit import Diff, Edit, apply
+from jaxnano.config.recipe import Recipe
+from research.compare import alpha_for_attempt, compare, detectable
+from research.execute.batch import job, losses, run_batch
+from research.machine import versions
+from research.track import Track, load_track
+
+AA_SEEDS = 1000  # the A/A runs of the base use seeds from here on
+
+
+def at_value(track: Track, value: float) -> Recipe:
+    """The base with one value of its grid."""
+    base = track.base_recipe
+    return apply(base, Diff(name="grid", edits=tuple(Edit.to(base, path, value) for path in track.grid.paths)))
+
+
+def qualify(track: Track, workers: int | None = None) -> dict[str, Any]:
+    """Run the grid and the A/A test.
+
+    Returns: losses of each grid value by seed, the best value and whether the base has it, comparisons with its
+    neighbours, seed noise, paired noise, and the smallest detectable effect of a first attempt. All in nats.
+    """
+    corpus, split, rule = data.load(track.base_recipe.data), track.splits.search, track.significance
+    seeds, aa_seeds = range(track.grid.seeds), range(AA_SEEDS, AA_SEEDS + 2 * track.grid.seeds)
+    recipes = {value: at_value(track, value) for value in track.grid.values}
+
+    def trial(recipe: Recipe, seed: int) -> Any:
+        return job(recipe, 1.0, seed, track.steps(recipe, 1.0), {split: track.eval_tokens}, corpus.data_hash)
+
+    jobs = [trial(recipe, seed) for seed in seeds for recipe in recipes.values()]
+    results = run_batch([*jobs, *(trial(track.base_recipe, seed) for seed in aa_seeds)], workers, f"track {track.name}")
+    grid = {value: losses(results, recipe, 1.0, seeds, split) for value, recipe in recipes.items()}
+    complete = {value: by_seed for value, by_seed in grid.items() if len(by_seed) == len(seeds)}
+    best = min(complete, key=lambda value: float(np.mean(list(complete[value].values()))))
+    pairs = {value: compare(by_seed, complete[best], alternative="two-sided") for value, by_seed in complete.items()
+             if value != best}
+    aa = losses(results, track.base_recipe, 1.0, aa_seeds, split)
+    halves = [dict(enumerate(half)) for half in np.split(np.array([aa[s] for s in aa_seeds]), 2)]
+    paired_sd = float(np.median([c.paired_sd for c in pairs.values()]))
+    times = [r["device_s"] for r in results.values()]
+    return {
+        "track": track.name, "track_hash": track.identity, "data_hash": corpus.data_hash, "versions": versions(),
+        "path": track.grid.paths, "grid": grid, "best": best, "base_is_best": recipes[best] == track.base_recipe,
+        "against_best": {value: c.as_dict() for value, c in pairs.items()},
+        "seed_sd": float(np.std(list(aa.values()), ddof=1)), "paired_sd": paired_sd,
+        "aa": compare(*halves, alternative="two-sided").as_dict(),
+        "detectable": detectable(paired_sd, rule.n, alpha_for_attempt(1, rule.alpha)),
+        "core_seconds": {"median": float(np.median(times)), "max": float(np.max(times))},
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command: exit code 1 if the base does not have the grid's best value."""
+    parser = argparse.ArgumentParser("research.qualify", description=__doc__.partition("\n")[0])
+    parser.add_argument("track")
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--out", type=Path, help="write everything as JSON")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(argv)
+    found = qualify(load_track(options.track), options.workers)
+    if options.out:
+        options.out.write_text(json.dumps(found, indent=1) + "\n")
+    means = {f"mean loss at {value:g}": float(np.mean(list(by_seed.values()))) for value, by_seed in found["grid"].items()}
+    plain = {name: found[name] for name in ("best", "base_is_best", "seed_sd", "paired_sd", "detectable")}
+    aa = {"A/A effect": found["aa"]["effect"], "A/A p": found["aa"]["p_value"]}
+    rows = {**means, **plain, **aa, **{f"core-seconds, {k}": v for k, v in found["core_seconds"].items()}}
+    Output(options.json).table(f"track {found['track']}, nats", found if options.json else rows)
+    return 0 if found["base_is_best"] else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(report_errors(main))

@@ -1,0 +1,79 @@
+"""Runs a trial again from the ledger alone, and compares.
+
+    python -m research.replay runs/tiny-20260101-000000 KEY
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from jaxnano import data
+from jaxnano.cli import Output, report_errors
+from jaxnano.config.base import validate
+from jaxnano.config.recipe import Recipe
+from research.execute.batch import job, run_batch
+from research.session import Session
+from research.state import State, Trial, fold
+
+TOLERANCE = 5e-3  # nats, where processor, versions, threads or code differ: measured differences are below 1e-3
+
+
+def find(state: State, name: str) -> Trial:
+    """The completed trial whose key is, or begins with, `name`.
+
+    Raises: ValueError that says what would do.
+    """
+    found = [t for key, t in state.trials.items() if key == name or key.startswith(name)]
+    exact = [t for t in found if t.key == name] or found
+    if len(exact) != 1:
+        some = ", ".join([t.key for t in found or state.trials.values()][:5])
+        raise ValueError(f"{name}: {'no such trial' if not found else f'{len(found)} trials'}; {some} would do")
+    if exact[0].outcome != "completed":
+        raise ValueError(f"{name}: is {exact[0].outcome}; a completed trial can be replayed")
+    return exact[0]
+
+
+def replay(session: Path, name: str) -> dict[str, Any]:
+    """Run one trial again.
+
+    Returns: the trial's key, each split's loss then and now, the largest difference, what it was run on then and now
+    where that differs, and whether the promise holds: equal to the bit under an equal fingerprint.
+    """
+    with Session.open(session) as opened:
+        state = fold(opened.ledger.events())
+    trial = find(state, name)
+    before, attempt = trial.result, trial.attempts[-1]
+    assert before is not None
+    recipe = validate(Recipe, state.proposals[trial.recipe_id]["recipe"])
+    splits = {split: state.session["contract"]["eval_tokens"] for split in before["loss"]}
+    if attempt.purpose == "verify":
+        splits[state.session["contract"]["splits"]["protected"]] = state.session["contract"]["proof_tokens"]
+    corpus = data.load(recipe.data)
+    if corpus.data_hash != before["fingerprint"]["data"]:
+        raise ValueError(f"{session}: its data {before['fingerprint']['data'][:12]} is not this machine's "
+                         f"{corpus.data_hash[:12]}; the same versions of the wheels would do")
+    again = job(recipe, trial.horizon, trial.seed, before["steps"], splits, corpus.data_hash)
+    after = run_batch([again], 1, "replay")[trial.key]
+    differs = {k: {"then": v, "now": after["fingerprint"].get(k)} for k, v in before["fingerprint"].items()
+               if after["fingerprint"].get(k) != v}
+    gap = max(abs(after["loss"].get(split, float("inf")) - loss) for split, loss in before["loss"].items())
+    return {"trial": trial.key, "then": before["loss"], "now": after["loss"], "difference": gap,
+            "fingerprint_differs": differs, "holds": gap == 0.0 if not differs else gap <= TOLERANCE}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command: exit code 1 if the promise does not hold."""
+    parser = argparse.ArgumentParser("research.replay", description=__doc__.partition("\n")[0])
+    parser.add_argument("session", type=Path)
+    parser.add_argument("id", help="a trial's key, or its beginning")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(argv)
+    found = replay(options.session, options.id)
+    Output(options.json).table("replay", found)
+    return 0 if found["holds"] else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(report_errors(main))
