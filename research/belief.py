@@ -211,8 +211,9 @@ class Snapshot:
         winner = self.arms[pool[chosen.winner.run.candidate]]
         at = pool[chosen.winner.run.candidate]
         scored = lambda s: {"trial": Trial(self.arms[pool[s.run.candidate]].recipe_id, *s.run[1:]).key,  # noqa: E731
-                            "name": self.arms[pool[s.run.candidate]].name, "eig": s.eig, "cost_s": s.cost_s}
+                            "name": self.arms[pool[s.run.candidate]].name, "eig": s.eig, "improvement": s.improvement,
+                            "cost_s": s.cost_s}
         why = f"{winner.name}: effect {mean[at]:+.3f} +- {sd[at]:.3f}"
         return trial, {"purpose": chosen.purpose, "worker": worker, "left_s": left_s, "eig": chosen.winner.eig,
-                       "cost_s": chosen.winner.cost_s, "score": chosen.winner.score, "why": why,
+                       "improvement": chosen.winner.improvement, "cost_s": chosen.winner.cost_s, "score": chosen.winner.score, "why": why,
                        "winner": scored(chosen.winner), "runners_up": [scored(s) for s in chosen.runners_up]}

@@ -17,6 +17,7 @@ from typing import Any
 from jaxnano.cli import report_errors
 from jaxnano.config.base import dump_full
 from research import machine
+from research.propose import Proposal, parts_of
 from research.propose import lanes as known_lanes
 from research.scheduler import Scheduler, lanes_of
 from research.session import Session, SessionError, default_session_dir
@@ -47,8 +48,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def start(options: argparse.Namespace) -> tuple[Session, Track, dict[str, Any]]:
-    """A new session, locked, with its first event written."""
+Opened = tuple[Session, Track, dict[str, Any], Proposal | None]
+
+
+def start(options: argparse.Namespace) -> Opened:
+    """A new session, locked, with its first event written; and what it inherits."""
     from jaxnano import data
 
     lanes = (options.lanes or ",".join(known_lanes())).split(",")
@@ -56,16 +60,17 @@ def start(options: argparse.Namespace) -> tuple[Session, Track, dict[str, Any]]:
     track = load_track(options.track)
     places = machine.places(options.workers)
     corpus = data.load(track.base_recipe.data)
-    session = Session.create(options.session or default_session_dir(track.name))
     body = {"track": track.name, "contract": dump_full(track), "track_hash": track.identity,
             "data_hash": corpus.data_hash, "seed": options.seed, "minutes": options.minutes or MINUTES,
             "max_trials": options.max_trials, "workers": len(places), "lanes": lanes, "pid": os.getpid(),
             "versions": machine.versions(), "argv": sys.argv[1:]}
+    inherited = inherit(options.origin, body) if options.origin else None
+    session = Session.create(options.session or default_session_dir(track.name))
     session.ledger.append("session", "", body)
-    return session, track, body
+    return session, track, body, inherited
 
 
-def resume(options: argparse.Namespace) -> tuple[Session, Track, dict[str, Any]]:
+def resume(options: argparse.Namespace) -> Opened:
     """An old session, locked, if its contract and its data are still the same."""
     from jaxnano import data
 
@@ -80,7 +85,23 @@ def resume(options: argparse.Namespace) -> tuple[Session, Track, dict[str, Any]]
                                "another track or data; start a new session")
     places = machine.places(options.workers or body["workers"])
     session.ledger.append("resume", "", {"pid": os.getpid(), "workers": len(places)})
-    return session, track, body | {"workers": len(places)}
+    return session, track, body | {"workers": len(places)}, None
+
+
+def inherit(origin: Path, body: dict[str, Any]) -> Proposal:
+    """The champion of an earlier session as this one's first proposal.
+
+    Raises: ValueError if it has none, or if track or data differ.
+    """
+    with Session.open(origin) as session:
+        state = fold(session.ledger.events())
+    for name in ("track_hash", "data_hash"):
+        if state.session.get(name) != body[name]:
+            raise ValueError(f"--from: {origin}: its {name} is another; a session of this track and data would do")
+    if state.champion is None:
+        raise ValueError(f"--from: {origin}: it crowned no champion; a session that did would do")
+    proposal = state.proposals[state.champion]["proposal"]
+    return Proposal(proposal["name"], parts_of(proposal), f"champion of {origin.name}", "from", str(origin.name))
 
 
 def run(options: argparse.Namespace) -> int:
@@ -90,7 +111,7 @@ def run(options: argparse.Namespace) -> int:
     from research.trial import WARM
     from research.view import View
 
-    session, track, body = (resume if options.resume else start)(options)
+    session, track, body, inherited = (resume if options.resume else start)(options)
     state = fold(session.ledger.events())
     minutes = options.minutes or body["minutes"]
     spent_s = 0.0 if options.minutes or not options.resume else state.wall_s
@@ -101,6 +122,8 @@ def run(options: argparse.Namespace) -> int:
         scheduler = Scheduler(session, track, executor, lanes_of(body["lanes"], known_lanes()),
                               budget_s=60 * minutes - spent_s, max_trials=options.max_trials or body["max_trials"],
                               on_change=view.update)
+        if inherited is not None:
+            scheduler.consider(inherited)
         view.update(scheduler)
         previous = [signal.signal(s, lambda *_: scheduler.stop()) for s in (signal.SIGINT, signal.SIGTERM)]
         try:

@@ -296,10 +296,9 @@ class Scheduler:
             proof = flight.purpose not in ("search", "finish_killed")
             references = [] if proof else self._references(flight.trial)
             verdict = watch.watch(running, references, time.monotonic())
-            if verdict.kind == "ok" or flight.audited is not None:
-                continue
             if verdict.kind == "hopeless" and watch.is_audited(flight.trial.key):
-                flight.audited = verdict
+                flight.audited = flight.audited or verdict
+            if verdict.kind == "ok" or (verdict.kind == "hopeless" and flight.audited is not None):
                 continue
             flight.cancelled = verdict
             if verdict.kind in ("stalled", "timeout"):
