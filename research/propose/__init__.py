@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from jaxnano.config.base import ConfigError, digest, dump, validate
-from jaxnano.config.edit import ABSENT, Diff, Edit, apply, read
+from jaxnano.config.edit import ABSENT, Diff, Edit, apply, is_under, overlap, read
 from jaxnano.config.recipe import Recipe, recipe_id
 from research.track import Track
 
@@ -48,8 +48,8 @@ class Proposal:
 
     @property
     def expected_effect(self) -> float:
-        """Sum of the parts' prior effects, nats."""
-        return sum(part.effect for part in self.parts)
+        """What the parts promise together, nats."""
+        return prior(self.parts)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for the ledger."""
@@ -90,6 +90,25 @@ def try_build(base: Recipe, parts: Sequence[Part]) -> Recipe | None:
         return build(base, parts)
     except (ConfigError, KeyError, ValueError):
         return None
+
+
+def replaces(new: Part, old: Part) -> bool:
+    """Whether nothing of `old` would be left once `new` is applied after it."""
+    return all(any(is_under(e["path"], n["path"]) for n in new.edits) for e in old.edits)
+
+
+def conflict(a: Part, b: Part) -> bool:
+    """Whether one writes to, above or below a place of the other, so that the later would undo or bend the earlier."""
+    return any(overlap(x["path"], y["path"]) for x in a.edits for y in b.edits)
+
+
+def prior(parts: Sequence[Part]) -> float:
+    """Expected effect of parts together, nats: they add up, but one that bends earlier ones adds only what is more."""
+    total = 0.0
+    for index, part in enumerate(parts):
+        rivals = [other.effect for other in parts[:index] if conflict(part, other)]
+        total += max(0.0, part.effect - sum(rivals)) if rivals else part.effect
+    return total
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from jaxnano.config.base import ConfigError, Node, Problem, parse_yaml, validate
-from research.propose import Part, Proposal, View, try_build
+from jaxnano.config.recipe import recipe_id
+from research.propose import Part, Proposal, View, conflict, prior, replaces, try_build
+from research.track import Track
 
 FOLDER = Path(__file__).resolve().parent.parent / "ideas"
 
@@ -23,7 +25,7 @@ class IdeaEdit(Node):
 
 
 class Idea(Node):
-    """A known technique as edits. effect: prior, in nats at small scale. needs: a part it only makes sense with."""
+    """A known technique as edits. why: one sentence. effect: prior, in nats at small scale, positive = better."""
 
     name: str
     why: str
@@ -57,21 +59,51 @@ def part(idea: Idea) -> Part:
                 idea.effect, idea.source)
 
 
+@cache
+def ranked() -> tuple[Part, ...]:
+    """Every idea, most promising first; each earlier one that it conflicts with halves what it promises."""
+    parts = {name: part(idea) for name, idea in ideas().items()}
+    promise, order = {name: p.effect for name, p in parts.items()}, []
+    while promise:
+        first = parts[max(promise, key=promise.__getitem__)]
+        del promise[first.name]
+        promise = {name: p * (0.5 if conflict(parts[name], first) else 1.0) for name, p in promise.items()}
+        order.append(first)
+    return tuple(order)
+
+
+@lru_cache(maxsize=4)
+def alone(track: Track) -> dict[str, str]:
+    """The recipe id of each idea on the track's base, for those that fit there, in the order of `ranked`."""
+    built = {new.name: try_build(track.base_recipe, [new]) for new in ranked()}
+    return {name: recipe_id(recipe) for name, recipe in built.items() if recipe is not None}
+
+
 class Catalogue:
     """One idea at a time."""
 
     name = "catalogue"
 
     def propose(self, view: View, rng: np.random.Generator) -> Proposal | None:
-        """The most promising idea that is new on the base, or else on the best candidate."""
-        ranked = sorted(ideas().values(), key=lambda idea: -idea.effect)
-        for idea in ranked:
-            if view.fresh([part(idea)]):
-                return Proposal(idea.name, (part(idea),), idea.why, self.name, idea.source)
-        best = view.best
-        for idea in ranked if best else ():
-            present = {p.name for p in best.parts}
-            parts = (*best.parts, part(idea))
-            if idea.name not in present and view.fresh(parts) and try_build(view.track.base_recipe, parts) != best.recipe:
-                return Proposal(f"{best.name} + {idea.name}", parts, idea.why, self.name, idea.source, (best.recipe_id,))
+        """The most promising idea that is new: by turns on the base and on the best candidate, if there is one."""
+        places = (self._on_base, self._on_best) if rng.random() < 0.5 else (self._on_best, self._on_base)
+        return next((proposal for place in places if (proposal := place(view))), None)
+
+    def _on_base(self, view: View) -> Proposal | None:
+        for name, found in alone(view.track).items():  # type: ignore[arg-type]  # frozen, so it hashes
+            if found not in view.proposed:
+                return self._proposal(name, (part(ideas()[name]),))
         return None
+
+    def _on_best(self, view: View) -> Proposal | None:
+        if (best := view.best) is None:
+            return None
+        choices = [(*(old for old in best.parts if not replaces(new, old)), new) for new in ranked()]
+        for parts in sorted(choices, key=lambda parts: -prior(parts)):
+            if view.fresh(parts):
+                return self._proposal(f"{best.name} + {parts[-1].name}", parts, best.recipe_id)
+        return None
+
+    def _proposal(self, name: str, parts: tuple[Part, ...], *parents: str) -> Proposal:
+        idea = ideas()[parts[-1].name]
+        return Proposal(name, parts, idea.why, self.name, idea.source, parents)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from research.propose import Known, Part, Proposal, View, try_build
+from research.propose import Known, Part, Proposal, View, conflict, try_build
 
 STACK = 8  # parts in one candidate
 
 
 class Recombine:
-    """Crosses two candidates, or stacks the most promising ideas of different mechanisms."""
+    """Crosses two or three candidates whose gains come from different mechanisms."""
 
     name = "recombine"
 
@@ -31,15 +31,13 @@ class Recombine:
         return None
 
     def _join(self, view: View, chosen: list[Known]) -> tuple[Part, ...]:
-        """The parts of all, the best candidate's first; one that does not fit with those before is left out."""
+        """The parts of all, the best candidate's first; what conflicts with an earlier candidate's is left out."""
         parts: tuple[Part, ...] = ()
-        for part in (part for known in chosen for part in known.parts):
-            clash = any(part.name == p.name or _touch(part, p) for p in parts)
-            if len(parts) < STACK and not clash and try_build(view.track.base_recipe, (*parts, part)) is not None:
-                parts = (*parts, part)
+        recipe = view.track.base_recipe
+        for known in chosen:
+            others = parts
+            for part in known.parts:
+                clash = any(part.name == other.name or conflict(part, other) for other in others)
+                if len(parts) < STACK and not clash and (joined := try_build(recipe, [part])) is not None:
+                    parts, recipe = (*parts, part), joined
         return parts
-
-
-def _touch(a: Part, b: Part) -> bool:
-    """Whether the two write the same place: then the later would undo the earlier."""
-    return bool({e["path"] for e in a.edits} & {e["path"] for e in b.edits})

@@ -21,6 +21,6 @@ class Simplify:
             parts = best.parts[:index] + best.parts[index + 1 :]
             if view.fresh(parts):
                 gone = best.parts[index].name
-                return Proposal(f"{best.name} - {gone}", parts, f"Without {gone} nothing is lost.", self.name, "ablation",
-                                (best.recipe_id,))
+                hypothesis = f"Without {gone} nothing is lost."
+                return Proposal(f"{best.name} - {gone}", parts, hypothesis, self.name, "ablation", (best.recipe_id,))
         return None

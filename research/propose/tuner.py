@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -27,11 +29,7 @@ class Tuner:
             part = self._move(view, chosen, rng)
             if part is None:
                 continue
-            kept = [p for p in chosen.parts if not p.name.startswith("tune ")]
-            tuned = [p for p in chosen.parts if p.name.startswith("tune ")]
-            paths = {e["path"] for e in part.edits}
-            tuned = [p for p in tuned if not paths & {e["path"] for e in p.edits}]
-            parts = (*kept, *tuned, part)
+            parts = (*filter(None, (_less(old, part) for old in chosen.parts)), part)
             if view.fresh(parts):
                 return Proposal(f"{chosen.name} + {part.name}", parts, "The optimum has moved: " + ", ".join(
                     f"{e['path']} = {e['new']:.4g}" for e in part.edits), self.name, "tuning", (chosen.recipe_id,))
@@ -47,21 +45,37 @@ class Tuner:
         drawn = rng.choice(len(able), size=min(count, len(able)), replace=False, p=weight / weight.sum())
         edits = [{"path": able[i].path, "new": moved(able[i], rng)} for i in drawn]
         edits = [e for e, i in zip(edits, drawn, strict=True) if e["new"] != able[i].value]
-        return Part("tune " + ", ".join(short(e["path"]) for e in edits), tuple(edits)) if edits else None
+        return _tuning(edits)
+
+
+def _tuning(edits: Sequence[Mapping[str, Any]]) -> Part | None:
+    """The part that makes these moves, if there are any."""
+    return Part("tune " + ", ".join(short(e["path"]) for e in edits), tuple(edits)) if edits else None
+
+
+def _less(old: Part, new: Part) -> Part | None:
+    """An earlier part without the numbers that `new` moves again; parts that are no tuning stay as they are."""
+    if not old.name.startswith("tune "):
+        return old
+    again = {e["path"] for e in new.edits}
+    return _tuning([e for e in old.edits if e["path"] not in again])
 
 
 def moved(leaf: Leaf, rng: np.random.Generator) -> float:
     """Another value for a number, three significant digits, on the scale that suits its range."""
     low, high, step = leaf.range.low, leaf.range.high, rng.choice(STEPS) * rng.choice((-1.0, 1.0))
-    if leaf.range.log and leaf.value > 0:
-        new = leaf.value * math.exp(step)
-    elif 0.9 <= high < 1.0:  # a beta: its memory 1 / (1 - beta) is what moves
-        new = 1.0 - (1.0 - leaf.value) * math.exp(-step)
+    if 0.9 < high < 1.0 and not leaf.range.log:  # a beta: its memory 1 / (1 - beta) is what moves
+        new = round(1.0 - _three((1.0 - leaf.value) * math.exp(-step)), 9)
     elif leaf.value:
-        new = leaf.value * math.exp(step)
+        new = _three(leaf.value * math.exp(step))
     else:
-        new = abs(step) * min(0.1 * (high - low), 0.1)
-    return float(f"{min(max(new, low), high):.3g}")
+        new = _three(abs(step) * min(0.1 * (high - low), 0.1))
+    return min(max(new, low), high)
+
+
+def _three(value: float) -> float:
+    """Three significant digits: tuned numbers are read by people."""
+    return float(f"{value:.3g}")
 
 
 def short(path: str) -> str:
