@@ -1,4 +1,4 @@
-"""The report of a session: report.html and report.md, computed from the ledger.
+"""The report of a session: report.html, and report.md with its plots; every number is computed from the ledger.
 
     python -m research.report SESSION
 """
@@ -6,30 +6,301 @@
 from __future__ import annotations
 
 import argparse
-import html
-import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from jaxnano.cli import report_errors
+from jaxnano.config.edit import show
+from research.document import (
+    Anchor,
+    Banner,
+    Block,
+    Code,
+    Figure,
+    Heading,
+    Line,
+    Link,
+    Listing,
+    Paragraph,
+    Span,
+    Table,
+    to_html,
+    to_markdown,
+)
+from research.figures import figures, trial_id
 from research.session import Session
 from research.state import State, fold
+from research.summary import Facts, verdict
+
+FOLDER = "plots"
+REFUSALS = 12
 
 
 def write_report(session_path: Path, state: State) -> None:
-    """Write report.html and report.md into the session's folder."""
-    text = json.dumps({"trials": state.counts(), "champion": state.champion}, indent=2)
-    (session_path / "report.md").write_text(f"```\n{text}\n```\n")
-    (session_path / "report.html").write_text(f"<!doctype html><pre>{html.escape(text)}</pre>\n")
+    """Write report.html, report.md and plots/*.svg into the session's folder.
+
+    Args: state: the session's, folded; the plots over time read the ledger itself.
+    """
+    with Session.open(session_path) as session:
+        events = session.ledger.events()
+    facts = Facts.of(state)
+    title = f"{session_path.name}: what was tried and what was proven on track {facts.track.name}"
+    drawn = figures(facts, events)
+    blocks = [block for section in (_verdict, _champion, _proof, _search, _effort, _kills, _refusals, _replay, _recipes,
+                                    _trials) for block in section(facts, drawn)]
+    (session_path / FOLDER).mkdir(exist_ok=True)
+    for figure in drawn.values():
+        (session_path / FOLDER / f"{figure.name}.svg").write_text(figure.svg, encoding="utf-8")
+    (session_path / "report.html").write_text(to_html(title, blocks), encoding="utf-8")
+    (session_path / "report.md").write_text(to_markdown(title, blocks, FOLDER), encoding="utf-8")
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser("research.report", description=__doc__.partition("\n")[0])
     parser.add_argument("session", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     with Session.open(options.session) as session:
-        write_report(session.path, fold(session.ledger.events()))
+        state, path = fold(session.ledger.events()), session.path
+    write_report(path, state)
+    print(path / "report.html")
     return 0
+
+
+def _verdict(facts: Facts, drawn: dict[str, Figure]) -> list[Block]:
+    kind, text = verdict(facts)
+    state, counts = facts.state, facts.state.counts()
+    ran = ", ".join(f"{n} {outcome}" for outcome, n in sorted(counts.items(), key=lambda item: -item[1]))
+    line = (f"{state.wall_s / 60:.1f} minutes on {state.session['workers']} workers, {state.device_s:,.0f} "
+            f"device-seconds; {state.verdicts['accepted']} recipes accepted and {state.verdicts['refused']} refused; "
+            f"{sum(counts.values())} trials" + (f" ({ran})" if ran else "") + f". Losses are in {facts.unit}; an effect "
+            "is how much lower a loss is than the base's on the same seed, so more is better. Each run links to its row "
+            "at the end.")
+    return [Banner(kind, text), Paragraph(line), *_figure(drawn, "progress")]
+
+
+def _champion(facts: Facts, drawn: dict[str, Figure]) -> list[Block]:
+    champion = facts.champion()
+    frontier = facts.frontier(1)
+    recipe_id = champion["recipe_id"] if champion else frontier[0]["recipe_id"] if frontier else None
+    if recipe_id is None:
+        return []
+    blocks: list[Block] = [Heading("The champion" if champion else "The leading candidate, not proven")]
+    blocks.append(Paragraph([facts.name(recipe_id), ", recipe ", _recipe(recipe_id), ", against the base:"]))
+    blocks.append(Listing(_diff(facts.edits(recipe_id)), "diff"))
+    rows = []
+    for part in facts.parts(recipe_id):
+        row = part["ablation"] or {}
+        rows.append([part["name"], part["why"], _source(part["source"]), _effect(row.get("effect")), _interval(row),
+                     _runs(facts, row.get("recipe_id"))])
+    if rows:
+        blocks.append(Paragraph("What each part is worth: how much the loss rises without it, on the search split."))
+        blocks.append(Table(["part", "why", "source", "worth", "95 % interval", "runs without it"], rows, "lllrrl"))
+    return blocks + _barnacles(facts) + _figure(drawn, "curves")
+
+
+def _barnacles(facts: Facts) -> list[Block]:
+    """Parts that the ablation took off."""
+    rows = []
+    for nominee, body in facts.state.ablations.items():
+        worth = {row["part"]: row for row in body["rows"]}
+        for name in body["removed"]:
+            row = worth.get(name, {})
+            rows.append([name, facts.name(nominee), _effect(row.get("effect")), _runs(facts, row.get("recipe_id"))])
+    if not rows:
+        return []
+    head = ["part", "of", "worth", "runs without it"]
+    return [Paragraph("Barnacles, removed because they did not earn their place:"), Table(head, rows, "llrl")]
+
+
+def _proof(facts: Facts, drawn: dict[str, Figure]) -> list[Block]:
+    blocks: list[Block] = []
+    for row in facts.verifications():
+        passed = {True: "passed", False: "failed", None: "not finished"}[row["passed"]]
+        blocks.append(Paragraph([
+            f"Attempt {row['attempt']}, {passed}: ", _recipe(row["recipe_id"]), f" {row['name']}, sealed before its "
+            f"{row['n']} seeds existed, tested at alpha {row['alpha']:.2g} against ", _recipe(row["incumbent"]),
+            f" {facts.name(row['incumbent'])} on the {facts.track.splits.protected} split."]))
+        roles = {"incumbent": row["incumbent"], "candidate": row["recipe_id"], "best_single": row["best_single"]}
+        roles = {role: rid for role, rid in roles.items() if rid and row["losses"].get(role)}
+        if roles:
+            blocks += [_seeds(row, roles), _tests(facts, row, roles)]
+    return [Heading("The proof"), *blocks] if blocks else []
+
+
+def _seeds(row: dict[str, Any], roles: dict[str, str]) -> Table:
+    lines: list[list[Line]] = []
+    for seed in map(str, row["seeds"]):
+        losses = {role: row["losses"][role].get(seed) for role in roles}
+        gain = None if None in (losses["incumbent"], losses["candidate"]) else losses["incumbent"] - losses["candidate"]
+        lines.append([seed, *(Link(_loss(losses[role]), _to(f"{rid}-1-{seed}")) for role, rid in roles.items()),
+                      _effect(gain)])
+    means = {role: _loss(float(np.mean(list(row["losses"][role].values())))) for role in roles}
+    lines.append(["mean", *means.values(), ""])
+    heads = [role.replace("_", " ") for role in roles]
+    return Table(["seed", *heads, "gain over incumbent"], lines, "l" + "r" * (len(roles) + 1))
+
+
+def _tests(facts: Facts, row: dict[str, Any], roles: dict[str, str]) -> Table:
+    lines: list[list[Line]] = []
+    for role, test in row["comparisons"].items():
+        if test:
+            lines.append([f"{role.replace('_', ' ')}: {facts.name(roles[role])}", _effect(test["effect"]),
+                          _interval(test), f"{test['p_value']:.2g}", f"{test['p_adjusted']:.2g}",
+                          f"{test['correlation']:.2f}"])
+    head = ["candidate against", "effect", "95 % interval", "p", "p, adjusted", "seed correlation"]
+    return Table(head, lines, "lrrrrr")
+
+
+def _search(facts: Facts, drawn: dict[str, Figure]) -> list[Block]:
+    rows: list[list[Line]] = []
+    for row in facts.frontier(10):
+        rows.append([Link(row["name"], f"#recipe-{row['recipe_id']}"), row["lane"],
+                     f"{row['mean']:+.4f} ± {row['sd']:.4f}", _effect(row["measured"]), str(row["runs"]),
+                     _runs(facts, row["recipe_id"])])
+    if not rows:
+        return []
+    head = ["candidate", "lane", "expected effect ± sd", "measured", "runs", "full-horizon runs"]
+    return [Heading("The search"), Table(head, rows, "llrrrl"), *_figure(drawn, "effects")]
+
+
+def _effort(facts: Facts, drawn: dict[str, Figure]) -> list[Block]:
+    if not facts.state.decisions:
+        return []
+    shares = facts.state.shares()
+    rows: list[list[Line]] = [[lane, str(row["proposed"]), str(row["accepted"]), str(row["runs"]),
+                               f"{row['device_seconds']:,.0f}", _effect(row["best_gain"])]
+                              for lane, row in facts.lanes().items()]
+    named = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
+    return [Heading("Where the time went"), *_figure(drawn, "allocation"), *_figure(drawn, "information"),
+            Paragraph(f"Shares of the core-seconds between the first dispatch and the last result: {named}. Compiling is "
+                      "part of whatever it was done for."),
+            Table(["lane", "proposed", "accepted", "runs", "device-seconds", "best measured gain"], rows, "lrrrrr")]
+
+
+def _kills(facts: Facts, drawn: dict[str, Figure]) -> list[Block]:
+    ended = [(t, r) for t, r in facts.results() if r["outcome"] not in ("completed", "interrupted")]
+    audits = facts.audit()
+    blocks: list[Block] = [Heading("Runs that did not finish, and the audit of kills")] if ended or audits else []
+    if ended:
+        rows = [[_trial(t.key), facts.name(t.recipe_id), r["outcome"], r.get("reason") or ""] for t, r in ended]
+        blocks.append(Table(["trial", "recipe", "outcome", "reason"], rows, "llll"))
+    if audits:
+        hits = sum(a["final"] is not None and abs(a["final"] - a["predicted"]) <= 1.96 * a["sd"] for a in audits)
+        blocks.append(Paragraph(f"One hopeless run in ten is finished all the same: {hits} of {len(audits)} ended within "
+                                "the 95 % interval that was predicted when it would have been killed."))
+        rows = [[_trial(a["trial"]), f"{a['predicted']:.4f} ± {a['sd']:.4f}", _loss(a["final"]), _effect(a["gain"])]
+                for a in audits]
+        blocks.append(Table(["trial", "predicted loss ± sd", "final loss", "gain over base"], rows, "lrrr"))
+    return blocks
+
+
+def _refusals(facts: Facts, drawn: dict[str, Figure]) -> list[Block]:
+    rules = facts.state.refusals.most_common(REFUSALS)
+    if not rules:
+        return []
+    rest = len(facts.state.refusals) - len(rules)
+    more = f" The {len(rules)} commonest rules of {rest + len(rules)}:" if rest else ""
+    return [Heading("Refused by the gate"),
+            Paragraph(f"{facts.state.verdicts['refused']} proposals were refused before any compute.{more}"),
+            Table(["times", "rule"], [[str(n), rule] for rule, n in rules], "rl")]
+
+
+def _replay(facts: Facts, drawn: dict[str, Figure]) -> list[Block]:
+    crowned = facts.state.crowned[-1].body["trial"] if facts.state.crowned else None
+    done = [key for key, trial in facts.state.trials.items() if trial.outcome == "completed"]
+    blocks: list[Block] = [Heading("Run it again")]
+    if key := crowned or (done[-1] if done else None):
+        lines = [f"python -m research.explain SESSION {key}", f"python -m research.replay SESSION {key}"]
+        lines += ["python -m jaxnano.sample SESSION/champion/checkpoint --prompt 'Returns'"] if crowned else []
+        blocks += [Paragraph("Why a run was chosen and what it taught; the run itself, from the ledger alone:"),
+                   Listing("\n".join(lines))]
+    prints = {tuple(sorted(r["fingerprint"].items())) for _, r in facts.results() if r.get("fingerprint")}
+    session = facts.state.session
+    rows: list[list[Line]] = [["track", f"{session['track']}, {session['track_hash'][:16]}"],
+                              ["data", session["data_hash"][:16]], ["seed of the researcher", str(session["seed"])],
+                              ["command", Code("python -m research.loop " + " ".join(session["argv"]))]]
+    rows += [[f"{name}", str(value)] for fingerprint in sorted(prints) for name, value in fingerprint if name != "data"]
+    return [*blocks, Paragraph(f"The results come from {len(prints)} environment{'s' * (len(prints) != 1)}:"),
+            Table(["what", "value"], rows, "ll")]
+
+
+def _recipes(facts: Facts, drawn: dict[str, Figure]) -> list[Block]:
+    ran = dict.fromkeys(trial.recipe_id for trial in facts.state.trials.values() if trial.attempts)
+    rows: list[list[Line]] = []
+    for recipe_id in ran:
+        proposal = facts.proposal(recipe_id)
+        changes = "; ".join(f"{e['path']} = {show(e['new'])}" for e in facts.edits(recipe_id))
+        rows.append([Anchor(recipe_id[:8], f"recipe-{recipe_id}"), proposal.get("name", ""), proposal.get("lane", ""),
+                     proposal.get("hypothesis", ""), Code(changes) if changes else "",
+                     _runs(facts, recipe_id, full=False)])
+    head = ["recipe", "name", "lane", "hypothesis", "what it changes", "runs"]
+    return [Heading("Recipes that ran"), Table(head, rows, "llllll")] if rows else []
+
+
+def _trials(facts: Facts, drawn: dict[str, Figure]) -> list[Block]:
+    rows: list[list[Line]] = []
+    for trial in facts.state.trials.values():
+        result, purposes = trial.result or {}, dict.fromkeys(a.purpose for a in trial.attempts)
+        folder = f"trials/{trial.key}"
+        files: list[Span] = [Link("log", f"{folder}/log.txt"), " ", Link("metrics", f"{folder}/metrics.jsonl")]
+        name = Link(facts.name(trial.recipe_id), f"#recipe-{trial.recipe_id}")
+        rows.append([Anchor(trial.key, trial_id(trial.key)), name, ", ".join(purposes), trial.outcome,
+                     _loss(trial.loss.get(facts.track.splits.search)), _effect(facts.gain(trial)),
+                     f"{result.get('device_s') or 0.0:.1f}", files])
+    head = ["trial: recipe-horizon-seed", "recipe", "purpose", "outcome", "search loss", "gain over base", "device s",
+            "files"]
+    return [Heading("Trials"), Table(head, rows, "llllrrrl")] if rows else []
+
+
+def _figure(drawn: dict[str, Figure], name: str) -> list[Block]:
+    return [drawn[name]] if name in drawn else []
+
+
+def _diff(edits: Sequence[dict[str, Any]]) -> str:
+    """Edits as removed and added lines."""
+    return "\n".join(f"{mark} {e['path']}: {show(e[side])}" for e in edits for mark, side in (("-", "old"), ("+", "new")))
+
+
+def _to(key: str) -> str:
+    return f"#{trial_id(key)}"
+
+
+def _trial(key: str) -> Link:
+    return Link(key, _to(key))
+
+
+def _recipe(recipe_id: str) -> Link:
+    return Link(recipe_id[:8], f"#recipe-{recipe_id}")
+
+
+def _runs(facts: Facts, recipe_id: str | None, full: bool = True) -> list[Span]:
+    """A link for each run of a recipe: its seed, after its horizon where that is not the full one."""
+    runs = [t for t in facts.state.trials.values() if t.recipe_id == recipe_id and (t.horizon == 1.0 or not full)]
+    links = [Link(f"{t.seed}" if t.horizon == 1.0 else f"{t.horizon:g}/{t.seed}", _to(t.key)) for t in runs]
+    return [span for link in links for span in (link, " ")][:-1]
+
+
+def _source(text: str) -> Span:
+    """A source; a paper's number leads to it."""
+    found = re.search(r"arXiv:(\d{4}\.\d{4,5})", text)
+    return Link(text, f"https://arxiv.org/abs/{found[1]}") if found else text
+
+
+def _effect(value: float | None) -> str:
+    return "" if value is None else f"{value:+.4f}"
+
+
+def _loss(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _interval(test: dict[str, Any]) -> str:
+    return "{:+.4f} … {:+.4f}".format(*test["interval"]) if test.get("interval") else ""
 
 
 if __name__ == "__main__":

@@ -1,49 +1,117 @@
-"""The session as it runs: one plain line for each finished trial and each event of the proof."""
+"""The session as it runs: a live screen on a terminal, else a plain line for each finished run and stage of the proof."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any, TextIO
 
+from rich.console import Console
+from rich.live import Live
+
 from research.ledger import Event
-from research.state import State
+from research.screen import Frame, clean, clock
+from research.state import Attempt, Trial
+from research.summary import Facts, verdict
+
+PERIOD_S = 0.25  # between two frames
 
 
 class View:
-    """Shows a session while it runs. A context manager. file: where to, usually sys.stdout."""
+    """Shows a session while it runs. A context manager. file: where to, usually sys.stdout.
+
+    A display must not end a session: should drawing fail, plain lines go on without it.
+    """
 
     def __init__(self, file: TextIO):
         self.file = file
-        self._seen: set[tuple[str, int]] = set()
+        self._console = Console(file=file, highlight=False)
+        self._live: Live | None = None
+        self._facts: Facts | None = None
+        self._seen = 0  # events shown so far
+        self._next_s = 0.0
+        self._refused: list[dict[str, Any]] = []
 
     def __enter__(self) -> View:
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
+            self._live = Live(console=self._console, screen=True, auto_refresh=False)
+            self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.file.flush()
+        self._stop()
 
     def update(self, scheduler: Any) -> None:
-        """Say what has happened since the last call."""
-        state: State = scheduler.state
-        for trial in state.trials.values():
-            for attempt in trial.attempts:
-                if attempt.result is not None and (trial.key, attempt.number) not in self._seen:
-                    self._seen.add((trial.key, attempt.number))
-                    loss = " ".join(f"{k} {v:.4f}" for k, v in (attempt.result.get("loss") or {}).items())
-                    name = state.proposals.get(trial.recipe_id, {}).get("proposal", {}).get("name", "?")
-                    self._say(f"{trial.key}  {attempt.purpose}  {attempt.result['outcome']}  {loss}  {name}")
-        for event in [*state.nominated, *state.sealed, *state.verifications, *state.crowned]:
-            if (event.kind, event.seq) not in self._seen:
-                self._seen.add((event.kind, event.seq))
-                self._say(_stage(event))
+        """Show the scheduler as it stands, a few times a second at most. Never raises."""
+        now = time.monotonic()
+        if now < self._next_s:
+            return
+        self._next_s = now + PERIOD_S
+        try:
+            if scheduler.state.seq != self._seen:
+                self._take_in(scheduler)
+            if self._live is not None and self._facts is not None:
+                self._live.update(Frame(scheduler, self._facts, self._refused), refresh=True)
+        except Exception as error:
+            self._stop()
+            self._say(f"view: {type(error).__name__}: {error}")
+
+    def _take_in(self, scheduler: Any) -> None:
+        """Read the events since the last call; without a screen, print what they say."""
+        events = scheduler.session.ledger.events(since=self._seen)
+        self._seen = scheduler.state.seq
+        self._facts = facts = Facts(scheduler.snapshot)
+        for event in events:
+            if event.kind == "verdict" and not event.body["accepted"]:
+                self._refused = [*self._refused[-3:], event.body]
+            if self._live is None and (line := line_of(event, facts)):
+                self._say(f"{clock(event.time - facts.state.stretches[0].start):>6}  {line}")
 
     def close_with(self, scheduler: Any, session_path: Path) -> None:
-        """Say how it ended."""
-        self._say(f"champion: {scheduler.state.champion or 'none'}; report: {session_path / 'report.html'}")
+        """After the session: how it ended, and where to read on."""
+        facts = Facts(scheduler.snapshot)
+        self._say(verdict(facts)[1])
+        if facts.state.champion:
+            self._say(f"champion: {session_path / 'champion'}")
+        self._say(f"report:   {session_path / 'report.html'}")
+        if scheduler.stopping:
+            self._say(f"go on:    python -m research.loop --session {session_path} --resume")
+
+    def _stop(self) -> None:
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()
 
     def _say(self, line: str) -> None:
-        print(line, file=self.file, flush=True)
+        print(clean(line), file=self.file, flush=True)
 
 
-def _stage(event: Event) -> str:
-    return f"{event.kind} {event.subject} {event.body}"
+def line_of(event: Event, facts: Facts) -> str | None:
+    """One line for the end of a run or a stage of the proof; None for other events."""
+    body = event.body
+    match event.kind:
+        case "result":
+            trial = facts.state.trials[event.subject]
+            return _run(facts, trial, next(a for a in trial.attempts if a.number == body["attempt"]))
+        case "nominated":
+            return f"to be proven: {facts.name(event.subject)}, expected {body['mean']:+.3f} ± {body['sd']:.3f}"
+        case "ablation":
+            return f"ablation: {', '.join(body['removed']) or 'nothing'} to be removed"
+        case "sealed":
+            return f"sealed: attempt {body['attempt']} at alpha {body['alpha']:.2g}, {body['n']} fresh seeds"
+        case "verification":
+            test = body["comparisons"].get("incumbent")
+            found = f", effect {test['effect']:+.4f}, p = {test['p_value']:.2g}" if test else ""
+            return f"verification: {'passed' if body['passed'] else 'failed'}{found}"
+        case "crowned":
+            return f"champion: {facts.name(event.subject)}"
+    return None
+
+
+def _run(facts: Facts, trial: Trial, attempt: Attempt) -> str:
+    result = attempt.result or {}
+    loss = (result.get("loss") or {}).get(facts.track.splits.search)
+    gain = facts.gain(trial) if loss is not None else None
+    numbers = f"{'' if loss is None else f'{loss:.4f}':>7} {'' if gain is None else f'{gain:+.4f}':>8}"
+    what = f"{attempt.purpose} {trial.horizon:g}/{trial.seed}"
+    return f"{what:<18} {result.get('outcome', ''):<11} {numbers}  {facts.name(trial.recipe_id)}"

@@ -1,0 +1,85 @@
+"""Where a session stands.
+
+    python -m research.status SESSION            a table
+    python -m research.status SESSION --json     the same and more, for programs
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from jaxnano.cli import report_errors
+from jaxnano.config.edit import show
+from research.session import Session
+from research.state import fold
+from research.summary import Facts
+
+SHARES = ("idle_fraction", "compile_share", "replicate_share", "kill_share", "verification_share")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser("research.status", description=__doc__.partition("\n")[0])
+    parser.add_argument("session", type=Path)
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+    options = parser.parse_args(argv)
+    with Session.open(options.session) as session:
+        found = Facts.of(fold(session.ledger.events())).as_dict()
+    if options.json:
+        print(json.dumps(found, indent=2))
+    else:
+        _print(found)
+    return 0
+
+
+def _print(found: dict[str, Any]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(found["verdict"]["text"], style="bold", markup=False)
+    rows = Table.grid(padding=(0, 2))
+    for name, value in _rows(found):
+        rows.add_row(name, value)
+    console.print(rows)
+    if champion := found["champion"]:
+        console.print("\nchampion against the base", style="bold")
+        for edit in champion["diff"]:
+            console.print(f"  {edit['path']}: {show(edit['old'])} -> {show(edit['new'])}", markup=False)
+    if found["frontier"]:
+        console.print("\nfrontier: expected effect at the full horizon", style="bold")
+        frontier = Table.grid(padding=(0, 2))
+        for row in found["frontier"]:
+            measured = "" if row["measured"] is None else f"measured {row['measured']:+.4f} (n = {row['measured_n']})"
+            effect = f"  {row['mean']:+.4f} ± {row['sd']:.4f}"
+            frontier.add_row(effect, _plain(row["name"]), f"{row['runs']} runs", measured)
+        console.print(frontier)
+
+
+def _rows(found: dict[str, Any]):
+    """Names and values of the table."""
+    counts = found["trials"]
+    yield "track", found["track"]
+    yield "state", f"ended: {found['ended']}" if found["ended"] else "not ended"
+    yield "trials", ", ".join(f"{n} {name}" for name, n in counts.items()) or "none"
+    yield "proposals", "{accepted} accepted, {refused} refused".format(**found["proposals"])
+    yield "decisions", str(found["decisions"])
+    yield "device time", f"{found['device_seconds']:,.0f} s in {found['wall_seconds']:,.0f} s"
+    yield "shares", ", ".join(f"{name.partition('_')[0]} {found[name]:.1%}" for name in SHARES)
+    for role in ("base", "champion", "best_single"):
+        if side := found[role]:
+            losses = ", ".join(f"{split} {loss['mean']:.4f}" for split, loss in side["loss"].items())
+            yield role.replace("_", " "), _plain(f"{side['recipe_id']} {side['name']}")
+            yield "", f"{losses or 'no full run yet'} (n = {side['n_seeds']})"
+
+
+def _plain(text: str) -> str:
+    """Text with nothing in it that rich would take for markup."""
+    return text.replace("[", r"\[")
+
+
+if __name__ == "__main__":
+    raise SystemExit(report_errors(main))

@@ -1,0 +1,127 @@
+"""Session folders with real recipes and made-up losses, written through the ledger as the loop writes them."""
+
+import itertools
+import types
+from unittest import mock
+
+import numpy as np
+
+from jaxnano.config.base import dump, dump_full
+from jaxnano.config.recipe import recipe_id
+from research.belief import Belief
+from research.proof import FRESH, REPLICATES, Proof, best_single
+from research.propose import Proposal, build
+from research.propose.catalogue import ideas, part
+from research.session import Session
+from research.state import fold
+from research.track import load_track
+from research.trial import Trial
+
+IDEAS = {"rotary": 0.35, "relu-squared": 0.05, "silu": 0.0, "qk-norm": -0.02}  # what each is worth here, nats
+EVIL = "<script>alert(1)</script> | [x](y) \x1b[2J"
+
+
+class Story:
+    """Writes one session. Its clock goes on by a second an event."""
+
+    def __init__(self, path):
+        self.session = Session.create(path)
+        self.track = load_track("tiny")
+        self.worth, self.rng, self.ticks = {}, np.random.default_rng(0), itertools.count(1_000_000)
+        self.write("session", "", {
+            "track": "tiny", "contract": dump_full(self.track), "track_hash": self.track.identity, "data_hash": "d" * 64,
+            "seed": 0, "minutes": 10.0, "workers": 2, "lanes": ["catalogue"], "versions": {}, "argv": ["--minutes", "10"]})
+
+    def write(self, kind, subject, body):
+        with mock.patch("research.ledger.time", types.SimpleNamespace(time=lambda: float(next(self.ticks)))):
+            self.session.ledger.append(kind, subject, body)
+
+    def snapshot(self):
+        return Belief(self.track).at(fold(self.session.ledger.events()))
+
+    def propose(self, parts=(), worth=0.0, **more):
+        fields = {"name": " + ".join(p.name for p in parts) or "base", "hypothesis": "it helps", "lane": "catalogue"}
+        recipe = build(self.track.base_recipe, parts)
+        proposal = Proposal(parts=tuple(parts), **fields | ({} if parts else {"lane": "base"}) | more)
+        self.write("proposal", recipe_id(recipe), {"proposal": proposal.as_dict(), "recipe": dump(recipe)})
+        self.write("verdict", recipe_id(recipe), {"accepted": True, "refusals": [], "ms": 3.0})
+        self.worth[recipe_id(recipe)] = worth
+        return recipe_id(recipe)
+
+    def start(self, trial, purpose="search"):
+        scored = {"trial": trial.key, "name": "x", "eig": 0.5, "cost_s": 2.0}
+        eig = {"eig": 0.5, "cost_s": 2.0, "score": 0.25, "winner": scored, "runners_up": [scored]}
+        more = eig if purpose in ("search", "base") else {}
+        self.write("decision", trial.key, {"purpose": purpose, "worker": 0, "why": "because"} | more)
+        attempt = {"attempt": 1, "worker": 0, "pid": 1, "purpose": purpose, "splits": {}, "steps": 90}
+        self.write("attempt", trial.key, attempt | trial._asdict())
+
+    def finish(self, trial, purpose="search", **more):
+        cell = 2.0 + 0.3 / trial.horizon + 0.05 * (trial.seed % 7)
+        loss = cell - self.worth[trial.recipe_id] + 0.004 * self.rng.standard_normal()
+        losses = {"search": loss} | ({"protected": loss + 0.01} if purpose == "verify" else {})
+        self.write("result", trial.key, {
+            "attempt": 1, "outcome": "completed", "reason": "", "loss": losses, "steps": 90, "device_s": 2.0,
+            "compile_s": 0.5, "tokens_per_s": 5e4, "wall_s": 2.0,
+            "curve": [[p, loss + 2 * (1 - p)] for p in (0.1, 0.5, 1.0)],
+            "fingerprint": {"backend": "cpu", "jax": "0"}} | more)
+
+    def run(self, trial, purpose="search", **more):
+        self.start(trial, purpose)
+        self.finish(trial, purpose, **more)
+
+    def search(self):
+        """The base and a few ideas; a kill with audit, a divergence, a refusal, text that nobody should trust."""
+        self.base = self.propose()
+        known = ideas()
+        names = [name for name in IDEAS if name in known]
+        self.singles = {name: self.propose([part(known[name])], IDEAS[name]) for name in names}
+        pair = [part(known["rotary"]), part(known["relu-squared"])]
+        self.best = self.propose(pair, 0.4, name=EVIL, hypothesis=EVIL, lane="recombine", origin=EVIL)
+        refusal = {"path": "model.width", "value": 63, "rule": f"width is odd {EVIL}"}
+        self.write("verdict", "", {"accepted": False, "refusals": [refusal], "ms": 1.0})
+        for horizon in (0.25, 1.0):
+            for recipe in (self.base, *self.singles.values(), self.best):
+                self.run(Trial(recipe, horizon, 0), "base" if recipe == self.base else "search")
+        self.run(Trial(self.singles["silu"], 0.25, 1), outcome="diverged", reason="nan: loss is nan", loss={})
+        self.run(Trial(self.base, 0.25, 1), "base", audit={"predicted": [3.3, 0.05]})
+        self.run(Trial(self.singles["rotary"], 0.25, 1), outcome="killed", reason="hopeless: 1 %", loss={},
+                 predicted=[3.1, 0.02])
+        return self
+
+    def nominate(self):
+        """Replicates and the ablation of the best."""
+        body = {"number": 1, "mean": 0.4, "sd": 0.01, "parts": ["rotary", "relu-squared"]}
+        self.write("nominated", self.best, body)
+        proof = Proof(self.snapshot(), self.best, body)
+        for trial, purpose in proof.wanted():
+            assert trial.seed < REPLICATES
+            self.run(trial, purpose)
+        self.write("ablation", self.best, Proof(self.snapshot(), self.best, body).settle()[0])
+        return self
+
+    def seal(self):
+        """The seal and its verification runs, on which the candidate is worth `self.worth`."""
+        body = self.snapshot().state.nominated[-1].body
+        snapshot = self.snapshot()
+        self.write("sealed", self.best, Proof(snapshot, self.best, body).seal(self.base, best_single(snapshot)))
+        for trial, purpose in (proof := Proof(self.snapshot(), self.best, body)).wanted():
+            assert trial.seed >= FRESH
+            self.run(trial, purpose)
+        self.write("verification", self.best, (found := Proof(self.snapshot(), self.best, body).verify()))
+        if found["passed"]:
+            seed = proof.seeds()[0]
+            self.write("crowned", self.best, {"trial": Trial(self.best, 1.0, seed).key, "name": EVIL, "seed": seed,
+                                              "heldout": 1.9})
+        return self
+
+    def end(self, reason="finished"):
+        """Close the session; returns its folder and its state."""
+        self.write("end", "", {"reason": reason})
+        return self.close()
+
+    def close(self):
+        """The folder and the state, the loop gone without an end."""
+        state = fold(self.session.ledger.events())
+        self.session.close()
+        return self.session.path, state
