@@ -138,7 +138,8 @@ def _problem(error: Any, data: Any) -> Problem:
         return Problem(".".join([*parts, *filter(None, [context["path"]])]), context["value"], context["rule"])
     if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
         known = context.get("expected_tags", "").replace("'number', ", "")
-        return Problem(".".join([*parts, "kind"]), context.get("tag", "absent"), f"one of {known}" if known else "needed")
+        rule = f"one of {known}" if known else "needed"
+        return Problem(".".join([*parts, "kind"]), context.get("tag", "absent"), rule)
     value = "absent" if error["type"] == "missing" else error["input"]
     return Problem(".".join(parts), value, error["msg"])
 
@@ -173,7 +174,10 @@ class Leaf(NamedTuple):
 
 
 def leaves(node: Node, path: str = "") -> Iterator[Leaf]:
-    """Every traced number below `node`, those inside schedules and expressions included."""
+    """Every traced number below `node`, those inside schedules and expressions included.
+
+    The peak of a schedule has the range of the field it stands in.
+    """
     for name, field in type(node).model_fields.items():
         value, here = getattr(node, name), f"{path}.{name}" if path else name
         span = traced_range(field)
@@ -182,7 +186,8 @@ def leaves(node: Node, path: str = "") -> Iterator[Leaf]:
         elif span and isinstance(value, dict):
             yield from (Leaf(f"{here}.{key}", float(v), span) for key, v in value.items())
         elif isinstance(value, Node):
-            yield from leaves(value, here)
+            for leaf in leaves(value, here):
+                yield leaf._replace(range=span) if span and leaf.path == f"{here}.value" else leaf
         elif isinstance(value, tuple):
             for item in value:
                 if isinstance(item, Node):

@@ -13,8 +13,8 @@ class Embedded(Node):
     """Docstrings of the installed jax, numpy, scipy, flax and optax, as bytes: no download."""
 
     kind: Literal["embedded"]
-    length: int = Field(64, ge=2, le=65536)
-    batch: int = Field(32, ge=1, le=65536)
+    length: int = Field(default=64, ge=2, le=65536)
+    batch: int = Field(default=32, ge=1, le=65536)
 
 
 class Shards(Node):
@@ -22,8 +22,8 @@ class Shards(Node):
 
     kind: Literal["shards"]
     path: str = "data/fineweb10B"
-    length: int = Field(1024, ge=2, le=65536)
-    batch: int = Field(512, ge=1, le=65536)
+    length: int = Field(default=1024, ge=2, le=65536)
+    batch: int = Field(default=512, ge=1, le=65536)
 
 
 Data = Embedded | Shards

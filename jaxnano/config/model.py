@@ -10,7 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from jaxnano.config.base import Node, Range, refuse, unique_names
 from jaxnano.config.schedule import Traced, formula
 
-_SCALAR = Range(-10.0, 10.0)
+_SCALAR = Range(-10.0, 10.0)  # an initial value is read once, so it is a number and takes no schedule
 _STD = Range(0.0, 2.0)
 Block = Annotated[int, Field(ge=0, le=255)]
 
@@ -32,7 +32,7 @@ class OutputGate(Node):
     """Each head's output times sigmoid(w . first channels of the input), per token. Source: track 1, record 28."""
 
     kind: Literal["sigmoid"]
-    channels: int = Field(12, ge=1, le=4096)
+    channels: int = Field(default=12, ge=1, le=4096)
 
 
 class Attention(Node):
@@ -41,9 +41,9 @@ class Attention(Node):
     windows: tiled over the blocks; a query sees the last `w` positions, 0 is all. dropped: blocks without attention.
     """
 
-    heads: int = Field(4, ge=1, le=256)
-    kv_heads: int | None = Field(None, ge=1, le=256)
-    head_dim: int | None = Field(None, ge=2, le=512)
+    heads: int = Field(default=4, ge=1, le=256)
+    kv_heads: int | None = Field(default=None, ge=1, le=256)
+    head_dim: int | None = Field(default=None, ge=2, le=512)
     qk_norm: bool = False
     scale: Annotated[InverseSqrt | ConstantScale, Field(discriminator="kind")] = InverseSqrt(kind="inverse_sqrt")
     softcap: Annotated[Traced | None, Range(0.5, 1000.0, log=True)] = None
@@ -67,7 +67,7 @@ class Rotary(Node):
 
     kind: Literal["rotary"]
     base: Annotated[Traced, Range(10.0, 1e7, log=True)] = 10000.0
-    fraction: float = Field(1.0, gt=0.0, le=1.0)
+    fraction: float = Field(default=1.0, gt=0.0, le=1.0)
     spacing: Literal["exclusive", "inclusive"] = "exclusive"
 
 
@@ -123,7 +123,7 @@ class Mlp(Node):
     """down(activation(up(x)))."""
 
     kind: Literal["mlp"]
-    ratio: float = Field(4.0, ge=0.125, le=16.0)
+    ratio: float = Field(default=4.0, ge=0.125, le=16.0)
     activation: Activation = Gelu(kind="gelu")
     dropped: tuple[Block, ...] = ()
 
@@ -132,7 +132,7 @@ class Glu(Node):
     """down(activation(gate(x)) * up(x)): SwiGLU with silu, GEGLU with gelu. Source: Shazeer 2020, arXiv:2002.05202."""
 
     kind: Literal["glu"]
-    ratio: float = Field(8 / 3, ge=0.125, le=16.0)
+    ratio: float = Field(default=8 / 3, ge=0.125, le=16.0)
     activation: Activation = Silu(kind="silu")
     dropped: tuple[Block, ...] = ()
 
@@ -167,15 +167,15 @@ class LearnedScalar(Node):
     """One trained number per place."""
 
     kind: Literal["scalar"]
-    init: Annotated[Traced, _SCALAR] = 0.0
+    init: Annotated[float, _SCALAR] = 0.0
 
 
 class TokenGate(Node):
     """2 * init * sigmoid(w . first channels of the stream), w zero at first: one number per token."""
 
     kind: Literal["gate"]
-    init: Annotated[Traced, _SCALAR] = 0.5
-    channels: int = Field(12, ge=1, le=4096)
+    init: Annotated[float, _SCALAR] = 0.5
+    channels: int = Field(default=12, ge=1, le=4096)
 
 
 Coefficient = Annotated[LearnedScalar | TokenGate, Field(discriminator="kind")]
@@ -195,14 +195,14 @@ class ValueEmbedding(Node):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")
     blocks: tuple[Block, ...]
-    init: Annotated[Traced, _SCALAR] = 0.5
+    init: Annotated[float, _SCALAR] = 0.5
 
 
 class ResidualScalars(Node):
     """x <- a x + b f(x) with trained a, b per branch."""
 
-    stream: Annotated[Traced, _SCALAR] = 1.0
-    branch: Annotated[Traced, _SCALAR] = 1.0
+    stream: Annotated[float, _SCALAR] = 1.0
+    branch: Annotated[float, _SCALAR] = 1.0
 
 
 class Residual(Node):
@@ -221,8 +221,8 @@ class Residual(Node):
 class Smear(Node):
     """e_t + s * sigmoid(w . first channels of e_t) * e_(t-1). Source: modded-nanogpt record 34."""
 
-    channels: int = Field(12, ge=1, le=4096)
-    init: Annotated[Traced, _SCALAR] = 0.0
+    channels: int = Field(default=12, ge=1, le=4096)
+    init: Annotated[float, _SCALAR] = 0.0
 
 
 class Embedding(Node):
@@ -255,11 +255,11 @@ class Init(Node):
 
     distribution: Literal["normal", "uniform"] = "normal"
     unit: Literal["absolute", "fan_in"] = "absolute"
-    std: Annotated[Traced, _STD] = 0.02
-    embedding_std: Annotated[Traced, _STD] = 0.02
-    head_std: Annotated[Traced | None, _STD] = None
-    attention_std: Annotated[Traced | None, _STD] = None
-    ffn_std: Annotated[Traced | None, _STD] = None
+    std: Annotated[float, _STD] = 0.02
+    embedding_std: Annotated[float, _STD] = 0.02
+    head_std: Annotated[float | None, _STD] = None
+    attention_std: Annotated[float | None, _STD] = None
+    ffn_std: Annotated[float | None, _STD] = None
     zero_projections: bool = False
     depth_scaled: bool = True
 
@@ -267,9 +267,9 @@ class Init(Node):
 class Model(Node):
     """A decoder-only transformer. bias: in every linear map of the blocks and in an untied head."""
 
-    vocab: int = Field(256, ge=2, le=1_000_000)
-    width: int = Field(64, ge=4, le=16384)
-    depth: int = Field(3, ge=1, le=128)
+    vocab: int = Field(default=256, ge=2, le=1_000_000)
+    width: int = Field(default=64, ge=4, le=16384)
+    depth: int = Field(default=3, ge=1, le=128)
     bias: bool = False
     attention: Attention = Attention()
     position: Annotated[Learned | Rotary | Alibi | NoPosition, Field(discriminator="kind")] = Learned(kind="learned")

@@ -76,7 +76,7 @@ class Soap(Node):
     b2: Annotated[Traced, _BETA] = 0.95
     shampoo_beta: Annotated[Traced, _BETA] = 0.95
     eps: Annotated[Traced, _EPS] = 1e-8
-    refresh_every: int = Field(10, ge=1, le=1000)
+    refresh_every: int = Field(default=10, ge=1, le=1000)
     bias_correction: bool = True
 
 

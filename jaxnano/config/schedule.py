@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import jax.numpy as jnp
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
@@ -10,7 +10,7 @@ from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
 from jaxnano.config import expression
 from jaxnano.config.base import Node, Range, refuse
 
-_ANY = Range(-1e4, 1e4)
+_ANY = Range(-1e7, 1e7)  # the field it stands in is narrower
 _SHARE = Range(0.0, 1.0)
 
 
@@ -85,16 +85,19 @@ def _tag(value: Any) -> str | None:
     return getattr(value, "kind", "number")
 
 
-Traced = Annotated[
-    Annotated[float, Tag("number")]
-    | Annotated[Constant, Tag("constant")]
-    | Annotated[Linear, Tag("linear")]
-    | Annotated[Cosine, Tag("cosine")]
-    | Annotated[Trapezoid, Tag("trapezoid")]
-    | Annotated[PowerCool, Tag("power_cool")]
-    | Annotated[Formula, Tag("expression")],
-    Discriminator(_tag),
-]
+if TYPE_CHECKING:
+    Traced = Any  # once resolved (`recipe.at`) the field holds a scalar of the compiled step
+else:
+    Traced = Annotated[
+        Annotated[float, Tag("number")]
+        | Annotated[Constant, Tag("constant")]
+        | Annotated[Linear, Tag("linear")]
+        | Annotated[Cosine, Tag("cosine")]
+        | Annotated[Trapezoid, Tag("trapezoid")]
+        | Annotated[PowerCool, Tag("power_cool")]
+        | Annotated[Formula, Tag("expression")],
+        Discriminator(_tag),
+    ]
 
 
 def evaluate(schedule: Schedule, progress: Any) -> Any:
@@ -102,7 +105,7 @@ def evaluate(schedule: Schedule, progress: Any) -> Any:
     if isinstance(schedule, Formula):
         values = {**schedule.params, "progress": progress}
         return jnp.asarray(expression.evaluate(schedule.code, values), jnp.float32)
-    warm = jnp.minimum(1.0, progress / jnp.maximum(schedule.warmup, 1e-6))
+    warm = jnp.where(progress < schedule.warmup, progress / jnp.maximum(schedule.warmup, 1e-6), 1.0)
     after = jnp.clip((progress - schedule.warmup) / jnp.maximum(1.0 - schedule.warmup, 1e-6), 0.0, 1.0)
     left = jnp.maximum(1.0 - progress, 0.0)
     match schedule:

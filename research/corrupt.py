@@ -1,0 +1,207 @@
+"""Ways in which a recipe's plain data can be wrong, each with the place that a refusal has to name."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxnano.config.base import Node, dump_full, name_of, traced_range
+from jaxnano.config.edit import read
+from jaxnano.config.recipe import Recipe
+
+Pick = Callable[[Any], Any]
+HOSTILE = (
+    "x.__class__", "__import__('os').system('true')", "x ** 99", "x ** x", "9 ** 9 ** 9", "(lambda: x)()", "x[0]",
+    "[x for x in x]", "exp", "exp(x, x)", "open(x)", "x if x else 0", "x < 1", "x + y", "1e99 * x", "'x' * 9", "x +",
+    "", "x; x", "x\x00", "x and x", "(y := x)", "2j * x", "-" * 200 + "x", "(" * 250,
+    "exp(" * 20 + "x" + ")" * 20, "x + " * 70 + "x", "x*" * 20_000 + "x", "\ud800", "x ** -99", "x @ x", "*x", "1.0",
+)
+WRONG_TYPES = ({"no": "such"}, datetime.date(2026, 1, 1), {1, 2}, float("nan"), b"bytes", object)
+NESTED: list[Any] = []
+for _ in range(2000):
+    NESTED = [NESTED]
+BOMBS = (NESTED, 10**6000, "9" * 100_000, [0] * 100_000)
+
+
+class Corruption(NamedTuple):
+    """data: what a proposer might send. path: where it is broken, or a place above. reason: how."""
+
+    data: Any
+    path: str
+    reason: str
+
+
+class Place(NamedTuple):
+    """A field of a node in the tree. holder: the plain dict it stands in. stable: the path if names may change."""
+
+    path: str
+    stable: str
+    holder: dict[str, Any]
+    name: str
+    node: Node
+
+
+def places(node: Node, data: dict[str, Any], path: str = "", stable: str = "") -> Iterator[Place]:
+    """Every field below `node`, with the plain data that stands for it."""
+    for name in type(node).model_fields:
+        value, here = getattr(node, name), f"{path}.{name}" if path else name
+        keep = here if stable == path else stable
+        yield Place(here, keep, data, name, node)
+        if isinstance(value, Node):
+            yield from places(value, data[name], here, keep)
+        elif isinstance(value, tuple):
+            for item, plain in zip(value, data[name], strict=True):
+                if isinstance(item, Node):
+                    yield from places(item, plain, f"{here}.{name_of(item)}", keep)
+
+
+def corrupt(rng: np.random.Generator, recipe: Recipe, frozen: tuple[str, ...] = ()) -> Corruption:
+    """The recipe, broken in one way. frozen: paths whose change is itself a fault."""
+
+    def pick(items: Any) -> Any:
+        items = list(items)
+        return items[int(rng.integers(len(items)))]
+
+    ways = [wrong_type, out_of_range, unknown_kind, unknown_field, missing, wiring, hostile, twice, chain, bomb, shapes,
+            uncovered, top]
+    data = copy.deepcopy(dump_full(recipe))
+    if frozen and rng.random() < 1 / (len(ways) + 1):
+        return change_frozen(data, recipe, pick, frozen)
+    return pick(ways)(data, recipe, pick)
+
+
+def wrong_type(data: Any, recipe: Recipe, pick: Pick) -> Corruption:
+    """What no field takes: a map without meaning, a date, a set, not a number."""
+    place, value = pick(places(recipe, data)), pick(WRONG_TYPES)
+    place.holder[place.name] = value
+    return Corruption(data, place.stable, f"wrong type {value!r}")
+
+
+def out_of_range(data: Any, recipe: Recipe, pick: Pick) -> Corruption:
+    """A number beyond the bounds of its field."""
+    bounds: list[tuple[Place, Any]] = []
+    for place in places(recipe, data):
+        field = type(place.node).model_fields[place.name]
+        if span := traced_range(field):
+            if not isinstance(place.holder[place.name], dict):
+                bounds += [(place, span.low - abs(span.low) - 1.0), (place, span.high * 2 + 1.0), (place, float("inf"))]
+        else:
+            bounds += [(place, b.le + 1) for b in field.metadata if hasattr(b, "le")]
+            bounds += [(place, b.ge - 1) for b in field.metadata if hasattr(b, "ge")]
+    place, value = pick(bounds)
+    place.holder[place.name] = value
+    return Corruption(data, place.path, f"out of range {value!r}")
+
+
+def unknown_kind(data: Any, recipe: Recipe, pick: Pick) -> Corruption:
+    """A choice that is none of the union's."""
+    place = pick(p for p in places(recipe, data) if p.name == "kind")
+    place.holder["kind"] = value = pick(("zzz", "", "Adam", 3, None, ["adam"]))
+    above = place.stable.removesuffix(".kind")
+    return Corruption(data, above, f"unknown kind {value!r}")
+
+
+def unknown_field(data: Any, recipe: Recipe, pick: Pick) -> Corruption:
+    """A field that the node does not have."""
+    place = pick(places(recipe, data))
+    place.holder["surprise"] = 1
+    return Corruption(data, ".".join([*place.path.split(".")[:-1], "surprise"]), "unknown field")
+
+
+def missing(data: Any, recipe: Recipe, pick: Pick) -> Corruption:
+    """A required field that is not there."""
+    place = pick(p for p in places(recipe, data) if type(p.node).model_fields[p.name].is_required())
+    del place.holder[place.name]
+    return Corruption(data, place.stable.removesuffix(f".{place.name}"), f"missing {place.name}")
+
+
+def wiring(data: Any, recipe: Recipe, pick: Pick) -> Corruption:
+    """A wire that looks ahead, loops, starts nowhere or ends behind the last block."""
+    residual, depth = data["model"]["residual"], recipe.model.depth
+    after, source, before, rule = pick((
+        (depth, "late", 0, "looks ahead"), (1, "late", 0, "loop"), (0, "nowhere", 0, "no source"),
+        (0, "late", depth + 1, "behind the end"), (depth + 1, "late", depth, "saved behind the end"),
+    ))
+    residual["saves"] = [{"name": "late", "after": after}]
+    residual["injections"] = [{"name": "wire", "source": source, "before": [before]}]
+    above = "saves.late" if rule == "saved behind the end" else "injections.wire"
+    return Corruption(data, f"model.residual.{above}", rule)
+
+
+def hostile(data: Any, recipe: Recipe, pick: Pick) -> Corruption:
+    """A formula outside the whitelist, as an activation or as a schedule."""
+    formula: dict[str, Any] = {"kind": "expression", "code": pick(HOSTILE)}
+    if pick((True, False)):
+        data["model"]["ffn"]["activation"] = formula
+        return Corruption(data, "model.ffn.activation.code", f"formula {formula['code'][:20]!r}")
+    formula["code"] = formula["code"].replace("x", "progress") if pick((True, False)) else formula["code"]
+    data["optimizer"]["clip"] = formula
+    return Corruption(data, "optimizer.clip.code", f"formula {formula['code'][:20]!r}")
+
+
+def twice(data: Any, recipe: Recipe, pick: Pick) -> Corruption:
+    """Two items of one name."""
+    groups = data["optimizer"]["groups"]
+    if pick((True, False)):
+        groups.append(copy.deepcopy(pick(groups)))
+        return Corruption(data, "optimizer.groups", "name twice")
+    group = pick(groups)
+    group["chain"].append(copy.deepcopy(group["chain"][0]))
+    return Corruption(data, f"optimizer.groups.{group['name']}.chain", "transform twice")
+
+
+def chain(data: Any, recipe: Recipe, pick: Pick) -> Corruption:
+    """A chain in the wrong order, without a direction, with two, or with a matrix optimizer for vectors."""
+    group = data["optimizer"]["groups"][-1]
+    kinds = pick((["decay", "adam"], ["decay"], [], ["adam", "lion"], ["adam", "normuon"], ["hyperball", "muon"],
+                  ["adam", "decay", "cautious_decay"], ["adam", "decay", "hyperball"], ["muon"], ["soap"]))
+    group["chain"], group["roles"] = [{"kind": kind} for kind in kinds], [*group["roles"], "bias"]
+    return Corruption(data, f"optimizer.groups.{group['name']}", f"chain {kinds}")
+
+
+def bomb(data: Any, recipe: Recipe, pick: Pick) -> Corruption:
+    """Nesting without end, a number or text of any size, a list of a hundred thousand."""
+    place, value = pick(places(recipe, data)), pick(BOMBS)
+    place.holder[place.name] = value
+    return Corruption(data, place.stable, f"bomb, {type(value).__name__}")
+
+
+def shapes(data: Any, recipe: Recipe, pick: Pick) -> Corruption:
+    """Heads that do not divide the width, key heads that do not divide the heads, gates wider than the stream."""
+    attention, width = data["model"]["attention"], recipe.model.width
+    if pick((True, False)):
+        attention |= {"heads": 7 if width % 7 else 11, "head_dim": None, "kv_heads": None}
+        return Corruption(data, "model.attention.heads", "indivisible heads")
+    if pick((True, False)):
+        attention["kv_heads"] = attention["heads"] + 1
+        return Corruption(data, "model.attention.kv_heads", "indivisible key heads")
+    data["model"]["embedding"]["smear"] = {"channels": width + 1}
+    return Corruption(data, "model.embedding.smear.channels", "gate wider than the stream")
+
+
+def uncovered(data: Any, recipe: Recipe, pick: Pick) -> Corruption:
+    """A role that no group takes."""
+    groups = data["optimizer"]["groups"]
+    role = pick(role for group in groups for role in group["roles"])
+    for group in groups:
+        group["roles"] = [other for other in group["roles"] if other != role]
+    return Corruption(data, "optimizer.groups", f"uncovered {role}")
+
+
+def top(data: Any, recipe: Recipe, pick: Pick) -> Corruption:
+    """Something that is no recipe at all."""
+    return Corruption(pick(([], "model", 3, None, {"modle": {}}, {3: 4}, [data], {"model": None})), "", "no recipe")
+
+
+def change_frozen(data: Any, recipe: Recipe, pick: Pick, frozen: tuple[str, ...]) -> Corruption:
+    """A valid change of what the track holds still."""
+    numbers = [p for p in places(recipe, data) if any(f"{p.path}.".startswith(f"{f}.") for f in frozen)
+               and type(read(recipe, p.path)) in (int, bool)]
+    place = pick(numbers)
+    value = place.holder[place.name]
+    place.holder[place.name] = not value if isinstance(value, bool) else value + 1
+    return Corruption(data, place.path, "frozen path")

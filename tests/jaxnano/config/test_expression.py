@@ -1,0 +1,147 @@
+"""Formulas: what is refused, with column and reason, at once; what is accepted has a value and one spelling."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxnano.config.expression import FUNCTIONS, ExpressionError, canonical, evaluate, parse
+from jaxnano.config.recipe import recipe_id
+from tests.jaxnano.recipes import model
+
+
+@pytest.mark.parametrize(("code", "message"), [
+    ("x.__class__", "column 1: Attribute is not allowed"),
+    ("1 + x.real", "column 5: Attribute is not allowed"),
+    ("__import__('os')", "column 1: unknown function '__import__'"),
+    ("exec('1')", "unknown function 'exec'"),
+    ("exp(x)(x)", "Call is not allowed"),
+    ("exp", "unknown name 'exp'"),
+    ("exp()", "exp takes 1 argument(s)"),
+    ("exp(x, x)", "exp takes 1 argument(s)"),
+    ("exp(*x)", "exp takes 1 argument(s)"),
+    ("exp(x=1)", "Call is not allowed"),
+    ("lambda: x", "Lambda is not allowed"),
+    ("[x for x in x]", "ListComp is not allowed"),
+    ("{x}", "Set is not allowed"),
+    ("x[0]", "Subscript is not allowed"),
+    ("x if x else x", "IfExp is not allowed"),
+    ("x < 1", "Compare is not allowed"),
+    ("x and x", "BoolOp is not allowed"),
+    ("not x", "UnaryOp is not allowed"),
+    ("~x", "UnaryOp is not allowed"),
+    ("x @ x", "BinOp is not allowed"),
+    ("x % 2", "BinOp is not allowed"),
+    ("x << 2", "BinOp is not allowed"),
+    ("(x := 2)", "NamedExpr is not allowed"),
+    ("f'{x}'", "JoinedStr is not allowed"),
+    ("'text'", "'text' is not a real number"),
+    ("True * x", "True is not a real number"),
+    ("None", "None is not a real number"),
+    ("2j * x", "2j is not a real number"),
+    ("...", "Constant is not allowed"),
+    ("x + y", "column 5: unknown name 'y'; known: a, x"),
+    ("x ** 9", "an exponent is a whole number of at most 8"),
+    ("x ** 2.5", "an exponent is a whole number"),
+    ("x ** x", "an exponent is a whole number"),
+    ("x ** ~2", "UnaryOp is not allowed"),
+    ("x ** True", "True is not a real number"),
+    ("2 ** 10 ** 10", "an exponent is a whole number"),
+    ("1e7", "numbers are at most 1e+06"),
+    ("1e999", "numbers are at most 1e+06"),
+    ("9" * 250, "numbers are at most 1e+06"),
+    ("x +", "not a formula"),
+    ("x; x", "not a formula"),
+    ("x = 2", "not a formula"),
+    ("import os", "not a formula"),
+    ("", "not a formula"),
+    ("x\x00", "not a formula"),
+    ("x + " * 100 + "x", "401 characters; at most 300"),
+    ("x+" * 120 + "x", "241 operations and operands; at most 64"),
+    ("(" * 140 + "x" + ")" * 140, None),
+    ("(" * 290, "not a formula"),
+    ("-" * 60 + "x", "nested deeper than 12"),
+    ("-" * 290 + "x", "operations and operands; at most 64"),
+    ("exp(" * 13 + "x" + ")" * 13, "nested deeper than 12"),
+])
+def test_hostile_formulas(code: str, message: str | None) -> None:
+    start = time.perf_counter()
+    if message is None:
+        parse(code, ("a", "x"))
+    else:
+        with pytest.raises(ExpressionError) as caught:
+            parse(code, ("a", "x"))
+        assert message in str(caught.value) and str(caught.value).startswith("column ")
+        assert "\n" not in str(caught.value)
+    assert time.perf_counter() - start < 0.5
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(alphabet="xa0123456789.+-*/()e, _[]{}'\"\\:;=<>\n~^%@&|!abc", max_size=60))
+def test_any_text_is_parsed_or_refused(text: str) -> None:
+    try:
+        spelled = canonical(text, {"a": 1.0}, "x")
+    except ExpressionError as error:
+        assert "\n" not in str(error)
+    else:
+        assert canonical(spelled, {"a": 1.0}, "x") == spelled
+
+
+@pytest.mark.parametrize(("code", "expected"), [
+    ("1 / 0 * x", math.inf),
+    ("0 ** -1 * x", math.inf),
+    ("((((((9 ** 8) ** 8) ** 8) ** 8) ** 8) ** 8) * x", math.inf),
+    ("relu(1) + erf(1 - 1) * x", 1.0),
+    ("minimum(x, 3) - maximum(x, 3)", -1.0),
+    ("-x ** 2", -4.0),
+    ("2 ** -2 * x", 0.5),
+    ("log1p(-5) + sqrt(-4) * x", 0.0),
+    ("exp(1000 * x) / exp(30)", 1.0),
+])
+def test_values(code: str, expected: float) -> None:
+    assert float(jax.jit(lambda x: evaluate(code, {"x": x}))(jnp.float32(2.0))) == pytest.approx(expected, abs=3e-6)
+
+
+def test_every_function_is_the_one_of_its_name_and_has_a_slope() -> None:
+    at = jnp.float32(0.3)
+    for name, (arity, _) in FUNCTIONS.items():
+        code = f"{name}({', '.join(['x', '0.7'][:arity])})"
+        known = {"relu": lambda x: max(x, 0), "sigmoid": lambda x: 1 / (1 + math.exp(-x)), "abs": abs, "minimum": min,
+                 "maximum": max, "softplus": lambda x: math.log1p(math.exp(x))}
+        expected = (known.get(name) or getattr(math, name))(*[0.3, 0.7][:arity])
+        assert float(evaluate(code, {"x": at})) == pytest.approx(expected, rel=1e-5), name
+        assert np.isfinite(jax.grad(lambda x, code=code: evaluate(code, {"x": x}))(at)), name
+
+
+def test_activations_stay_in_their_own_dtype() -> None:
+    assert evaluate("x * 2 + 1 / 3", {"x": jnp.ones(3, jnp.bfloat16)}).dtype == jnp.bfloat16
+
+
+def test_two_spellings_are_one_recipe() -> None:
+    def activated(code: str, a: float = 1.0) -> str:
+        return recipe_id(model(ffn__activation={"kind": "expression", "code": code, "params": {"a": a}}))
+
+    assert activated("x*sigmoid(a*x)") == activated("  (x) * sigmoid( (a * x) )")
+    assert activated("x*1e-3*a") == activated("x * .001 * a")
+    assert activated("x * a") != activated("x * a", 2.0) != activated("x + a", 2.0)
+
+
+@pytest.mark.parametrize(("code", "params", "message"), [
+    ("x", {"a": 1.0}, "a is not used"),
+    ("a", {"a": 1.0}, "x is not used"),
+    ("x", {"x": 1.0}, "parameter 'x'"),
+    ("x * exp", {"exp": 1.0}, "parameter 'exp'"),
+    ("x", {"a.b": 1.0}, "parameter 'a.b'"),
+    ("x", {"": 1.0}, "parameter ''"),
+    ("x", {"lambda": 1.0}, "parameter 'lambda'"),
+])
+def test_parameters_have_names_of_their_own_and_are_used(code: str, params: dict, message: str) -> None:
+    with pytest.raises(ExpressionError, match=message):
+        canonical(code, params, "x")

@@ -1,0 +1,189 @@
+"""The architecture once more, in float64 NumPy, written from the definitions; it shares no code with the package.
+
+A recipe comes as plain data with every field present, parameters as {path: array}, and numbers as they stand at one
+progress. Batch and position are explicit loops where that says most plainly what is meant.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from scipy.special import erf, logsumexp, softmax
+
+Array = np.ndarray
+FORMULAS = {
+    "x * sigmoid(a * x)": lambda x, a: x / (1 + np.exp(-a * x)),
+    "minimum(relu(x) ** 3, 4 * abs(x)) + 1 / 8 * tanh(x)":
+        lambda x: np.minimum(np.clip(x, 0, None) ** 3, 4 * np.abs(x)) + np.tanh(x) / 8,
+    "a * progress": lambda progress, a: a * progress,
+}
+
+
+def number(value: Any, progress: float) -> float:
+    """What a traced field holds at `progress`."""
+    if not isinstance(value, dict):
+        return value
+    if value["kind"] == "expression":
+        return FORMULAS[value["code"]](progress=progress, **value["params"])
+    warmup, floor = value["warmup"], value["floor"]
+    rise = progress / warmup if progress < warmup else 1.0
+    done = max(0.0, (progress - warmup) / (1 - warmup))
+    fall = {
+        "constant": lambda: 1.0,
+        "linear": lambda: 1 - done,
+        "cosine": lambda: (1 + math.cos(math.pi * done)) / 2,
+        "trapezoid": lambda: min(1.0, (1 - progress) / value["cooldown"]),
+        "power_cool": lambda: min(1.0, ((1 - progress) / value["cooldown"]) ** value["power"]),
+    }[value["kind"]]()
+    return value["value"] * rise * (floor + (1 - floor) * fall)
+
+
+def activate(x: Array, node: dict[str, Any]) -> Array:
+    match node["kind"]:
+        case "gelu" if node["approximate"]:
+            return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+        case "gelu":
+            return x * (1 + erf(x / math.sqrt(2))) / 2
+        case "relu2":
+            return np.where(x > 0, x, 0) ** 2
+        case "silu":
+            return x / (1 + np.exp(-x))
+    return FORMULAS[node["code"]](x, **node["params"])
+
+
+def sigmoid(x: Array) -> Array:
+    return 1 / (1 + np.exp(-x))
+
+
+class Reference:
+    """One forward pass. params: float64 by path. model: plain data. progress: 0..1."""
+
+    def __init__(self, params: dict[str, Array], model: dict[str, Any], progress: float):
+        self.p, self.m, self.progress = {k: np.asarray(v, np.float64) for k, v in params.items()}, model, progress
+
+    def norm(self, x: Array, path: str) -> Array:
+        node = self.m["norm"]
+        if node["kind"] == "layernorm":
+            x = x - x.mean(-1, keepdims=True)
+        x = x / np.sqrt((x * x).mean(-1, keepdims=True) + number(node["eps"], self.progress))
+        return x * self.p.get(f"{path}/gain", 1.0) + self.p.get(f"{path}/bias", 0.0)
+
+    def linear(self, x: Array, path: str) -> Array:
+        return x @ self.p[path] + self.p.get(f"{path}_bias", 0.0)
+
+    def embed(self, tokens: Array) -> Array:
+        node, raw = self.m["embedding"], self.p["embedding/token"][tokens]
+        x = raw.copy()
+        if node["smear"]:
+            weight, scale = self.p["embedding/smear/weight"], self.p["embedding/smear/scale"]
+            for t in range(1, len(tokens)):
+                x[t] += scale * sigmoid(raw[t, : len(weight)] @ weight) * raw[t - 1]
+        if self.m["position"]["kind"] == "learned":
+            x += self.p["embedding/position"][: len(tokens)]
+        return self.norm(x, "embedding/norm") if node["norm"] else x
+
+    def rotate(self, x_LxK: Array) -> Array:
+        """Pair i is the complex number x_i + j x_(i + K/2)."""
+        node, pairs = self.m["position"], x_LxK.shape[1] // 2
+        turning, base = round(node["fraction"] * pairs), number(node["base"], self.progress)
+        last = turning - 1 if node["spacing"] == "inclusive" else turning
+        speed = np.array([base ** (-i / last) if i < turning else 0.0 for i in range(pairs)])
+        turned = (x_LxK[:, :pairs] + 1j * x_LxK[:, pairs:]) * np.exp(1j * np.outer(np.arange(len(x_LxK)), speed))
+        return np.concatenate([turned.real, turned.imag], axis=1)
+
+    def head(self, q: Array, k: Array, v: Array, head: int, block: int) -> Array:
+        """One head's output [L, K] from its query and its group's key and value."""
+        a, position = self.m["attention"], self.m["position"]
+        if a["qk_norm"]:
+            q, k = (y / np.sqrt((y * y).mean(-1, keepdims=True) + 1e-6) for y in (q, k))
+        if position["kind"] == "rotary":
+            q, k = self.rotate(q), self.rotate(k)
+        constant = a["scale"]["kind"] == "constant"
+        scores = q @ k.T * (number(a["scale"]["value"], self.progress) if constant else q.shape[1] ** -0.5)
+        if a["softcap"] is not None:
+            cap = number(a["softcap"], self.progress)
+            scores = cap * np.tanh(scores / cap)
+        window = a["windows"][block % len(a["windows"])] if a["windows"] else 0
+        for i in range(len(q)):
+            for j in range(len(q)):
+                if position["kind"] == "alibi":
+                    scores[i, j] -= 2 ** (-number(position["reach"], self.progress) * (head + 1) / a["heads"]) * (i - j)
+                if j > i or (window and i - j >= window):
+                    scores[i, j] = -np.inf
+        return softmax(scores, axis=1) @ v
+
+    def attention(self, x: Array, tokens: Array, block: int) -> Array:
+        a, path = self.m["attention"], f"blocks_{block}/attention"
+        heads, groups = a["heads"], a["kv_heads"] or a["heads"]
+        q, k, v = (self.linear(x, f"{path}/{name}") for name in "qkv")
+        for table in self.m["residual"]["value_embeddings"]:
+            if block in table["blocks"]:
+                own, other = self.p[f"{path}/mix_{table['name']}_value"], self.p[f"{path}/mix_{table['name']}_table"]
+                v = own * v + other * self.p[f"value_embeddings/{table['name']}"][tokens]
+        q, k, v = np.split(q, heads, axis=1), np.split(k, groups, axis=1), np.split(v, groups, axis=1)
+        outputs = [self.head(q[h], k[h * groups // heads], v[h * groups // heads], h, block) for h in range(heads)]
+        if a["gate"]:
+            gate = sigmoid(x[:, : a["gate"]["channels"]] @ self.p[f"{path}/output_gate"])
+            outputs = [output * gate[:, [h]] for h, output in enumerate(outputs)]
+        y = self.linear(np.concatenate(outputs, axis=1), f"{path}/o")
+        return y / math.sqrt(2 * self.m["depth"]) if self.m["residual"]["branch"] == "depth_scaled" else y
+
+    def ffn(self, x: Array, block: int) -> Array:
+        node, path = self.m["ffn"], f"blocks_{block}/ffn"
+        hidden = self.linear(x, f"{path}/up")
+        if node["kind"] == "glu":
+            hidden = activate(self.linear(x, f"{path}/gate"), node["activation"]) * hidden
+        else:
+            hidden = activate(hidden, node["activation"])
+        return self.linear(hidden, f"{path}/down")
+
+    def join(self, x: Array, y: Array, path: str) -> Array:
+        if self.m["norm"]["placement"] == "sandwich":
+            y = self.norm(y, f"{path}_post_norm")
+        return self.p.get(f"{path}_stream", 1.0) * x + self.p.get(f"{path}_branch", 1.0) * y
+
+    def inject(self, x: Array, saved: dict[str, Array], block: int) -> Array:
+        for wire in self.m["residual"]["injections"]:
+            if block in wire["before"]:
+                path = f"inject_{wire['name']}_{block}"
+                weight, scale = self.p.get(f"{path}/weight"), self.p[f"{path}/scale"]
+                share = scale if weight is None else 2 * scale * sigmoid(x[:, : len(weight)] @ weight)[:, None]
+                x = x + share * saved[wire["source"]]
+        return x
+
+    def logits(self, tokens: Array) -> Array:
+        """[L, V] of one row of tokens [L]."""
+        x, saved = self.embed(tokens), {}
+        for block in range(self.m["depth"] + 1):
+            saved |= {save["name"]: x for save in self.m["residual"]["saves"] if save["after"] == block}
+            x = self.inject(x, saved, block)
+            if block == self.m["depth"]:
+                break
+            path = f"blocks_{block}"
+            if block not in self.m["attention"]["dropped"]:
+                y = self.attention(self.norm(x, f"{path}/attention_norm"), tokens, block)
+                x = self.join(x, y, f"{path}/attention")
+            if block not in self.m["ffn"]["dropped"]:
+                x = self.join(x, self.ffn(self.norm(x, f"{path}/ffn_norm"), block), f"{path}/ffn")
+        x = self.norm(x, "final_norm")
+        tied = self.m["embedding"]["tied"]
+        z = x @ (self.p["embedding/token"].T if tied else self.p["head/weight"]) + self.p.get("head/bias", 0.0)
+        if cap := self.m["head"]["softcap"]:
+            c = number(cap["cap"], self.progress)
+            z = c * np.tanh(z / c) if cap["kind"] == "tanh" else c * z / np.sqrt(z * z + c * c)
+        return z
+
+
+def forward(
+    params: dict[str, Array], batch: Array, recipe: dict[str, Any], progress: float
+) -> tuple[Array, float, float]:
+    """Logits [B, L, V], cross entropy in nats, and what training minimises, on tokens [B, L+1]."""
+    reference = Reference(params, recipe["model"], progress)
+    logits = np.stack([reference.logits(row[:-1]) for row in batch])
+    total = logsumexp(logits, axis=-1)
+    nats = (total - np.take_along_axis(logits, batch[:, 1:, None], axis=-1)[..., 0]).mean()
+    z_loss = recipe["model"]["head"]["z_loss"]
+    weight = 0.0 if z_loss is None else number(z_loss, progress)
+    return logits, nats, nats + weight * (total**2).mean()

@@ -1,0 +1,82 @@
+"""The recipes every contract test walks: together they hold each node of the core space. A new node is a new row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxnano.config.data import Embedded
+from jaxnano.config.edit import Diff, Edit, apply
+from jaxnano.config.model import Model
+from jaxnano.config.recipe import Recipe
+
+TINY = Recipe(model=Model(width=16, depth=2), data=Embedded(kind="embedded", length=16, batch=2))
+SWISH = {"kind": "expression", "code": "x * sigmoid(a * x)", "params": {"a": 1.7}}
+CUBE = {"kind": "expression", "code": "minimum(relu(x) ** 3, 4 * abs(x)) + 1 / 8 * tanh(x)"}
+X0 = {"name": "x0", "after": 0}
+
+
+def edited(base: Recipe, changes: dict[str, Any]) -> Recipe:
+    """`base` with each path of `changes` set to its value."""
+    return apply(base, Diff(name="test", edits=tuple(Edit.to(base, path, new) for path, new in changes.items())))
+
+
+def model(**changes: Any) -> Recipe:
+    """TINY with edits below `model`; two underscores in a keyword stand for a dot."""
+    return edited(TINY, {"model." + path.replace("__", "."): new for path, new in changes.items()})
+
+
+RECIPES: dict[str, Recipe] = {
+    "gpt2": TINY,
+    "grouped_biases": model(
+        depth=1, bias=True, attention__kv_heads=2, embedding__tied=False, norm={"kind": "rmsnorm"},
+        position={"kind": "rotary", "base": 500.0},
+        ffn={"kind": "mlp", "ratio": 1.5, "activation": {"kind": "gelu", "approximate": False}},
+    ),
+    "multi_query_half_rotary": model(
+        depth=1, attention__kv_heads=1, attention__head_dim=8, attention__qk_norm=True, attention__softcap=5.0,
+        attention__scale={"kind": "constant", "value": 0.3}, position={"kind": "rotary", "fraction": 0.5},
+        ffn={"kind": "mlp", "activation": {"kind": "relu2"}}, head__softcap={"kind": "rsqrt", "cap": 3.0},
+    ),
+    "windows_inclusive_rotary_swiglu": model(
+        attention__heads=2, attention__windows=[4, 0], ffn={"kind": "glu"},
+        position={"kind": "rotary", "base": 1024.0, "fraction": 0.5, "spacing": "inclusive"},
+    ),
+    "alibi_geglu": model(
+        depth=1, bias=True, position={"kind": "alibi", "reach": 6.0}, norm={"kind": "rmsnorm", "gain": False},
+        ffn={"kind": "glu", "activation": {"kind": "gelu"}},
+        head={"softcap": {"kind": "tanh", "cap": 4.0}, "z_loss": 0.01},
+    ),
+    "no_position_gate": model(
+        depth=1, position={"kind": "none"}, attention__gate={"kind": "sigmoid", "channels": 5},
+        ffn={"kind": "mlp", "activation": SWISH}, norm={"kind": "layernorm", "bias": False, "eps": 1e-3},
+    ),
+    "sandwich_smear": model(
+        depth=1, norm={"kind": "rmsnorm", "placement": "sandwich"},
+        residual__scalars={"stream": 1.05, "branch": 0.7},
+        embedding={"norm": True, "smear": {"channels": 6, "init": 0.3}}, ffn={"kind": "mlp", "activation": CUBE},
+    ),
+    "x0_skips": model(residual={
+        "branch": "depth_scaled", "saves": [X0], "injections": [
+            {"name": "skip", "source": "x0", "before": [1, 2]},
+            {"name": "gated", "source": "x0", "before": [1], "coefficient": {"kind": "gate", "channels": 7}},
+        ],
+    }),
+    "unet_values": model(depth=3, attention__kv_heads=2, ffn={"kind": "mlp", "activation": {"kind": "silu"}}, residual={
+        "saves": [{"name": "early", "after": 1}],
+        "injections": [
+            {"name": "long", "source": "early", "before": [2], "coefficient": {"kind": "scalar", "init": 1.0}},
+        ],
+        "value_embeddings": [{"name": "outer", "blocks": [0, 2]}, {"name": "middle", "blocks": [1], "init": 0.2}],
+    }),
+    "dropped_branches": model(
+        attention__dropped=[0], ffn__dropped=[1], norm={"kind": "layernorm", "gain": False, "placement": "sandwich"},
+        embedding__tied=False, attention__heads=3, attention__head_dim=5,
+    ),
+    "scheduled": model(
+        depth=1, attention__softcap={"kind": "linear", "value": 30.0, "floor": 0.1},
+        position={"kind": "rotary", "base": {"kind": "cosine", "value": 1000.0, "floor": 0.01}},
+        attention__scale={"kind": "constant", "value": {"kind": "power_cool", "value": 0.6, "floor": 0.1}},
+        head__z_loss={"kind": "expression", "code": "a * progress", "params": {"a": 0.02}},
+        norm={"kind": "layernorm", "eps": {"kind": "trapezoid", "value": 1e-2}},
+    ),
+}
