@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-CPU_CHUNK = 32  # queries at a time on CPU: 16 and 64 were slower at lengths 64 and 128
+CPU_CHUNK = 32  # queries at a time on CPU
 SPLASH_BLOCKS = (512, 256, 128)  # rows and columns of one TPU kernel step, largest first; they must divide the length
 CUDNN_DTYPES = (jnp.bfloat16, jnp.float16)
 
@@ -20,7 +20,7 @@ def linear(x: jax.Array, w_DxF: jax.Array, b_F: jax.Array | None = None) -> jax.
     """x @ w + b over the last axis, in x's dtype.
 
     All leading axes become one, so that the weight gradient sums over a single axis: over two of them XLA's CPU
-    backend is slow (a whole training step took 1.3 times as long).
+    backend is slow (width 64, length 64, one thread: a whole training step took 1.3 times as long).
 
     Args: x: [..., D], of rank 2 or more. w_DxF and b_F: parameters of any float dtype.
     Returns: [..., F].
