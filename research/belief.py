@@ -49,11 +49,11 @@ class Belief:
     _arms: dict[str, Arm] = field(default_factory=dict)
 
     def arms(self, state: State) -> list[Arm]:
-        """Accepted recipes, in the order of acceptance; the base first."""
+        """Accepted recipes, in the order of their proposals, whatever was asked before; the base first."""
         for recipe_id, body in state.proposals.items():
             if recipe_id in state.accepted and recipe_id not in self._arms:
                 self._arms[recipe_id] = self._arm(recipe_id, body)
-        return [arm for arm in self._arms.values() if arm.recipe_id in state.accepted]
+        return [self._arms[recipe_id] for recipe_id in state.proposals if recipe_id in state.accepted]
 
     def _arm(self, recipe_id: str, body: dict[str, Any]) -> Arm:
         recipe = validate(Recipe, body["recipe"])
@@ -184,13 +184,20 @@ class Snapshot:
         return (float(np.median(rates)) if rates else SECONDS_PER_FLOP,
                 float(np.median(compiles)) if compiles else COMPILE_S)
 
+    @cached_property
+    def slowdown(self) -> float:
+        """Seconds that pass per device-second of a run, at the median: above 1 where others use the machine."""
+        ratios = [t.result["wall_s"] / t.result["device_s"] for t in self.state.trials.values()
+                  if t.loss and t.result and t.result.get("device_s") and t.result.get("wall_s")]
+        return max(1.0, float(np.median(ratios))) if ratios else 1.2
+
     def decide(self, seed: int, worker: int, left_s: float) -> tuple[Trial, dict[str, Any]] | None:
         """The next search run, and the body of its `decision` event; None if nothing fits into the time left.
 
         Args: seed: the session's. worker: who will run it. left_s: seconds until the search must be over.
         """
         track, pool = self.belief.track, self.pool()
-        horizons = [h for h in track.horizons if self.seconds(self.arms[0], h, worker) <= left_s]
+        horizons = [h for h in track.horizons if self.slowdown * self.seconds(self.arms[0], h, worker) <= left_s]
         if not horizons or len(pool) < 2:
             return None
         number = {self.arms[i].recipe_id: n for n, i in enumerate(pool)}
@@ -214,6 +221,7 @@ class Snapshot:
                             "name": self.arms[pool[s.run.candidate]].name, "eig": s.eig, "improvement": s.improvement,
                             "cost_s": s.cost_s}
         why = f"{winner.name}: effect {mean[at]:+.3f} +- {sd[at]:.3f}"
-        return trial, {"purpose": chosen.purpose, "worker": worker, "left_s": left_s, "eig": chosen.winner.eig,
-                       "improvement": chosen.winner.improvement, "cost_s": chosen.winner.cost_s, "score": chosen.winner.score, "why": why,
+        return trial, {"purpose": chosen.purpose, "worker": worker, "left_s": left_s, "as_of": self.state.seq,
+                       "eig": chosen.winner.eig, "improvement": chosen.winner.improvement,
+                       "cost_s": chosen.winner.cost_s, "score": chosen.winner.score, "why": why,
                        "winner": scored(chosen.winner), "runners_up": [scored(s) for s in chosen.runners_up]}

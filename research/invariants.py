@@ -15,7 +15,7 @@ REQUIRED = {
     "decision": ("purpose",),
     "attempt": ("attempt", "worker", "recipe_id", "horizon", "seed", "purpose"),
     "result": ("attempt", "outcome"),
-    "sealed": ("attempt_k", "alpha", "n"),
+    "sealed": ("attempt", "alpha", "n"),
     "verification": ("passed",),
 }
 OUTCOMES = frozenset({"completed", "killed", "diverged", "failed", "interrupted", "timeout"})

@@ -22,14 +22,14 @@ from research.propose import lanes as known_lanes
 from research.scheduler import Scheduler, lanes_of
 from research.session import Session, SessionError, default_session_dir
 from research.state import fold
-from research.track import Track, load_track
+from research.track import Track, load_track, tracks
 
 MINUTES = 10.0
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser("research.loop", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser("research.loop", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--track", default="tiny", help="a name below configs/tracks, or a YAML file")
     parser.add_argument("--minutes", type=float, help=f"report included (default {MINUTES:g}; --resume: what was left)")
     parser.add_argument("--max-trials", type=int, help="search runs at most")
@@ -57,10 +57,11 @@ def start(options: argparse.Namespace) -> Opened:
 
     lanes = (options.lanes or ",".join(known_lanes())).split(",")
     lanes_of(lanes, known_lanes())
-    track = load_track(options.track)
+    source = options.track if options.track in tracks() else str(Path(options.track).resolve())
+    track = load_track(source)
     places = machine.places(options.workers)
     corpus = data.load(track.base_recipe.data)
-    body = {"track": track.name, "contract": dump_full(track), "track_hash": track.identity,
+    body = {"track": track.name, "source": source, "contract": dump_full(track), "track_hash": track.identity,
             "data_hash": corpus.data_hash, "seed": options.seed, "minutes": options.minutes or MINUTES,
             "max_trials": options.max_trials, "workers": len(places), "lanes": lanes, "pid": os.getpid(),
             "versions": machine.versions(), "argv": sys.argv[1:]}
@@ -76,7 +77,9 @@ def resume(options: argparse.Namespace) -> Opened:
 
     session = Session.open(options.session, lock=True)
     body = fold(session.ledger.events()).session
-    track = load_track(body["track"])
+    if not body:
+        raise SessionError(f"{options.session}: its loop ended before it began; another folder would do")
+    track = load_track(body["source"])
     found = {"track_hash": track.identity, "data_hash": data.load(track.base_recipe.data).data_hash}
     for name, value in found.items():
         if value != body[name]:

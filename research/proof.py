@@ -54,7 +54,7 @@ class Proof:
         return found
 
     def ablation_proposals(self) -> list[Proposal]:
-        """Variants the ledger does not know yet; they must be accepted before they can run."""
+        """Variants the ledger does not know yet; a variant must be accepted before it can run."""
         made = []
         for name, parts in self.variants().items():
             if recipe_id(self._build(parts)) not in self._state.proposals:
@@ -79,9 +79,16 @@ class Proof:
         return next((e for e in self._state.sealed if e.body["nomination"] == self.nominated["number"]), None)
 
     @property
+    def verified(self):
+        """The verification's event, if there is one for this nomination."""
+        return next((e for e in self._state.verifications if e.body["nomination"] == self.nominated["number"]), None)
+
+    @property
     def done(self) -> bool:
-        """Whether the verification has spoken."""
-        return any(e.body["nomination"] == self.nominated["number"] for e in self._state.verifications)
+        """Whether the verification has spoken and, if it passed, the crown is on."""
+        if self.verified is None or not self.verified.body["passed"]:
+            return self.verified is not None
+        return any(e.seq > self.verified.seq for e in self._state.crowned)
 
     def seeds(self) -> list[int]:
         """Verification seeds: they follow from the seal itself, so nobody knew them before."""
@@ -91,8 +98,13 @@ class Proof:
         draws = (int.from_bytes(hashlib.sha256(f"{text}:{i}".encode()).digest()[:4]) for i in range(n))
         return [FRESH + draw % 10**9 for draw in draws]
 
+    @property
+    def shipped(self) -> Trial | None:
+        """The verification run whose checkpoint is the champion's, once there is a seal."""
+        return Trial(self.sealed.subject, 1.0, self.seeds()[0]) if self.sealed is not None else None
+
     def contenders(self) -> dict[str, str]:
-        """What the sealed recipe is run beside: the incumbent, and the best single catalogue idea. role -> recipe id."""
+        """What the sealed recipe is run beside: the incumbent, and the best single catalogue idea: role -> id."""
         assert self.sealed is not None
         roles = {"incumbent": self.sealed.body["incumbent"], "candidate": self.sealed.subject}
         single = self.sealed.body.get("best_single")
@@ -100,11 +112,11 @@ class Proof:
 
     def wanted(self) -> list[tuple[Trial, str]]:
         """Runs of the present stage that are not over, in order, with their purpose."""
-        if self.done:
+        if self.verified is not None:
             return []
         if self.sealed is not None:
-            trials = [(Trial(rid, 1.0, s), "verify") for s in self.seeds() for rid in dict.fromkeys(
-                self.contenders().values())]
+            rivals = dict.fromkeys(self.contenders().values())
+            trials = [(Trial(rid, 1.0, s), "verify") for s in self.seeds() for rid in rivals]
         else:
             ids = {self.snapshot.arms[0].recipe_id: "replicate", self.recipe_id: "replicate"}
             for parts in self.variants().values():
@@ -160,6 +172,7 @@ class Proof:
 
     def verify(self) -> dict[str, Any]:
         """The `verification` event: the sealed test on the protected split, and what else is worth knowing."""
+        assert self.sealed is not None
         seal, split = self.sealed.body, self.snapshot.belief.track.splits.protected
         roles = self.contenders()
         candidate = self.losses(roles["candidate"], split)

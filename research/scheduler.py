@@ -19,7 +19,7 @@ from research.belief import Belief, Snapshot
 from research.champion import crown
 from research.execute import Executor, Job, Message
 from research.gate import Gate, Verdict
-from research.proof import Proof, best_single
+from research.proof import REPLICATES, Proof, best_single
 from research.propose import Proposal, Proposer, build
 from research.session import Session, read_result
 from research.state import State, fold
@@ -63,13 +63,13 @@ class Scheduler:
         self.start_s = time.monotonic()
         self.budget_s, self.max_trials = budget_s, max_trials
         self.rounds = max(1, round(budget_s / 60 / ROUND_MINUTES))
-        self.first_round = len(self.state.nominated)
         self.flights: dict[int, Flight] = {}
         self.on_change = on_change or (lambda scheduler: None)
         self.stopping = False
         self._dry: set[str] = set()
         self._snapshot: Snapshot | None = None
         self._take_up()
+        self.first_round = len(self.state.nominated) - (self._proof() is not None)
 
     # ---- the ledger
 
@@ -93,18 +93,23 @@ class Scheduler:
         return self._snapshot
 
     def _take_up(self) -> None:
-        """After a crash: ingest results that were written, and mark the attempts that were not finished."""
+        """After a crash: judge what was not judged, ingest results that were written, mark what was not finished."""
         for arm in self.belief.arms(self.state):
             self.gate.remember(arm.recipe)
+        if recipe_id(self.track.base_recipe) not in self.state.accepted:
+            base = Proposal("base", (), self.track.summary, "base", self.track.base)
+            self._submit(base, self.track.base_recipe, Verdict(self.track.base_recipe))
+        for subject in [s for s in self.state.proposals if s not in self.state.judged]:
+            verdict = self.gate.judge(self.state.proposals[subject]["recipe"])
+            self._judged(subject, verdict)
         for trial in list(self.state.trials.values()):
             for attempt in trial.attempts:
                 if attempt.result is None:
                     found = read_result(self.session.trial_dir(trial.key), attempt.number)
                     self.record("result", trial.key, found or {
                         "attempt": attempt.number, "outcome": "interrupted", "reason": "the loop ended"})
-        if not self.state.proposals:
-            base = Proposal("base", (), self.track.summary, "base", self.track.base)
-            self._submit(base, self.track.base_recipe, Verdict(self.track.base_recipe))
+        if (proof := self._proof()) is not None:
+            self._prepare(proof)
 
     # ---- time
 
@@ -122,16 +127,21 @@ class Scheduler:
 
     def proof_s(self) -> float:
         """Predicted seconds from nomination to verdict for the present best."""
-        best, n = self.snapshot.view().best, self.track.significance.n
-        run_s, compile_s = self.snapshot.full_run_s, self.snapshot.compile_s
+        best = self.snapshot.view().best
         parts = len(best.parts) if best else 0
-        runs = 3 * (parts + 2) + 3 * n + 2 * self.executor.workers
-        return (runs * run_s + (parts + 2) * compile_s) / self.executor.workers
+        ablation = REPLICATES * (parts + 3) * self.snapshot.full_run_s + (parts + 2) * self.snapshot.compile_s
+        return self.snapshot.slowdown * ablation / self.executor.workers + self.verification_s
+
+    @property
+    def verification_s(self) -> float:
+        """Predicted seconds of a verification: incumbent, candidate and best single idea on n seeds."""
+        runs = 3 * self.track.significance.n + self.executor.workers
+        return self.snapshot.slowdown * runs * self.snapshot.full_run_s / self.executor.workers
 
     @property
     def searching(self) -> bool:
         """Whether search runs may still start in this round."""
-        done = sum(e.body["purpose"] in ("search", "base") for e in self.state.decisions)
+        done = len({e.subject for e in self.state.decisions if e.body["purpose"] in ("search", "base")})
         return not self.stopping and self.search_left_s > 0 and (self.max_trials is None or done < self.max_trials)
 
     # ---- proposing
@@ -166,7 +176,10 @@ class Scheduler:
 
     def _submit(self, proposal: Proposal, recipe: Recipe, verdict: Verdict) -> None:
         self.record("proposal", recipe_id(recipe), {"proposal": proposal.as_dict(), "recipe": dump(recipe)})
-        self.record("verdict", recipe_id(recipe), verdict.as_dict())
+        self._judged(recipe_id(recipe), verdict)
+
+    def _judged(self, subject: str, verdict: Verdict) -> None:
+        self.record("verdict", subject, verdict.as_dict())
         if verdict.recipe is not None:
             self.gate.remember(verdict.recipe)
 
@@ -179,7 +192,7 @@ class Scheduler:
             level = self.state.losses(base, trial.horizon, self.track.splits.search).get(trial.seed)
             if trial.loss and level is not None and lane in self.lanes:
                 effect = level - trial.loss[self.track.splits.search]
-                rewards.append(allocate.Reward(lane, max(0.0, effect - best), trial.result["device_s"] or 1.0))
+                rewards.append(allocate.Reward(lane, max(0.0, effect - best), (trial.result or {}).get("device_s") or 1.0))
                 best = max(best, effect)
         return rewards
 
@@ -196,18 +209,17 @@ class Scheduler:
                 if (job := self._assignment(worker)) is not None:
                     self._dispatch(worker, *job)
             if not self.flights and (self.stopping or self._assignment(0) is None):
-                return "stopped" if self.stopping else "finished"
+                return "stopped" if self.stopping else "out of time before the seal" if self._proof() else "finished"
+            for worker in self.flights if self.stopping else ():
+                self.executor.kill(worker)
             for message in self.executor.poll(0.25):
                 self._handle(message)
             self._watch()
             self.on_change(self)
 
     def stop(self) -> None:
-        """Start nothing more and let go of what runs; it is marked as interrupted."""
+        """Have `run` start nothing more and end what runs, as interrupted. Signal handlers may call this."""
         self.stopping = True
-        for flight in self.flights.values():
-            self._result(flight, {"outcome": "interrupted", "reason": "stopped by the user"})
-        self.flights.clear()
 
     def _assignment(self, worker: int) -> tuple[Trial, dict[str, Any]] | None:
         """The next run for a worker and its decision; events that need no run are written on the way."""
@@ -219,6 +231,8 @@ class Scheduler:
             return None  # the last search runs are still worth waiting for
         proof = self._proof() or self._nominate()
         while proof is not None:
+            if proof.sealed is None and self.left_s < self.verification_s:
+                return None  # an unsealed candidate keeps: --resume goes on with it
             wanted = [w for w in proof.wanted() if w[0] not in self._in_flight()]
             if wanted:
                 trial, purpose = wanted[0]
@@ -246,7 +260,7 @@ class Scheduler:
         if verify:
             splits = {self.track.splits.protected: self.track.proof_tokens} | splits
         folder = self.session.trial_dir(trial.key)
-        shipped = verify and (proof := self._proof()) and trial == Trial(proof.sealed.subject, 1.0, proof.seeds()[0])
+        shipped = verify and (proof := self._proof()) is not None and trial == proof.shipped
         self.record("decision", trial.key, decision)
         self.record("attempt", trial.key, {
             "attempt": attempt, "worker": worker, "pid": self.executor.pid(worker), **trial._asdict(),
@@ -274,8 +288,10 @@ class Scheduler:
     def _death(self, flight: Flight, message: Message) -> dict[str, Any]:
         if flight.cancelled is not None:
             return {"outcome": "timeout", "reason": flight.cancelled.reason}
-        outcome = "interrupted" if flight.attempt < TRIES else "failed"
-        return {"outcome": outcome, "reason": message.body["reason"]}
+        if self.stopping:
+            return {"outcome": "interrupted", "reason": "stopped by the user"}
+        died = sum("exit" in (a.result or {}) for a in self.state.trials[flight.trial.key].attempts)
+        return {"outcome": "interrupted" if died + 1 < TRIES else "failed"} | message.body
 
     def _result(self, flight: Flight, result: Mapping[str, Any]) -> None:
         body = dict(result) | {"attempt": flight.attempt}
@@ -325,13 +341,20 @@ class Scheduler:
         """Name the recipe to prove, if one is worth it and there is time; None ends the session."""
         best = self.snapshot.view().best
         tried = {e.subject for e in self.state.nominated}
-        enough = best is not None and best.mean > self.track.epsilon and best.recipe_id not in tried
         rounds_left = len(self.state.nominated) - self.first_round < self.rounds
-        if self.stopping or not enough or not rounds_left:
+        if self.stopping or not rounds_left or best is None:
+            return None
+        if best.mean <= self.track.epsilon or best.recipe_id in tried:
             return None
         self.record("nominated", best.recipe_id, {"number": len(self.state.nominated) + 1, "mean": best.mean,
                                                   "sd": best.sd, "parts": [p.name for p in best.parts]})
-        for proposal in (proof := self._proof()).ablation_proposals():
+        proof = self._proof()
+        assert proof is not None
+        return self._prepare(proof)
+
+    def _prepare(self, proof: Proof) -> Proof:
+        """Have the candidate's ablations judged, those that were not yet."""
+        for proposal in proof.ablation_proposals():
             self.consider(proposal)
         return self._proof() or proof
 
@@ -347,13 +370,12 @@ class Scheduler:
         elif proof.sealed is None:
             incumbent = self.state.champion or self.snapshot.arms[0].recipe_id
             self.record("sealed", proof.final, proof.seal(incumbent, best_single(self.snapshot)))
+        elif proof.verified is None:
+            self.record("verification", proof.sealed.subject, proof.verify())
         else:
-            body = proof.verify()
-            self.record("verification", proof.sealed.subject, body)
-            if body["passed"]:
-                arm = self.snapshot.arms[self.snapshot.index[proof.sealed.subject]]
-                first = Trial(proof.sealed.subject, 1.0, proof.seeds()[0])
-                self.record("crowned", arm.recipe_id, crown(self.session, self.track, arm, first.key))
+            arm = self.snapshot.arms[self.snapshot.index[proof.sealed.subject]]
+            first = Trial(proof.sealed.subject, 1.0, proof.seeds()[0])
+            self.record("crowned", arm.recipe_id, crown(self.session, self.track, arm, first.key))
         return self._proof()
 
 

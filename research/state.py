@@ -12,6 +12,8 @@ from typing import Any
 
 from research.ledger import LOOP_KINDS, Event
 
+FINAL = frozenset({"completed", "killed", "diverged", "failed", "timeout"})  # an `interrupted` run is run again
+
 
 @dataclass
 class Attempt:
@@ -80,7 +82,8 @@ class State:
     proposals: dict[str, dict[str, Any]] = field(default_factory=dict)
     verdicts: Counter[str] = field(default_factory=Counter)  # accepted, refused
     refusals: Counter[str] = field(default_factory=Counter)  # by rule
-    accepted: set[str] = field(default_factory=set)  # recipe ids
+    judged: set[str] = field(default_factory=set)  # recipe ids
+    accepted: set[str] = field(default_factory=set)  # of these, those that may run
     decisions: list[Event] = field(default_factory=list)
     nominated: list[Event] = field(default_factory=list)
     ablations: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -199,6 +202,7 @@ class State:
         return self.trials.setdefault(key, Trial(key))
 
     def _apply_verdict(self, recipe_id: str, body: dict[str, Any]) -> None:
+        self.judged.add(recipe_id)
         if body.get("accepted"):
             self.verdicts["accepted"] += 1
             self.accepted.add(recipe_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -51,7 +52,7 @@ def run_job(args: Mapping[str, Any], report: Callable[[Mapping[str, Any]], None]
     curve: list[tuple[float, float]] = []
     result: dict[str, Any] = {"outcome": "completed", "reason": "", "steps": steps, "loss": {}, "curve": curve}
     clock = time.process_time if jax.default_backend() == "cpu" else time.monotonic
-    start, state, marks = clock(), None, []
+    start, marks = clock(), []
     for progress in train.run(recipe, steps, seed, batches):
         loss, state = float(progress.losses.mean()), progress.state
         if not math.isfinite(loss):
@@ -69,6 +70,7 @@ def run_job(args: Mapping[str, Any], report: Callable[[Mapping[str, Any]], None]
         if not all(map(math.isfinite, result["loss"].values())):
             result |= {"outcome": "diverged", "reason": "the evaluated loss is not finite", "loss": {}}
         elif args.get("checkpoint"):
+            shutil.rmtree(args["checkpoint"], ignore_errors=True)  # left by an attempt that was interrupted
             checkpoints = Checkpoints(Path(args["checkpoint"]), recipe, seed, steps, corpus.data_hash)
             checkpoints.save(state, batches.get_state(), next(iter(result["loss"].values())))
             checkpoints.close()

@@ -260,7 +260,7 @@ def good_story(session):
         ("result", "cand-0.5-0", {"attempt": 1, "outcome": "interrupted"}),
         attempt("cand-0.5-0", 2),
         ("result", "cand-0.5-0", {"attempt": 2, **completed}),
-        ("sealed", "cand", {"attempt_k": 1, "alpha": 0.0005, "n": 1}),
+        ("sealed", "cand", {"attempt": 1, "alpha": 0.0005, "n": 1}),
         decision("cand-1-900"),
         attempt("cand-1-900", purpose="verify"),
         ("result", "cand-1-900", {"attempt": 1, **completed}),

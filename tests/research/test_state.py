@@ -118,7 +118,7 @@ def test_proof_is_kept_in_order():
     rows = [
         (0, "session", "", {"workers": 1}),
         (1, "ablation", "a", {"removed": ["x"]}),
-        (2, "sealed", "a", {"attempt_k": 1}),
+        (2, "sealed", "a", {"attempt": 1}),
         (3, "verification", "a", {"passed": True}),
         (4, "crowned", "a", {}),
         (5, "end", "", {}),
