@@ -218,8 +218,8 @@ class Snapshot:
         winner = self.arms[pool[chosen.winner.run.candidate]]
         at = pool[chosen.winner.run.candidate]
         scored = lambda s: {"trial": Trial(self.arms[pool[s.run.candidate]].recipe_id, *s.run[1:]).key,  # noqa: E731
-                            "name": self.arms[pool[s.run.candidate]].name, "eig": s.eig, "improvement": s.improvement,
-                            "cost_s": s.cost_s}
+                            "name": self.arms[pool[s.run.candidate]].name, "eig": s.eig,
+                            "improvement": s.improvement, "cost_s": s.cost_s}
         why = f"{winner.name}: effect {mean[at]:+.3f} +- {sd[at]:.3f}"
         return trial, {"purpose": chosen.purpose, "worker": worker, "left_s": left_s, "as_of": self.state.seq,
                        "eig": chosen.winner.eig, "improvement": chosen.winner.improvement,

@@ -172,7 +172,8 @@ def main(argv: list[str] | None = None) -> int:
     splits = {track.splits.search: track.eval_tokens}
     results = run_batch((job(r, 1.0, seed, track.steps(r, 1.0), splits, corpus.data_hash)
                          for seed in seeds for r in recipes), options.workers, "compare")
-    found = compare(*(losses(results, r, 1.0, seeds, track.splits.search) for r in recipes))
+    a, b = (losses(results, r, 1.0, seeds, track.splits.search) for r in recipes)
+    found = compare(a, b)
     Output(options.json).table(f"{options.b} against {options.a}, nats", found.as_dict())
     return 0
 

@@ -55,7 +55,7 @@ def _named(value: Any) -> bool:
 
 
 def _units(value: float, span: Range | None) -> float:
-    """A number on the scale on which a tuner moves it: 1 is a factor of e where logarithmic, else a tenth of the range."""
+    """A number in steps that matter: a factor of e where the range is logarithmic, else a tenth of it."""
     if span is None:
         return math.log(abs(value) + 1e-9)
     if span.log:

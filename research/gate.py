@@ -78,7 +78,8 @@ class Gate:
         cost, base, limits = preflight.preflight(recipe), self.track.base_cost, self.track.limits
         most = int(base.parameters * limits.parameters)
         if cost.parameters > most:
-            yield Problem("model", cost.parameters, f"parameters are at most {most:,}, {limits.parameters:g} x the base's")
+            yield Problem("model", cost.parameters, f"parameters are at most {most:,}, "
+                          f"{limits.parameters:g} x the base's")
         if cost.flops_per_step > base.flops_per_step * limits.step_flops:
             yield Problem("optimizer", round(cost.flops_per_step), "training FLOPs of a step are at most "
                           f"{base.flops_per_step * limits.step_flops:.4g}, {limits.step_flops:g} x the base's")

@@ -146,7 +146,8 @@ def compile_cache() -> dict[str, str]:
     """Environment under which JAX keeps compiled programs on disk: a second worker, and tomorrow's session, load them."""
     from jaxnano.data.store import cache_root
 
-    return {"JAX_COMPILATION_CACHE_DIR": str(cache_root() / "xla"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+    return {"JAX_COMPILATION_CACHE_DIR": str(cache_root() / "xla"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
 
 
 def versions() -> dict[str, str]:

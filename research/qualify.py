@@ -48,8 +48,8 @@ def qualify(track: Track, workers: int | None = None) -> dict[str, Any]:
     grid = {value: losses(results, recipe, 1.0, seeds, split) for value, recipe in recipes.items()}
     complete = {value: by_seed for value, by_seed in grid.items() if len(by_seed) == len(seeds)}
     best = min(complete, key=lambda value: float(np.mean(list(complete[value].values()))))
-    pairs = {value: compare(by_seed, complete[best], alternative="two-sided") for value, by_seed in complete.items()
-             if value != best}
+    pairs = {value: compare(by_seed, complete[best], alternative="two-sided")
+             for value, by_seed in complete.items() if value != best}
     aa = losses(results, track.base_recipe, 1.0, aa_seeds, split)
     halves = [dict(enumerate(half)) for half in np.split(np.array([aa[s] for s in aa_seeds]), 2)]
     paired_sd = float(np.median([c.paired_sd for c in pairs.values()]))
@@ -59,7 +59,7 @@ def qualify(track: Track, workers: int | None = None) -> dict[str, Any]:
         "path": track.grid.paths, "grid": grid, "best": best, "base_is_best": recipes[best] == track.base_recipe,
         "against_best": {value: c.as_dict() for value, c in pairs.items()},
         "seed_sd": float(np.std(list(aa.values()), ddof=1)), "paired_sd": paired_sd,
-        "aa": compare(*halves, alternative="two-sided").as_dict(),
+        "aa": compare(halves[0], halves[1], alternative="two-sided").as_dict(),
         "detectable": detectable(paired_sd, rule.n, alpha_for_attempt(1, rule.alpha)),
         "core_seconds": {"median": float(np.median(times)), "max": float(np.max(times))},
     }
@@ -67,7 +67,7 @@ def qualify(track: Track, workers: int | None = None) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command: exit code 1 if the base does not have the grid's best value."""
-    parser = argparse.ArgumentParser("research.qualify", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser("research.qualify", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("track")
     parser.add_argument("--workers", type=int)
     parser.add_argument("--out", type=Path, help="write everything as JSON")
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     found = qualify(load_track(options.track), options.workers)
     if options.out:
         options.out.write_text(json.dumps(found, indent=1) + "\n")
-    means = {f"mean loss at {value:g}": float(np.mean(list(by_seed.values()))) for value, by_seed in found["grid"].items()}
+    means = {f"mean loss at {v:g}": float(np.mean(list(by_seed.values()))) for v, by_seed in found["grid"].items()}
     plain = {name: found[name] for name in ("best", "base_is_best", "seed_sd", "paired_sd", "detectable")}
     aa = {"A/A effect": found["aa"]["effect"], "A/A p": found["aa"]["p_value"]}
     rows = {**means, **plain, **aa, **{f"core-seconds, {k}": v for k, v in found["core_seconds"].items()}}

@@ -65,7 +65,7 @@ def replay(session: Path, name: str) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command: exit code 1 if the promise does not hold."""
-    parser = argparse.ArgumentParser("research.replay", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser("research.replay", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("session", type=Path)
     parser.add_argument("id", help="a trial's key, or its beginning")
     parser.add_argument("--json", action="store_true")

@@ -192,7 +192,8 @@ class Scheduler:
             level = self.state.losses(base, trial.horizon, self.track.splits.search).get(trial.seed)
             if trial.loss and level is not None and lane in self.lanes:
                 effect = level - trial.loss[self.track.splits.search]
-                rewards.append(allocate.Reward(lane, max(0.0, effect - best), (trial.result or {}).get("device_s") or 1.0))
+                device_s = (trial.result or {}).get("device_s") or 1.0
+                rewards.append(allocate.Reward(lane, max(0.0, effect - best), device_s))
                 best = max(best, effect)
         return rewards
 

@@ -32,16 +32,16 @@ class StepsToTarget(Node):
 class Limits(Node):
     """parameters, step_flops: at most so many times the base's. memory_gib: of one device, for a training step."""
 
-    parameters: float = Field(1.05, gt=0)
-    step_flops: float = Field(2.0, gt=0)
-    memory_gib: float = Field(4.0, gt=0)
+    parameters: float = Field(default=1.05, gt=0)
+    step_flops: float = Field(default=2.0, gt=0)
+    memory_gib: float = Field(default=4.0, gt=0)
 
 
 class Significance(Node):
     """A record: n fresh seeds, attempt k tested at alpha * 2**-k on the protected split."""
 
-    n: int = Field(6, ge=2)
-    alpha: float = Field(0.001, gt=0, lt=1)
+    n: int = Field(default=6, ge=2)
+    alpha: float = Field(default=0.001, gt=0, lt=1)
 
 
 class Splits(Node):
@@ -57,7 +57,7 @@ class Grid(Node):
 
     paths: tuple[str, ...]
     values: tuple[float, ...]
-    seeds: int = Field(4, ge=2)
+    seeds: int = Field(default=4, ge=2)
 
 
 class Track(Node):
@@ -73,8 +73,8 @@ class Track(Node):
     frozen: tuple[str, ...]
     horizons: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.125, 0.25, 0.5, 1.0)
     epsilon: float = 0.005
-    eval_tokens: int = Field(1 << 16, ge=1)
-    proof_tokens: int = Field(1 << 17, ge=1)
+    eval_tokens: int = Field(default=1 << 16, ge=1)
+    proof_tokens: int = Field(default=1 << 17, ge=1)
     objective: Annotated[LossAtFlops | StepsToTarget, Field(discriminator="kind")] = LossAtFlops(kind="loss_at_flops")
     limits: Limits = Limits()
     significance: Significance = Significance()

@@ -52,9 +52,10 @@ class Attention(nn.Module):
         if cache is None:
             y_BxLxHxK = backend.attention(q, k, v, **options)
         else:
-            cache = tuple(jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, positions_L[0], 0, 0))
-                          for old, new in zip(cache, (k, v), strict=True))  # type: ignore[assignment]
-            y_BxLxHxK = attend_cached(q, *cache, positions_L, **options)
+            place = (0, positions_L[0], 0, 0)
+            keys, values = (jax.lax.dynamic_update_slice(old, new.astype(old.dtype), place)
+                            for old, new in zip(cache, (k, v), strict=True))
+            y_BxLxHxK, cache = attend_cached(q, keys, values, positions_L, **options), (keys, values)
         if a.gate:
             weight_CxH = declare(self, "output_gate", a.gate.channels, heads).astype(x_BxLxD.dtype)
             gate_BxLxH = jax.nn.sigmoid(x_BxLxD[..., : a.gate.channels] @ weight_CxH)
