@@ -178,7 +178,7 @@ def _splash(
     sizes = kernels.BlockSizes(**dict.fromkeys(names, block))
     mask = masks.LocalMask((length, length), (None if window is None else window - 1, 0), 0)
 
-    def local(q_BxHxLxK: jax.Array, k_BxGxLxK: jax.Array, v_BxGxLxK: jax.Array) -> jax.Array:
+    def local(q_BxHxLxK: jax.Array, k_BxGxLxK: jax.Array, v_BxGxLxK: jax.Array) -> Any:
         every_head = masks.MultiHeadMask([mask] * q_BxHxLxK.shape[1])
         kernel = kernels.make_splash_mha(every_head, block_sizes=sizes, head_shards=1, q_seq_shards=1,
                                          interpret=interpret)
