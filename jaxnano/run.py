@@ -168,7 +168,7 @@ def fit(job: Job, console: Console | None = None, resume: bool = False) -> dict[
     journal.close()
     if checkpoints:
         checkpoints.close()
-    if search_loss is None and step == job.steps:  # the run had ended before this process began
+    if search_loss is None and state is not None and step == job.steps:  # the run had ended before this process began
         search_loss = measure(state)
     return {"steps": step, "loss": float(losses.mean()), f"{SPLIT}_loss": search_loss, "tokens_per_s": watch.usual(),
             "mfu": watch.mfu(watch.usual()), "out": job.out and str(job.out), "stopped_by": stop[0] if stop else None}

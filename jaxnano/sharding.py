@@ -63,7 +63,7 @@ def within(mesh: Mesh | None) -> AbstractContextManager[Any]:
 
 def mesh_of(params: dict[str, jax.Array]) -> Mesh | None:
     """The mesh that parameters lie on, or None on one device."""
-    place = next(iter(params.values())).sharding
+    place = getattr(next(iter(params.values())), "sharding", None)
     return place.mesh if isinstance(place, NamedSharding) and place.mesh.size > 1 else None  # type: ignore[return-value]
 
 

@@ -1,0 +1,40 @@
+"""The loss that decides: the same windows for every run, and the plain mean over them."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from jaxnano import data
+from jaxnano.config.recipe import at, hypers
+from jaxnano.evaluate import eval_windows, evaluate
+from jaxnano.model import gpt
+from jaxnano.model.specs import specs
+from tests.jaxnano.recipes import TINY, edited
+
+RECIPE = edited(TINY, {"data.batch": 4, "model.depth": 1, "model.head.z_loss": 0.01})
+
+
+def test_windows_are_those_of_the_split_whatever_the_model() -> None:
+    corpus = data.load(RECIPE.data)
+    windows = eval_windows(corpus, "search", RECIPE, 1000)
+    assert windows.shape == (15, 4, 17)
+    np.testing.assert_array_equal(windows, eval_windows(corpus, "search", edited(RECIPE, {"model.width": 32}), 1000))
+    assert not np.array_equal(windows, eval_windows(corpus, "protected", RECIPE, 1000))
+    assert eval_windows(corpus, "search", RECIPE, 10**12).size <= corpus.tokens("search").size
+    with pytest.raises(ValueError, match="no split 'secret'"):
+        eval_windows(corpus, "secret", RECIPE)
+
+
+def test_it_is_the_mean_cross_entropy_without_the_z_loss() -> None:
+    windows = np.random.default_rng(0).integers(0, 256, (3, 4, 17), np.uint8)
+    values = hypers(RECIPE, 1)
+    rng = np.random.default_rng(1)
+    params = {path: rng.normal(0, 0.3, spec.shape).astype(np.float32) for path, spec in specs(RECIPE).items()}
+    forward = jax.jit(lambda tokens: gpt.logits(params, tokens, at(RECIPE, values, 1.0))[0])
+    logits = forward(windows[..., :-1].reshape(12, 16).astype(np.int32))
+    z = np.asarray(logits, np.float64)
+    targets = windows[..., 1:].reshape(12, 16, 1).astype(int)
+    nats = np.log(np.exp(z).sum(-1)) - np.take_along_axis(z, targets, -1)[..., 0]
+    assert evaluate(RECIPE, params, windows) == pytest.approx(nats.mean(), abs=1e-5)
