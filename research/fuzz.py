@@ -135,7 +135,7 @@ class Draw:
         low = max(getattr(b, "ge", getattr(b, "gt", -math.inf)) for b in bounds if hasattr(b, "ge") or hasattr(b, "gt"))
         high = min(getattr(b, "le", math.inf) for b in bounds if hasattr(b, "le"))
         if hint is int:
-            return self.integers(low, min(high, low + 7), 1)[0]
+            return self.integers(int(low), int(min(high, low + 7)), 1)[0]
         return float(f"{math.exp(self.rng.uniform(math.log(max(low, 0.05)), math.log(high))):.4g}")
 
     def wires(self) -> dict[str, Any]:
@@ -199,7 +199,7 @@ def trains(recipe: Recipe, steps: int = 3) -> bool:
         return losses, optimizer_at(small, steps, values)[1].eval_params(state.optimizer)
 
     program = jax.jit(run).lower(np.uint32(1), batches, values)
-    outcome = program.compile(compiler_options={"xla_backend_optimization_level": 0})(np.uint32(1), batches, values)
+    outcome = program.compile(compiler_options={"xla_backend_optimization_level": "0"})(np.uint32(1), batches, values)
     return all(bool(np.isfinite(leaf).all()) for leaf in jax.tree.leaves(jax.device_get(outcome)))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, TypeGuard
 
 from pydantic import Field
 
@@ -140,7 +140,7 @@ def _differences(a: Any, b: Any, path: str) -> list[Edit]:
     return [Edit(path=path, old=plain(a), new=plain(b))]
 
 
-def _named(value: Any) -> bool:
+def _named(value: Any) -> TypeGuard[tuple[Node, ...]]:
     return isinstance(value, tuple) and all(isinstance(item, Node) for item in value)
 
 

@@ -137,7 +137,8 @@ def at(node: T, hypers: Mapping[str, Any], progress: Any, path: str = "") -> T:
         elif span and isinstance(value, dict):
             update[name] = {key: hypers[f"{here}.{key}"] for key in value}
         elif span and isinstance(value, Node):
-            scheduled = schedule.evaluate(at(value, hypers, progress, here), jnp.asarray(progress, jnp.float32))
+            node_at: Any = at(value, hypers, progress, here)
+            scheduled = schedule.evaluate(node_at, jnp.asarray(progress, jnp.float32))
             update[name] = jnp.clip(scheduled, span.low, span.high)
         elif isinstance(value, Node):
             update[name] = at(value, hypers, progress, here)

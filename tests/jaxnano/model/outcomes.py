@@ -56,7 +56,7 @@ def _program(recipe: Recipe, params: Any, batch_BxM: jax.Array, values: Any) -> 
 
 def run(function: Callable[..., Any], *args: Any) -> Any:
     """The function's values as NumPy arrays; compiled once and cheaply, since compiling is what takes the time."""
-    program = jax.jit(function).lower(*args).compile(compiler_options={"xla_backend_optimization_level": 0})
+    program = jax.jit(function).lower(*args).compile(compiler_options={"xla_backend_optimization_level": "0"})
     return jax.tree.map(np.asarray, program(*args))
 
 
