@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Literal
 
+from research.text import clean
+
 
 @dataclass(frozen=True)
 class Link:
@@ -117,26 +119,30 @@ figcaption { font-size: .85rem; color: #52606d; max-width: 45rem; }
 def to_html(title: str, blocks: Sequence[Block]) -> str:
     """One self-contained page: no script, no font, no image is fetched."""
     body = "\n".join(_html(block) for block in blocks)
-    return (f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
+    return (f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{_text(title)}</title>\n'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{STYLE}</style>\n</head>\n'
-            f"<body>\n<h1>{escape(title)}</h1>\n{body}\n</body>\n</html>\n")
+            f"<body>\n<h1>{_text(title)}</h1>\n{body}\n</body>\n</html>\n")
+
+
+def _text(text: str) -> str:
+    return escape(clean(text))
 
 
 def _html(block: Block) -> str:
     match block:
         case Banner(kind, text):
-            return f'<p class="banner {escape(kind)}">{escape(text)}</p>'
+            return f'<p class="banner {kind}">{_text(text)}</p>'
         case Heading(text):
-            return f"<h2>{escape(text)}</h2>"
+            return f"<h2>{_text(text)}</h2>"
         case Paragraph(line):
             return f"<p>{_html_line(line)}</p>"
         case Figure(_, svg, caption):
-            return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
+            return f"<figure>{svg}<figcaption>{_text(caption)}</figcaption></figure>"
         case Listing(text, kind):
             return "<pre>" + "\n".join(_html_row(row, kind) for row in text.splitlines()) + "</pre>"
         case Table(head, rows, align):
             marks = ['<{} class="r">' if a == "r" else "<{}>" for a in align]
-            top = "".join(m.format("th") + escape(h) + "</th>" for m, h in zip(marks, head, strict=True))
+            top = "".join(m.format("th") + _text(h) + "</th>" for m, h in zip(marks, head, strict=True))
             body = "\n".join("<tr>" + "".join(m.format("td") + _html_line(c) + "</td>" for m, c in zip(
                 marks, row, strict=True)) + "</tr>" for row in rows)
             table = f"<table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody></table>"
@@ -145,7 +151,7 @@ def _html(block: Block) -> str:
 
 def _html_row(row: str, kind: str) -> str:
     side = {"-": "old", "+": "new"}.get(row[:1]) if kind == "diff" else None
-    return f'<span class="{side}">{escape(row)}</span>' if side else escape(row)
+    return f'<span class="{side}">{_text(row)}</span>' if side else _text(row)
 
 
 def _html_line(line: Line) -> str:
@@ -155,13 +161,13 @@ def _html_line(line: Line) -> str:
 def _html_span(span: Span) -> str:
     match span:
         case Link(text, target):
-            return f'<a href="{escape(target)}">{escape(text)}</a>'
+            return f'<a href="{_text(target)}">{_text(text)}</a>'
         case Code(text):
-            return f"<code>{escape(text)}</code>"
+            return f"<code>{_text(text)}</code>"
         case Anchor(text, id_):
-            return f'<span id="{escape(id_)}">{escape(text)}</span>'
+            return f'<span id="{_text(id_)}">{_text(text)}</span>'
         case _:
-            return escape(span)
+            return _text(span)
 
 
 def to_markdown(title: str, blocks: Sequence[Block], folder: str) -> str:
@@ -181,7 +187,7 @@ def _markdown(block: Block, folder: str) -> str:
             return f"![{_plain(caption)}]({folder}/{name}.svg)\n\n*{_plain(caption)}*"
         case Listing(text, kind):
             fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
-            return f"{fence}{kind}\n{text}\n{fence}"
+            return "\n".join([fence + kind, *map(clean, text.splitlines()), fence])
         case Table(head, rows, align):
             lines = [[_plain(h) for h in head], ["--:" if a == "r" else ":--" for a in align]]
             lines += [[_markdown_line(cell) for cell in row] for row in rows]
@@ -199,14 +205,14 @@ def _markdown_span(span: Span) -> str:
         case Code(text):
             return f"<code>{_plain(text)}</code>"
         case Anchor(text, id_):
-            return f'<a id="{escape(id_)}"></a>{_plain(text)}'
+            return f'<a id="{_text(id_)}"></a>{_plain(text)}'
         case _:
             return _plain(span)
 
 
 def _plain(text: str) -> str:
     """Text that Markdown shows as it is."""
-    return re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", escape(text, quote=False)).replace("\n", " ")
+    return re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", escape(clean(text), quote=False))
 
 
 def _spans(line: Line) -> Sequence[Span]:

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,19 +19,20 @@ from research.ledger import Event
 from research.session import Session
 from research.state import Attempt, Trial, fold
 from research.summary import Facts, track_of
+from research.text import clean, effect, loss, spread
 
 SAMPLES = 4096  # joint draws of the candidates' effects, for the best value's uncertainty
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser("research.explain", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser("research.explain", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("session", type=Path)
     parser.add_argument("id", help="a trial's key or a recipe's id, or the beginning of one")
     options = parser.parse_args(argv)
     with Session.open(options.session) as session:
         events = session.ledger.events()
-    print("\n".join(explain(events, options.id)))
+    print("\n".join(map(clean, explain(events, options.id))))
     return 0
 
 
@@ -75,10 +77,10 @@ def _recipe(facts: Facts, recipe_id: str) -> Iterator[str]:
     split = facts.track.splits.search
     for trial in facts.state.trials.values():
         if trial.recipe_id == recipe_id:
-            loss = f", {split} loss {trial.loss[split]:.4f}" if split in trial.loss else ""
+            found = f", {split} loss {loss(trial.loss[split])}" if split in trial.loss else ""
             gain = facts.gain(trial)
-            effect = f", gain over base {gain:+.4f}" if gain is not None else ""
-            yield f"  {trial.key}: {trial.outcome}{loss}{effect}"
+            over = f", gain over base {effect(gain)}" if gain is not None else ""
+            yield f"  {trial.key}: {trial.outcome}{found}{over}"
 
 
 def _what(facts: Facts, recipe_id: str) -> Iterator[str]:
@@ -121,12 +123,17 @@ def _why(facts: Facts, then: Snapshot, decision: Event, recipe_id: str) -> Itera
     yield f"  belief then: {_belief(then, recipe_id)}"
     if body.get("eig") is None:
         return
-    price = f"{body['cost_s']:.1f} device-seconds"
-    yield f"  promised {body['eig']:.4g} nats of information about the best value for {price}"
+    yield f"  promised {_promise(body)}"
     if body["winner"]["trial"] != decision.subject:
         yield f"  it came first because {body['winner']['trial']} ({body['winner']['name']}) needs the base in its cell"
     for other in body.get("runners_up", ()):
-        yield f"  rather than {other['trial']} ({other['name']}): {other['eig']:.4g} nats for {other['cost_s']:.1f} s"
+        yield f"  rather than {other['trial']} ({other['name']}): {_promise(other)}"
+
+
+def _promise(scored: Mapping[str, Any]) -> str:
+    """What a run was expected to bring and to cost; a new cell's price holds the base's run."""
+    return (f"{scored['eig']:.3g} nats of information about the best value and an improvement of "
+            f"{scored['improvement']:.3g} for {scored['cost_s']:.1f} device-seconds")
 
 
 def _outcome(facts: Facts, trial: Trial, attempt: Attempt) -> Iterator[str]:
@@ -136,11 +143,12 @@ def _outcome(facts: Facts, trial: Trial, attempt: Attempt) -> Iterator[str]:
         return
     reason = f": {result['reason']}" if result.get("reason") else ""
     yield f"attempt {attempt.number}: {result['outcome']}{reason}"
-    for split, loss in (result.get("loss") or {}).items():
-        yield f"  {split} loss {loss:.4f} {facts.unit}"
+    for split, value in (result.get("loss") or {}).items():
+        yield f"  {split} loss {loss(value)} {facts.unit}"
     if result["outcome"] == "completed":
         gain = facts.gain(trial)
-        yield "  gain over the base in its cell: " + ("no base run there yet" if gain is None else f"{gain:+.4f}")
+        if trial.recipe_id != facts.base:
+            yield f"  gain over the base in its cell: {effect(gain) or 'no base run there'}"
         yield (f"  {result['steps']} steps in {result['device_s']:.1f} device-seconds, "
                f"{result['compile_s']:.1f} of them compiling")
     if predicted := result.get("predicted"):
@@ -165,7 +173,7 @@ def _belief(snapshot: Snapshot, recipe_id: str) -> str:
     if at == 0:
         return "the base, whose effect is 0"
     mean, sd = snapshot.effects
-    return f"{mean[at]:+.4f} ± {sd[at]:.4f}"
+    return spread(mean[at], sd[at])
 
 
 def best_sd(snapshot: Snapshot) -> float | None:

@@ -54,7 +54,7 @@ def progress(facts: Facts, events: Sequence[Event]) -> Figure | None:
     if not any(row["mean"] for row in rows):
         return None
     x, mean, half = [r["device_s"] for r in rows], [r["mean"] for r in rows], [NORMAL_95 * r["sd"] for r in rows]
-    best = Series("best candidate: expected effect, 95 %", x, mean, "step",
+    best = Series("best candidate, 95 % interval", x, mean, "step",
                   [m - h for m, h in zip(mean, half, strict=True)], [m + h for m, h in zip(mean, half, strict=True)])
     spent, at = 0.0, {}
     for event in events:
@@ -62,7 +62,7 @@ def progress(facts: Facts, events: Sequence[Event]) -> Figure | None:
             spent += event.body.get("device_s") or 0.0
             at[event.subject] = spent
     found = [(at[t.key], gain, t) for t in facts.state.trials.values()
-             if t.horizon == 1.0 and t.recipe_id != facts.base and (gain := facts.gain(t)) is not None]
+             if t.horizon == 1.0 and (gain := facts.gain(t)) is not None]
     dots = Series("measured, full-horizon runs", [f[0] for f in found], [f[1] for f in found], "dots",
                   titles=[f"{facts.name(t.recipe_id)}: {gain:+.4f}" for _, gain, t in found],
                   targets=[trial_id(t.key) for *_, t in found])
@@ -87,13 +87,13 @@ def curves(facts: Facts) -> Figure | None:
     if not series:
         return None
     svg = plots.xy(series, "progress of the run", f"training loss, {facts.unit}")
-    return Figure("curves", svg, f"Training loss, the mean over full-horizon runs, from {CURVES_FROM:.0%} of the run on.")
+    return Figure("curves", svg, f"Training loss, the mean of full-horizon runs, from {CURVES_FROM:.0%} of the run on.")
 
 
 def _mean_curve(facts: Facts, recipe_id: str) -> tuple[list[float], list[float]] | None:
     seeds = {seed for by_seed in facts.losses(recipe_id).values() for seed in by_seed}
-    full = [t for t in facts.state.trials.values() if t.recipe_id == recipe_id and t.horizon == 1.0 and t.seed in seeds]
-    runs = [t.result["curve"] for t in full if t.result and t.result.get("curve")]
+    full = [t for t in facts.state.trials.values() if (t.recipe_id, t.horizon) == (recipe_id, 1.0)]
+    runs = [t.result["curve"] for t in full if t.seed in seeds and t.result and t.result.get("curve")]
     if not runs:
         return None
     grid = np.linspace(CURVES_FROM, 1.0, 60)

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from html import escape
+from dataclasses import dataclass, replace
+from html import escape as html_escape
+
+from research.text import clean
 
 COLOURS = ("#2563a8", "#c2570c", "#2f855a", "#7c4fa3", "#8a6d1a", "#5b6472")
 INK, FAINT = "#1f2933", "#d9dee4"
 WIDTH, HEIGHT = 720, 300
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 44
 CHARACTER = 6.3  # pixels, about, of 12-pixel text
+LABEL = 44  # characters of a legend's entry
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ class _Axis:
         """Round values within the range."""
         if self.log:
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            return [10.0**p for p in powers if self.low <= 10.0**p <= self.high]
+            leads = (1, 2, 5) if self.high < 100 * self.low else (1,)
+            return [m * 10.0**p for p in powers for m in leads if self.low <= m * 10.0**p <= self.high]
         rough = (self.high - self.low) / 5
         power = 10 ** math.floor(math.log10(rough))
         step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough)
@@ -80,6 +84,11 @@ def _axis(values: Sequence[float], first: float, last: float, zero: bool = False
         return _Axis(low / 1.3, high * 1.3, first, last, True)
     room = 0.05 * (high - low) or 0.1 * abs(high) or 1.0
     return _Axis(low if zero and low == 0 else low - room, high + room, first, last)
+
+
+def escape(text: str) -> str:
+    """Text fit for SVG, which allows no control characters."""
+    return html_escape(clean(text))
 
 
 def number(value: float) -> str:
@@ -98,8 +107,18 @@ def xy(series: Sequence[Series], x_label: str, y_label: str, *, zero: bool = Fal
     return _svg(HEIGHT, [*body, _legend([s.label for s in series])])
 
 
+def _finite(s: Series) -> Series:
+    """The series without the points that have no place."""
+    kept = [i for i, values in enumerate(zip(s.x, s.y, *filter(None, (s.low, s.high)), strict=True))
+            if all(map(math.isfinite, values))]
+    columns = {f: [values[i] for i in kept] for f in ("x", "y", "low", "high", "titles", "targets")
+               if (values := getattr(s, f))}
+    return replace(s, **columns)
+
+
 def _draw(s: Series, colour: str, across: _Axis, up: _Axis) -> str:
-    points = [(across(x), up(y)) for x, y in zip(s.x, s.y, strict=True) if math.isfinite(y)]
+    s = _finite(s)
+    points = [(across(x), up(y)) for x, y in zip(s.x, s.y, strict=True)]
     if s.kind == "dots":
         return "".join(_dot(*p, colour, s.titles[i] if s.titles else "", s.targets[i] if s.targets else "")
                        for i, p in enumerate(points))
@@ -191,8 +210,8 @@ def _legend(labels: Sequence[str]) -> str:
     for i, label in enumerate(labels):
         if label:
             items.append(f'<rect x="{x:.0f}" y="4" width="10" height="10" fill="{COLOURS[i % len(COLOURS)]}"/>')
-            items.append(_text(x + 15, 13, _cut(label, 36), "start", label))
-            x += 34 + CHARACTER * len(_cut(label, 36))
+            items.append(_text(x + 15, 13, _cut(label, LABEL), "start", label))
+            x += 34 + CHARACTER * len(_cut(label, LABEL))
     return "".join(items)
 
 

@@ -32,9 +32,11 @@ from research.document import (
     to_markdown,
 )
 from research.figures import figures, trial_id
+from research.proof import FRESH
 from research.session import Session
 from research.state import State, fold
-from research.summary import Facts, verdict
+from research.summary import NORMAL_95, Facts, verdict
+from research.text import count, effect, interval, loss, spread
 
 FOLDER = "plots"
 REFUSALS = 12
@@ -61,7 +63,7 @@ def write_report(session_path: Path, state: State) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser("research.report", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser("research.report", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("session", type=Path)
     options = parser.parse_args(argv)
     with Session.open(options.session) as session:
@@ -77,9 +79,9 @@ def _verdict(facts: Facts, drawn: dict[str, Figure]) -> list[Block]:
     ran = ", ".join(f"{n} {outcome}" for outcome, n in sorted(counts.items(), key=lambda item: -item[1]))
     line = (f"{state.wall_s / 60:.1f} minutes on {state.session['workers']} workers, {state.device_s:,.0f} "
             f"device-seconds; {state.verdicts['accepted']} recipes accepted and {state.verdicts['refused']} refused; "
-            f"{sum(counts.values())} trials" + (f" ({ran})" if ran else "") + f". Losses are in {facts.unit}; an effect "
-            "is how much lower a loss is than the base's on the same seed, so more is better. Each run links to its row "
-            "at the end.")
+            f"{count(sum(counts.values()), 'trial')}" + (f" ({ran})" if ran else "") + f". Losses are in {facts.unit}; "
+            "an effect is how much lower a loss is than the base's on the same seed, so more is better. Each run links "
+            "to its row at the end.")
     return [Banner(kind, text), Paragraph(line), *_figure(drawn, "progress")]
 
 
@@ -95,11 +97,14 @@ def _champion(facts: Facts, drawn: dict[str, Figure]) -> list[Block]:
     rows = []
     for part in facts.parts(recipe_id):
         row = part["ablation"] or {}
-        rows.append([part["name"], part["why"], _source(part["source"]), _effect(row.get("effect")), _interval(row),
+        rows.append([part["name"], part["why"], _source(part["source"]), effect(row.get("effect")), interval(row),
                      _runs(facts, row.get("recipe_id"))])
     if rows:
-        blocks.append(Paragraph("What each part is worth: how much the loss rises without it, on the search split."))
-        blocks.append(Table(["part", "why", "source", "worth", "95 % interval", "runs without it"], rows, "lllrrl"))
+        ablated = any(row[-1] for row in rows)
+        head = ["part", "why", "source", "worth", "95 % interval", "runs without it"][: 6 if ablated else 3]
+        blocks.append(Table(head, [row[: len(head)] for row in rows], "lllrrl"[: len(head)]))
+    if rows and ablated:
+        blocks.append(Paragraph("What a part is worth: how much the loss rises without it, on the search split."))
     return blocks + _barnacles(facts) + _figure(drawn, "curves")
 
 
@@ -110,7 +115,7 @@ def _barnacles(facts: Facts) -> list[Block]:
         worth = {row["part"]: row for row in body["rows"]}
         for name in body["removed"]:
             row = worth.get(name, {})
-            rows.append([name, facts.name(nominee), _effect(row.get("effect")), _runs(facts, row.get("recipe_id"))])
+            rows.append([name, facts.name(nominee), effect(row.get("effect")), _runs(facts, row.get("recipe_id"))])
     if not rows:
         return []
     head = ["part", "of", "worth", "runs without it"]
@@ -126,6 +131,9 @@ def _proof(facts: Facts, drawn: dict[str, Figure]) -> list[Block]:
             f"{row['n']} seeds existed, tested at alpha {row['alpha']:.2g} against ", _recipe(row["incumbent"]),
             f" {facts.name(row['incumbent'])} on the {facts.track.splits.protected} split."]))
         roles = {"incumbent": row["incumbent"], "candidate": row["recipe_id"], "best_single": row["best_single"]}
+        if row["best_single"] == row["recipe_id"]:
+            del roles["best_single"]
+            blocks.append(Paragraph("It is itself the best single idea of the catalogue."))
         roles = {role: rid for role, rid in roles.items() if rid and row["losses"].get(role)}
         if roles:
             blocks += [_seeds(row, roles), _tests(facts, row, roles)]
@@ -137,10 +145,10 @@ def _seeds(row: dict[str, Any], roles: dict[str, str]) -> Table:
     for seed in map(str, row["seeds"]):
         losses = {role: row["losses"][role].get(seed) for role in roles}
         gain = None if None in (losses["incumbent"], losses["candidate"]) else losses["incumbent"] - losses["candidate"]
-        lines.append([seed, *(Link(_loss(losses[role]), _to(f"{rid}-1-{seed}")) for role, rid in roles.items()),
-                      _effect(gain)])
-    means = {role: _loss(float(np.mean(list(row["losses"][role].values())))) for role in roles}
-    lines.append(["mean", *means.values(), ""])
+        lines.append([seed, *(Link(loss(losses[role]), _to(f"{rid}-1-{seed}")) for role, rid in roles.items()),
+                      effect(gain)])
+    means = [loss(float(np.mean(list(row["losses"][role].values())))) for role in roles]
+    lines.append(["mean", *means, effect((row["comparisons"].get("incumbent") or {}).get("effect"))])
     heads = [role.replace("_", " ") for role in roles]
     return Table(["seed", *heads, "gain over incumbent"], lines, "l" + "r" * (len(roles) + 1))
 
@@ -148,9 +156,9 @@ def _seeds(row: dict[str, Any], roles: dict[str, str]) -> Table:
 def _tests(facts: Facts, row: dict[str, Any], roles: dict[str, str]) -> Table:
     lines: list[list[Line]] = []
     for role, test in row["comparisons"].items():
-        if test:
-            lines.append([f"{role.replace('_', ' ')}: {facts.name(roles[role])}", _effect(test["effect"]),
-                          _interval(test), f"{test['p_value']:.2g}", f"{test['p_adjusted']:.2g}",
+        if test and role in roles:
+            lines.append([f"{role.replace('_', ' ')}: {facts.name(roles[role])}", effect(test["effect"]),
+                          interval(test), f"{test['p_value']:.2g}", f"{test['p_adjusted']:.2g}",
                           f"{test['correlation']:.2f}"])
     head = ["candidate against", "effect", "95 % interval", "p", "p, adjusted", "seed correlation"]
     return Table(head, lines, "lrrrrr")
@@ -160,7 +168,7 @@ def _search(facts: Facts, drawn: dict[str, Figure]) -> list[Block]:
     rows: list[list[Line]] = []
     for row in facts.frontier(10):
         rows.append([Link(row["name"], f"#recipe-{row['recipe_id']}"), row["lane"],
-                     f"{row['mean']:+.4f} ± {row['sd']:.4f}", _effect(row["measured"]), str(row["runs"]),
+                     spread(row["mean"], row["sd"]), effect(row["measured"]), str(row["runs"]),
                      _runs(facts, row["recipe_id"])])
     if not rows:
         return []
@@ -173,12 +181,12 @@ def _effort(facts: Facts, drawn: dict[str, Figure]) -> list[Block]:
         return []
     shares = facts.state.shares()
     rows: list[list[Line]] = [[lane, str(row["proposed"]), str(row["accepted"]), str(row["runs"]),
-                               f"{row['device_seconds']:,.0f}", _effect(row["best_gain"])]
+                               f"{row['device_seconds']:,.0f}", effect(row["best_gain"])]
                               for lane, row in facts.lanes().items()]
     named = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
     return [Heading("Where the time went"), *_figure(drawn, "allocation"), *_figure(drawn, "information"),
-            Paragraph(f"Shares of the core-seconds between the first dispatch and the last result: {named}. Compiling is "
-                      "part of whatever it was done for."),
+            Paragraph(f"Shares of the core-seconds between the first dispatch and the last result: {named}. Compiling "
+                      "is part of whatever it was done for."),
             Table(["lane", "proposed", "accepted", "runs", "device-seconds", "best measured gain"], rows, "lrrrrr")]
 
 
@@ -190,10 +198,10 @@ def _kills(facts: Facts, drawn: dict[str, Figure]) -> list[Block]:
         rows = [[_trial(t.key), facts.name(t.recipe_id), r["outcome"], r.get("reason") or ""] for t, r in ended]
         blocks.append(Table(["trial", "recipe", "outcome", "reason"], rows, "llll"))
     if audits:
-        hits = sum(a["final"] is not None and abs(a["final"] - a["predicted"]) <= 1.96 * a["sd"] for a in audits)
-        blocks.append(Paragraph(f"One hopeless run in ten is finished all the same: {hits} of {len(audits)} ended within "
+        hits = sum(a["final"] is not None and abs(a["final"] - a["predicted"]) <= NORMAL_95 * a["sd"] for a in audits)
+        blocks.append(Paragraph(f"One hopeless run in ten is finished all the same: {hits} of {len(audits)} ended in "
                                 "the 95 % interval that was predicted when it would have been killed."))
-        rows = [[_trial(a["trial"]), f"{a['predicted']:.4f} ± {a['sd']:.4f}", _loss(a["final"]), _effect(a["gain"])]
+        rows = [[_trial(a["trial"]), f"{a['predicted']:.4f} ± {a['sd']:.4f}", loss(a["final"]), effect(a["gain"])]
                 for a in audits]
         blocks.append(Table(["trial", "predicted loss ± sd", "final loss", "gain over base"], rows, "lrrr"))
     return blocks
@@ -206,7 +214,7 @@ def _refusals(facts: Facts, drawn: dict[str, Figure]) -> list[Block]:
     rest = len(facts.state.refusals) - len(rules)
     more = f" The {len(rules)} commonest rules of {rest + len(rules)}:" if rest else ""
     return [Heading("Refused by the gate"),
-            Paragraph(f"{facts.state.verdicts['refused']} proposals were refused before any compute.{more}"),
+            Paragraph(f"Refused before any compute: {count(facts.state.verdicts['refused'], 'proposal')}.{more}"),
             Table(["times", "rule"], [[str(n), rule] for rule, n in rules], "rl")]
 
 
@@ -221,11 +229,11 @@ def _replay(facts: Facts, drawn: dict[str, Figure]) -> list[Block]:
                    Listing("\n".join(lines))]
     prints = {tuple(sorted(r["fingerprint"].items())) for _, r in facts.results() if r.get("fingerprint")}
     session = facts.state.session
-    rows: list[list[Line]] = [["track", f"{session['track']}, {session['track_hash'][:16]}"],
+    rows: list[Sequence[Line]] = [["track", f"{session['track']}, {session['track_hash'][:16]}"],
                               ["data", session["data_hash"][:16]], ["seed of the researcher", str(session["seed"])],
                               ["command", Code("python -m research.loop " + " ".join(session["argv"]))]]
     rows += [[f"{name}", str(value)] for fingerprint in sorted(prints) for name, value in fingerprint if name != "data"]
-    return [*blocks, Paragraph(f"The results come from {len(prints)} environment{'s' * (len(prints) != 1)}:"),
+    return [*blocks, Paragraph(f"The results come from {count(len(prints), 'environment')}:"),
             Table(["what", "value"], rows, "ll")]
 
 
@@ -250,7 +258,7 @@ def _trials(facts: Facts, drawn: dict[str, Figure]) -> list[Block]:
         files: list[Span] = [Link("log", f"{folder}/log.txt"), " ", Link("metrics", f"{folder}/metrics.jsonl")]
         name = Link(facts.name(trial.recipe_id), f"#recipe-{trial.recipe_id}")
         rows.append([Anchor(trial.key, trial_id(trial.key)), name, ", ".join(purposes), trial.outcome,
-                     _loss(trial.loss.get(facts.track.splits.search)), _effect(facts.gain(trial)),
+                     loss(trial.loss.get(facts.track.splits.search)), effect(facts.gain(trial)),
                      f"{result.get('device_s') or 0.0:.1f}", files])
     head = ["trial: recipe-horizon-seed", "recipe", "purpose", "outcome", "search loss", "gain over base", "device s",
             "files"]
@@ -263,7 +271,8 @@ def _figure(drawn: dict[str, Figure], name: str) -> list[Block]:
 
 def _diff(edits: Sequence[dict[str, Any]]) -> str:
     """Edits as removed and added lines."""
-    return "\n".join(f"{mark} {e['path']}: {show(e[side])}" for e in edits for mark, side in (("-", "old"), ("+", "new")))
+    sides = (("-", "old"), ("+", "new"))
+    return "\n".join(f"{mark} {edit['path']}: {show(edit[side])}" for edit in edits for mark, side in sides)
 
 
 def _to(key: str) -> str:
@@ -278,29 +287,19 @@ def _recipe(recipe_id: str) -> Link:
     return Link(recipe_id[:8], f"#recipe-{recipe_id}")
 
 
-def _runs(facts: Facts, recipe_id: str | None, full: bool = True) -> list[Span]:
-    """A link for each run of a recipe: its seed, after its horizon where that is not the full one."""
+def _runs(facts: Facts, recipe_id: str | None, full: bool = True) -> Sequence[Span]:
+    """A link for each run: its seed, after its horizon where that is not the full one; v1, v2 ... for fresh seeds."""
     runs = [t for t in facts.state.trials.values() if t.recipe_id == recipe_id and (t.horizon == 1.0 or not full)]
-    links = [Link(f"{t.seed}" if t.horizon == 1.0 else f"{t.horizon:g}/{t.seed}", _to(t.key)) for t in runs]
-    return [span for link in links for span in (link, " ")][:-1]
+    search = [t for t in runs if t.seed < FRESH]
+    names = [(f"{t.seed}" if t.horizon == 1.0 else f"{t.horizon:g}/{t.seed}", t) for t in search]
+    names += [(f"v{i}", t) for i, t in enumerate((t for t in runs if t.seed >= FRESH), start=1)]
+    return [span for name, t in names for span in (Link(name, _to(t.key)), " ")][:-1]
 
 
 def _source(text: str) -> Span:
     """A source; a paper's number leads to it."""
     found = re.search(r"arXiv:(\d{4}\.\d{4,5})", text)
     return Link(text, f"https://arxiv.org/abs/{found[1]}") if found else text
-
-
-def _effect(value: float | None) -> str:
-    return "" if value is None else f"{value:+.4f}"
-
-
-def _loss(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
-
-
-def _interval(test: dict[str, Any]) -> str:
-    return "{:+.4f} … {:+.4f}".format(*test["interval"]) if test.get("interval") else ""
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from jaxnano.config.edit import show
 from research.summary import Facts, stage
+from research.text import clean, clock, count
 
 BAR = 10  # characters of a progress bar
 LEADERS = 5
@@ -34,7 +35,7 @@ class Frame:
         for title, rows in sections:
             lines = rows[: max(0, room - bool(title))]
             if lines:
-                shown += [*([Text(title, style="bold cyan")] if title else []), _grid(lines)]
+                shown += [*([_plain(title, "bold cyan")] if title else []), _grid(lines)]
                 room -= len(lines) + bool(title)
         yield Group(*shown)
 
@@ -62,9 +63,8 @@ class Frame:
         rows = []
         for row in self.facts.frontier(LEADERS):
             style = "green" if row["mean"] > 2 * row["sd"] else ""
-            runs = f"{row['runs']} run" + "s" * (row["runs"] != 1)
             mean = _right(f"{row['mean']:+.3f} ± {row['sd']:.3f}", style)
-            rows.append([mean, _plain(runs, "dim"), _plain(row["name"])])
+            rows.append([mean, _plain(count(row["runs"], "run"), "dim"), _plain(row["name"])])
         return "frontier: expected effect at the full horizon", rows
 
     def _chosen(self):
@@ -73,10 +73,10 @@ class Frame:
             return "", []
         body = chosen[-1].body
         scored = [body["winner"], *body["runners_up"][:RUNNERS_UP]]
-        rows = [[_plain("chosen" if i == 0 else "before", "dim"), _right(f"{s['eig']:.3g} nats"),
-                 _right(f"{s['cost_s']:.1f} s"), _plain("/".join(s["trial"].split("-")[1:]), "dim"), _plain(s["name"])]
-                for i, s in enumerate(scored)]
-        return "last choice: information about the best value, and its price", rows
+        rows = [[_plain("before" if i else "chosen", "dim"), _right(f"{s['eig']:.2g} nats"),
+                 _right(f"{s['improvement']:.2g}"), _right(f"{s['cost_s']:.1f} s"),
+                 _plain("/".join(s["trial"].split("-")[1:]), "dim"), _plain(s["name"])] for i, s in enumerate(scored)]
+        return "last choice: information gained, improvement expected, price", rows
 
     def _incumbent(self):
         recipe_id = self.facts.state.champion
@@ -86,7 +86,7 @@ class Frame:
         shown = recipe_id or best[0]["recipe_id"]
         rows = [[_plain(e["path"]), _plain(show(e["old"]), "red"), _plain(show(e["new"]), "green")]
                 for e in self.facts.edits(shown)]
-        return ("champion" if recipe_id else "leader") + f" against the base: {clean(self.facts.name(shown))}", rows
+        return ("champion" if recipe_id else "leader") + f" against the base: {self.facts.name(shown)}", rows
 
     def _refusals(self):
         rows = [[_plain(f"{r['path'] or 'recipe'}: {r['rule']}", "dim")] for body in self.refused[-REFUSED:]
@@ -110,14 +110,3 @@ def _plain(text: str, style: str = "") -> Text:
 
 def _right(text: str, style: str = "") -> Text:
     return Text(text, style=style, justify="right", no_wrap=True)
-
-
-def clean(text: str) -> str:
-    """Text without control characters: names come from outside, and a terminal obeys what it is sent."""
-    return "".join(c if c.isprintable() else " " for c in text)
-
-
-def clock(seconds: float) -> str:
-    """Minutes and seconds."""
-    whole = max(0, round(seconds))
-    return f"{whole // 60}:{whole % 60:02d}"

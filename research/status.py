@@ -13,19 +13,21 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from jaxnano.cli import report_errors
 from jaxnano.config.edit import show
 from research.session import Session
 from research.state import fold
 from research.summary import Facts
+from research.text import clean, count, effect, loss, spread
 
 SHARES = ("idle_fraction", "compile_share", "replicate_share", "kill_share", "verification_share")
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser("research.status", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser("research.status", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("session", type=Path)
     parser.add_argument("--json", action="store_true", help="machine-readable")
     options = parser.parse_args(argv)
@@ -40,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _print(found: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    console.print(found["verdict"]["text"], style="bold", markup=False)
+    console.print(_plain(found["verdict"]["text"]), style="bold")
     rows = Table.grid(padding=(0, 2))
     for name, value in _rows(found):
         rows.add_row(name, value)
@@ -48,14 +50,14 @@ def _print(found: dict[str, Any]) -> None:
     if champion := found["champion"]:
         console.print("\nchampion against the base", style="bold")
         for edit in champion["diff"]:
-            console.print(f"  {edit['path']}: {show(edit['old'])} -> {show(edit['new'])}", markup=False)
+            console.print(_plain(f"  {edit['path']}: {show(edit['old'])} -> {show(edit['new'])}"))
     if found["frontier"]:
         console.print("\nfrontier: expected effect at the full horizon", style="bold")
         frontier = Table.grid(padding=(0, 2))
         for row in found["frontier"]:
-            measured = "" if row["measured"] is None else f"measured {row['measured']:+.4f} (n = {row['measured_n']})"
-            effect = f"  {row['mean']:+.4f} ± {row['sd']:.4f}"
-            frontier.add_row(effect, _plain(row["name"]), f"{row['runs']} runs", measured)
+            gain, n = effect(row["measured"]), row["measured_n"]
+            frontier.add_row("  " + spread(row["mean"], row["sd"]), count(row["runs"], "run"),
+                             f"measured {gain} (n = {n})" if gain else "", _plain(row["name"]))
         console.print(frontier)
 
 
@@ -71,14 +73,14 @@ def _rows(found: dict[str, Any]):
     yield "shares", ", ".join(f"{name.partition('_')[0]} {found[name]:.1%}" for name in SHARES)
     for role in ("base", "champion", "best_single"):
         if side := found[role]:
-            losses = ", ".join(f"{split} {loss['mean']:.4f}" for split, loss in side["loss"].items())
+            losses = ", ".join(f"{split} {loss(by['mean'])}" for split, by in side["loss"].items())
             yield role.replace("_", " "), _plain(f"{side['recipe_id']} {side['name']}")
             yield "", f"{losses or 'no full run yet'} (n = {side['n_seeds']})"
 
 
-def _plain(text: str) -> str:
-    """Text with nothing in it that rich would take for markup."""
-    return text.replace("[", r"\[")
+def _plain(text: str) -> Text:
+    """Text from outside: no markup, no control characters."""
+    return Text(clean(text))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from research.belief import Belief, Snapshot
 from research.compare import compare
 from research.ledger import Event, SessionError
 from research.state import State, Trial
+from research.text import count, effect, spread
 from research.track import Track
 
 NORMAL_95 = 1.96  # standard deviations to either side of a Gaussian's 95 % interval
@@ -35,8 +36,8 @@ def track_of(state: State) -> Track:
 
 
 def base_id(state: State) -> str | None:
-    """The base's recipe id: it is proposed first."""
-    return next(iter(state.proposals), None)
+    """The base's recipe id, once it is proposed."""
+    return next((rid for rid, body in state.proposals.items() if body["proposal"]["lane"] == "base"), None)
 
 
 @dataclass
@@ -84,11 +85,14 @@ class Facts:
         return [{"path": e.path, "old": e.old, "new": e.new} for e in diff(self.track.base_recipe, recipe).edits]
 
     def gain(self, trial: Trial) -> float | None:
-        """Loss of the base's run in the same cell less this run's, on the search split; None if either is missing."""
+        """Loss of the base's run in the same cell less this run's, on the search split.
+
+        None for the base itself, and where either loss is missing.
+        """
         split = self.track.splits.search
         level = self.state.losses(self.base or "", trial.horizon, split).get(trial.seed)
         loss = trial.loss.get(split)
-        return None if level is None or loss is None else level - loss
+        return None if trial.recipe_id == self.base or level is None or loss is None else level - loss
 
     def gains(self, recipe_id: str) -> dict[str, float]:
         """Gains of a recipe's completed full-horizon runs, by trial key."""
@@ -127,7 +131,8 @@ class Facts:
         event = next(e for e in reversed(self.state.verifications) if e.subject == recipe_id and e.body["passed"])
         incumbent = self.seal(event)["incumbent"]
         side = self.side(recipe_id, event.body["comparisons"]["incumbent"])
-        body = {"attempt": event.body["attempt"], "alpha": event.body["alpha"], "against": incumbent}
+        body = {"attempt": event.body["attempt"], "alpha": event.body["alpha"], "n": len(event.body["seeds"]),
+                "against": incumbent}
         return side | body | {"over_base": self.over_base(recipe_id), "parts": self.parts(recipe_id)}
 
     def seal(self, verification: Event) -> dict[str, Any]:
@@ -250,27 +255,49 @@ class Facts:
 
 
 def verdict(facts: Facts) -> tuple[str, str]:
-    """How the session came out, in one sentence. kind: proven, refuted, none, open or empty."""
-    state, rows = facts.state, facts.verifications()
-    if (champion := facts.champion()) is not None:
-        low, high = champion["interval"]
-        against = "the base" if champion["against"] == facts.base else facts.name(champion["against"])
-        return "proven", (
-            f"Improvement proven: {champion['name']} lowers the loss by {champion['effect']:.3f} {facts.unit} against "
-            f"{against} (95 % interval {low:.3f} to {high:.3f}; p = {champion['p_value']:.2g}, below the sealed "
-            f"{champion['alpha']:.2g} of attempt {champion['attempt']}; {champion['n_seeds']} fresh seeds).")
-    if rows and rows[-1]["passed"] is False:
-        test = rows[-1]["comparisons"].get("incumbent") or {}
-        found = (f"effect {test['effect']:+.3f} {facts.unit}, p = {test['p_value']:.2g}, not below the sealed "
-                 f"{rows[-1]['alpha']:.2g}" if test else "too few of its runs finished")
-        return "refuted", f"No improvement proven: {rows[-1]['name']} was tested on fresh seeds and failed ({found})."
-    where = stage(facts.snapshot)
+    """How the session came out, in a sentence or two. kind: proven, refuted, none, open or empty."""
+    state, where = facts.state, stage(facts.snapshot)
+    if not state.trials:
+        return "empty", "Nothing has run yet."
+    kind, found = _proven(facts) or _refuted(facts) or ("none", "")
     if state.end is None:
-        return ("open", f"Not ended yet: {where}.") if state.trials else ("empty", "Nothing has run yet.")
+        return (kind if found else "open"), f"Not ended yet: {where}. {found}".strip()
+    if found:
+        return kind, found
     if state.nominated:
         return "none", f"No improvement proven: the session ended before the proof did ({where})."
-    return "none", (f"No improvement found: after {len(list(facts.results()))} runs no candidate was expected to gain "
-                    f"more than {facts.track.epsilon:g} {facts.unit}.")
+    best = facts.frontier(1)
+    if best and best[0]["mean"] > facts.track.epsilon:
+        gain = spread(best[0]["mean"], best[0]["sd"])
+        return "none", ("No improvement proven: the session ended before anything was tested on fresh seeds; "
+                        f"{best[0]['name']} leads, expected to gain {gain} {facts.unit}.")
+    runs = count(len(list(facts.results())), "run")
+    return "none", (f"No improvement found: after {runs} no candidate is expected to gain more than "
+                    f"{facts.track.epsilon:g} {facts.unit}.")
+
+
+def _proven(facts: Facts) -> tuple[str, str] | None:
+    champion = facts.champion()
+    if champion is None:
+        return None
+    low, high = champion["interval"]
+    against = "the base" if champion["against"] == facts.base else facts.name(champion["against"])
+    return "proven", (
+        f"Improvement proven: {champion['name']} lowers the loss by {champion['effect']:.3f} {facts.unit} against "
+        f"{against} (95 % interval {low:.3f} to {high:.3f}; p = {champion['p_value']:.2g}, below the sealed "
+        f"{champion['alpha']:.2g} of attempt {champion['attempt']}; {count(champion['n'], 'fresh seed')}).")
+
+
+def _refuted(facts: Facts) -> tuple[str, str] | None:
+    failed = [row for row in facts.verifications() if row["passed"] is False]
+    if not failed:
+        return None
+    test = failed[-1]["comparisons"].get("incumbent")
+    found = "too few of its runs finished"
+    if test:
+        found = f"effect {effect(test['effect'])} {facts.unit}, p = {test['p_value']:.2g}; the sealed alpha was " \
+                f"{failed[-1]['alpha']:.2g}"
+    return "refuted", f"No improvement proven: {failed[-1]['name']} was tested on fresh seeds and failed ({found})."
 
 
 def stage(snapshot: Snapshot) -> str:

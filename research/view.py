@@ -1,4 +1,4 @@
-"""The session as it runs: a live screen on a terminal, else a plain line for each finished run and stage of the proof."""
+"""The session as it runs: a live screen on a terminal, else a plain line for each run and stage of the proof."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.live import Live
 
 from research.ledger import Event
-from research.screen import Frame, clean, clock
+from research.screen import Frame
 from research.state import Attempt, Trial
 from research.summary import Facts, verdict
+from research.text import clean, clock, effect, loss, spread
 
 PERIOD_S = 0.25  # between two frames
 
@@ -34,8 +35,8 @@ class View:
 
     def __enter__(self) -> View:
         if self._console.is_terminal and not self._console.is_dumb_terminal:
-            self._live = Live(console=self._console, screen=True, auto_refresh=False)
-            self._live.start()
+            live = self._live = Live(console=self._console, screen=True, auto_refresh=False)
+            live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -58,8 +59,8 @@ class View:
 
     def _take_in(self, scheduler: Any) -> None:
         """Read the events since the last call; without a screen, print what they say."""
-        events = scheduler.session.ledger.events(since=self._seen)
-        self._seen = scheduler.state.seq
+        since, self._seen = self._seen, scheduler.state.seq
+        events = [e for e in scheduler.session.ledger.events(since=since) if e.seq <= self._seen]
         self._facts = facts = Facts(scheduler.snapshot)
         for event in events:
             if event.kind == "verdict" and not event.body["accepted"]:
@@ -94,14 +95,14 @@ def line_of(event: Event, facts: Facts) -> str | None:
             trial = facts.state.trials[event.subject]
             return _run(facts, trial, next(a for a in trial.attempts if a.number == body["attempt"]))
         case "nominated":
-            return f"to be proven: {facts.name(event.subject)}, expected {body['mean']:+.3f} ± {body['sd']:.3f}"
+            return f"to be proven: {facts.name(event.subject)}, expected {spread(body['mean'], body['sd'])}"
         case "ablation":
             return f"ablation: {', '.join(body['removed']) or 'nothing'} to be removed"
         case "sealed":
             return f"sealed: attempt {body['attempt']} at alpha {body['alpha']:.2g}, {body['n']} fresh seeds"
         case "verification":
             test = body["comparisons"].get("incumbent")
-            found = f", effect {test['effect']:+.4f}, p = {test['p_value']:.2g}" if test else ""
+            found = f", effect {effect(test['effect'])}, p = {test['p_value']:.2g}" if test else ""
             return f"verification: {'passed' if body['passed'] else 'failed'}{found}"
         case "crowned":
             return f"champion: {facts.name(event.subject)}"
@@ -110,8 +111,8 @@ def line_of(event: Event, facts: Facts) -> str | None:
 
 def _run(facts: Facts, trial: Trial, attempt: Attempt) -> str:
     result = attempt.result or {}
-    loss = (result.get("loss") or {}).get(facts.track.splits.search)
-    gain = facts.gain(trial) if loss is not None else None
-    numbers = f"{'' if loss is None else f'{loss:.4f}':>7} {'' if gain is None else f'{gain:+.4f}':>8}"
+    value = (result.get("loss") or {}).get(facts.track.splits.search)
+    gain = facts.gain(trial) if value is not None else None
+    numbers = f"{loss(value):>7} {effect(gain):>8}"
     what = f"{attempt.purpose} {trial.horizon:g}/{trial.seed}"
-    return f"{what:<18} {result.get('outcome', ''):<11} {numbers}  {facts.name(trial.recipe_id)}"
+    return f"{what:<19} {result.get('outcome', ''):<11} {numbers}  {facts.name(trial.recipe_id)}"

@@ -29,8 +29,9 @@ class Story:
         self.track = load_track("tiny")
         self.worth, self.rng, self.ticks = {}, np.random.default_rng(0), itertools.count(1_000_000)
         self.write("session", "", {
-            "track": "tiny", "contract": dump_full(self.track), "track_hash": self.track.identity, "data_hash": "d" * 64,
-            "seed": 0, "minutes": 10.0, "workers": 2, "lanes": ["catalogue"], "versions": {}, "argv": ["--minutes", "10"]})
+            "track": "tiny", "contract": dump_full(self.track), "track_hash": self.track.identity,
+            "data_hash": "d" * 64, "seed": 0, "minutes": 10.0, "workers": 2, "lanes": ["catalogue"], "versions": {},
+            "argv": ["--minutes", "10"]})
 
     def write(self, kind, subject, body):
         with mock.patch("research.ledger.time", types.SimpleNamespace(time=lambda: float(next(self.ticks)))):
@@ -40,17 +41,17 @@ class Story:
         return Belief(self.track).at(fold(self.session.ledger.events()))
 
     def propose(self, parts=(), worth=0.0, **more):
-        fields = {"name": " + ".join(p.name for p in parts) or "base", "hypothesis": "it helps", "lane": "catalogue"}
+        name, lane = (" + ".join(p.name for p in parts), "catalogue") if parts else ("base", "base")
         recipe = build(self.track.base_recipe, parts)
-        proposal = Proposal(parts=tuple(parts), **fields | ({} if parts else {"lane": "base"}) | more)
+        proposal = Proposal(**{"name": name, "parts": tuple(parts), "hypothesis": "it helps", "lane": lane} | more)
         self.write("proposal", recipe_id(recipe), {"proposal": proposal.as_dict(), "recipe": dump(recipe)})
         self.write("verdict", recipe_id(recipe), {"accepted": True, "refusals": [], "ms": 3.0})
         self.worth[recipe_id(recipe)] = worth
         return recipe_id(recipe)
 
     def start(self, trial, purpose="search"):
-        scored = {"trial": trial.key, "name": "x", "eig": 0.5, "cost_s": 2.0}
-        eig = {"eig": 0.5, "cost_s": 2.0, "score": 0.25, "winner": scored, "runners_up": [scored]}
+        scored = {"trial": trial.key, "name": "x", "eig": 0.5, "improvement": 0.1, "cost_s": 2.0}
+        eig = {"eig": 0.5, "improvement": 0.1, "cost_s": 2.0, "score": 0.25, "winner": scored, "runners_up": [scored]}
         more = eig if purpose in ("search", "base") else {}
         self.write("decision", trial.key, {"purpose": purpose, "worker": 0, "why": "because"} | more)
         attempt = {"attempt": 1, "worker": 0, "pid": 1, "purpose": purpose, "splits": {}, "steps": 90}

@@ -1,0 +1,42 @@
+"""How numbers, times and names from outside are written, the same on the terminal, in the report and in its plots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def clean(text: str) -> str:
+    """Text without control characters: names come from outside, and a terminal obeys what it is sent."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds."""
+    whole = max(0, round(seconds))
+    return f"{whole // 60}:{whole % 60:02d}"
+
+
+def loss(value: float | None) -> str:
+    """A loss in nats; nothing for none."""
+    return "" if value is None else f"{value:.4f}"
+
+
+def effect(value: float | None) -> str:
+    """An effect in nats, with its sign; nothing for none."""
+    return "" if value is None else f"{value:+.4f}"
+
+
+def spread(mean: float, sd: float) -> str:
+    """A mean with its standard deviation."""
+    return f"{mean:+.4f} ± {sd:.4f}"
+
+
+def interval(test: Mapping[str, Any]) -> str:
+    """The interval of a comparison; nothing if there was none."""
+    return "{:+.4f} … {:+.4f}".format(*test["interval"]) if test.get("interval") else ""
+
+
+def count(number: int, what: str) -> str:
+    """A number of things."""
+    return f"{number:,} {what}" + "s" * (number != 1)

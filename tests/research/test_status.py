@@ -1,0 +1,66 @@
+"""What status says is what the ledger holds."""
+
+import json
+
+import pytest
+from sessions import Story
+
+from jaxnano.cli import report_errors
+from research import status
+from research.compare import compare
+
+
+def run(capsys, *arguments):
+    assert status.main(list(map(str, arguments))) == 0
+    return capsys.readouterr().out
+
+
+def test_json_has_the_promised_fields(tmp_path, capsys):
+    path, state = Story(tmp_path / "session").search().nominate().seal().end()
+    found = json.loads(run(capsys, path, "--json"))
+    assert found["trials"] == state.counts() and found["decisions"] == len(state.decisions)
+    assert found["device_seconds"] == state.device_s and found["wall_seconds"] == state.wall_s
+    assert found["idle_fraction"] == state.idle_fraction
+    assert {"compile_share", "replicate_share", "kill_share", "verification_share"} <= found.keys()
+    champion, base = found["champion"], found["base"]
+    names = {"recipe_id", "name", "loss", "n_seeds", "effect", "interval", "p_value", "p_adjusted", "diff"}
+    assert names <= champion.keys() and names <= base.keys()
+    assert champion["n_seeds"] == 6 and champion["loss"]["heldout"]["mean"] == 1.9
+    assert {e["path"]: e["new"]["kind"] for e in champion["diff"]} == {
+        "model.position": "rotary", "model.ffn.activation": "relu2"}
+    assert base["diff"] == [] and base["effect"] is None
+    assert {part["name"] for part in champion["parts"]} == {"rotary", "relu-squared"}
+    assert found["audit"][0]["predicted"] == 3.3 and found["proposals"]["refused"] == 1
+    assert found["purposes"]["search"]["killed"] == 1
+
+
+def test_effect_is_the_paired_comparison_of_the_losses_shown(tmp_path, capsys):
+    path, _ = Story(tmp_path / "session").search().nominate().seal().end()
+    found = json.loads(run(capsys, path, "--json"))
+    losses = [side["loss"]["protected"]["by_seed"] for side in (found["base"], found["champion"])]
+    assert losses[0].keys() == losses[1].keys() and len(losses[0]) == 6
+    expected = compare(*losses, attempt=1).as_dict()
+    for name in ("effect", "interval", "p_value", "p_adjusted"):
+        assert found["champion"][name] == pytest.approx(expected[name])
+    assert found["champion"]["effect"] == pytest.approx(
+        found["base"]["loss"]["protected"]["mean"] - found["champion"]["loss"]["protected"]["mean"])
+    assert found["champion"]["over_base"]["effect"] == pytest.approx(found["champion"]["effect"])
+    assert found["best_single"]["name"] == "rotary" and found["best_single"]["effect"] > 0
+
+
+def test_young_sessions_have_a_status(tmp_path, capsys):
+    path, _ = Story(tmp_path / "session").close()
+    found = json.loads(run(capsys, path, "--json"))
+    assert (found["base"], found["champion"], found["trials"], found["frontier"]) == (None, None, {}, [])
+    assert "Nothing has run yet" in run(capsys, path)
+
+
+def test_table_names_the_champion(tmp_path, capsys):
+    path, state = Story(tmp_path / "session").search().nominate().seal().end()
+    text = run(capsys, path)
+    assert state.champion in text and "model.position: learned() -> rotary()" in text and "\x1b[2J" not in text
+
+
+def test_no_session_is_one_line_and_code_2(tmp_path, capsys):
+    assert report_errors(lambda: status.main([str(tmp_path / "nowhere")])) == 2
+    assert capsys.readouterr().err.count("\n") == 1
