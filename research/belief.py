@@ -143,13 +143,13 @@ class Snapshot:
         kept = [i for i in ranked if not self.broken(self.arms[i].recipe_id)][:POOL]
         return [0, *dict.fromkeys([*(i for i in ranked if self.arms[i].recipe_id in busy), *kept])]
 
-    def view(self, ideas: Sequence[Part] = ()) -> View:
+    def view(self) -> View:
         """What proposers may know."""
         mean, sd = self.effects
         known = [Known(a.recipe_id, a.name, a.recipe, a.parts, float(m), float(s), len(self.over.get(a.recipe_id, ())))
                  for a, m, s in zip(self.arms, mean, sd, strict=True)]
         known.sort(key=lambda k: -k.mean)
-        return View(self.belief.track, known, frozenset(self.state.proposals), ideas, self.belief.track.epsilon)
+        return View(self.belief.track, known, frozenset(self.state.proposals))
 
     def seconds(self, arm: Arm, horizon: float, worker: int) -> float:
         """Predicted device-seconds of a run, compiling included where the structure is new to the worker."""

@@ -142,14 +142,6 @@ def host() -> str:
     return socket.gethostname()
 
 
-def compile_cache() -> dict[str, str]:
-    """Environment under which JAX keeps compiled programs on disk: a second worker, and tomorrow's session, load them."""
-    from jaxnano.data.store import cache_root
-
-    return {"JAX_COMPILATION_CACHE_DIR": str(cache_root() / "xla"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
-
-
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that a result may depend on; absent ones are left out."""
     found = {"python": platform.python_version()}

@@ -40,8 +40,10 @@ def run_job(args: Mapping[str, Any], report: Callable[[Mapping[str, Any]], None]
     from jaxnano.checkpoint import Checkpoints
     from jaxnano.config.base import validate
     from jaxnano.config.recipe import Recipe, hypers
+    from jaxnano.device import use_compile_cache
     from research.machine import fingerprint
 
+    use_compile_cache()
     recipe, steps, seed = validate(Recipe, args["recipe"]), args["total_steps"], args["seed"]
     corpus = data.load(recipe.data)
     if corpus.data_hash != args["data_hash"]:

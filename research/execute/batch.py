@@ -36,7 +36,7 @@ def run_batch(jobs: Iterable[Job], workers: int | None = None, title: str = "tri
     running: dict[int, Job] = {}
     places = machine.places(workers)
     with tempfile.TemporaryDirectory() as folder, LocalExecutor(
-        places[: max(1, total)], Path(folder) / "workers", warm=WARM, env=machine.compile_cache()
+        places[: max(1, total)], Path(folder) / "workers", warm=WARM
     ) as executor, Progress(transient=True) as bar:
         task = bar.add_task(title, total=total)
         while len(results) < total:

@@ -7,7 +7,7 @@ reverted and ablated.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -131,9 +131,6 @@ class View:
     track: Track
     known: Sequence[Known]
     proposed: frozenset[str]
-    ideas: Sequence[Part]
-    epsilon: float = 0.005
-    refused: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
 
     @property
     def best(self) -> Known | None:

@@ -1,0 +1,211 @@
+"""Training speed in tokens per second: of a config, or beside PyTorch in one alternating run.
+
+    python -m jaxnano.bench                                     # the config that suits this device
+    python -m jaxnano.bench --config configs/track3-124m.yaml --accumulate 16
+    python -m jaxnano.bench --peer torch --json                 # extra `bench`; several minutes on two cores
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jaxnano.cli import Output, positive, report_errors
+from jaxnano.config.edit import Diff, Edit, apply
+from jaxnano.config.recipe import Recipe, load
+
+ROUNDS, ROUND_S = 9, 2.0
+SINGLE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A GPT-2: LayerNorm, tanh GELU, biases, learned positions, tied embedding, AdamW. vocab is 256 bytes."""
+
+    width: int
+    depth: int
+    length: int
+    batch: int
+    heads: int = 4
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step."""
+        return self.batch * self.length
+
+    def recipe(self) -> Recipe:
+        """The shape in our terms."""
+        base = Recipe()
+        places = {"model.width": self.width, "model.depth": self.depth, "model.attention.heads": self.heads,
+                  "model.bias": True, "data.length": self.length, "data.batch": self.batch}
+        return apply(base, Diff(name="shape", edits=tuple(Edit.to(base, path, v) for path, v in places.items())))
+
+
+PEER_SHAPES = (Shape(64, 3, 64, 32), Shape(128, 4, 128, 16))
+
+
+class Contestant:
+    """A training loop in a process of its own, that runs for a while when asked and says how many steps a second."""
+
+    def __init__(self, kind: str, shape: Shape, core: int | None):
+        threads = "2" if core is None else "1"
+        env = os.environ | {"OMP_NUM_THREADS": threads, "JAX_PLATFORMS": "cpu"}
+        if core is not None:
+            env["XLA_FLAGS"] = SINGLE_THREAD
+        order = json.dumps({"kind": kind, "shape": asdict(shape), "core": core})
+        self.shape = shape
+        self._process = subprocess.Popen([sys.executable, "-m", "jaxnano.bench", "--contestant", order], env=env,
+                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._answer()
+
+    def start(self, seconds: float) -> None:
+        """Begin a stretch of about `seconds`."""
+        assert self._process.stdin is not None
+        print(seconds, file=self._process.stdin, flush=True)
+
+    def tokens_per_s(self) -> float:
+        """Wait for the stretch to end."""
+        return self.shape.tokens * float(self._answer())
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise OSError(f"a {self._process.args} ended with {self._process.wait()}")
+        return line
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+
+
+def contest(order: dict[str, Any]) -> None:
+    """The contestant's side: compile, say so, then run a stretch for each line read."""
+    shape, core = Shape(**order["shape"]), order["core"]
+    if core is not None and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {core})
+    if order["kind"] == "jaxnano":
+        run = our_loop(shape.recipe())
+    else:
+        from jaxnano import bench_torch
+
+        run = bench_torch.loop(shape, order["kind"] == "torch-compile", 2 if core is None else 1)
+    run()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        start, steps = time.perf_counter(), 0
+        while (elapsed := time.perf_counter() - start) < float(line):
+            steps += run()
+        print(steps / elapsed, flush=True)
+
+
+def our_loop(recipe: Recipe, accumulate: int = 1) -> Any:
+    """A function that trains a few steps on random tokens, waits for them, and returns how many."""
+    import jax
+    import numpy as np
+
+    from jaxnano import train
+    from jaxnano.config.recipe import hypers
+
+    compiled, values = train.program(recipe, accumulate=accumulate), hypers(recipe, 1000)
+    state = compiled.init(np.uint32(0), values)
+    steps = train.STEPS_PER_CALL if accumulate == 1 else 1
+    shape = (steps, recipe.data.batch, recipe.data.length + 1)
+    batches = np.random.default_rng(0).integers(0, recipe.model.vocab, shape).astype(np.uint16)
+
+    def run() -> int:
+        nonlocal state
+        state, losses = compiled.steps(state, batches, np.int32(steps), values)
+        jax.block_until_ready(losses)
+        return steps
+
+    return run
+
+
+def beside_torch(rounds: int, seconds: float) -> list[dict[str, Any]]:
+    """Our loop, PyTorch eager and torch.compile in turn, at each shape, as one process and as two pinned ones.
+
+    Returns: a row per shape and number of processes; ratio: median over the rounds of ours / the better PyTorch.
+    """
+    rows = []
+    for shape in PEER_SHAPES:
+        for cores in ((None,), (0, 1)):
+            kinds = ("jaxnano", "torch-eager", "torch-compile")
+            teams = {kind: [Contestant(kind, shape, core) for core in cores] for kind in kinds}
+            rates: dict[str, list[float]] = {kind: [] for kind in kinds}
+            for _ in range(rounds):
+                for kind, team in teams.items():
+                    for contestant in team:
+                        contestant.start(seconds)
+                    rates[kind].append(sum(contestant.tokens_per_s() for contestant in team))
+            for contestant in (c for team in teams.values() for c in team):
+                contestant.close()
+            peer = max(kinds[1:], key=lambda kind: statistics.median(rates[kind]))
+            ratios = [a / b for a, b in zip(rates["jaxnano"], rates[peer], strict=True)]
+            rows.append({**asdict(shape), "processes": len(cores), "peer": peer, "rounds": rounds,
+                         "jaxnano_tokens_per_s": statistics.median(rates["jaxnano"]),
+                         "peer_tokens_per_s": statistics.median(rates[peer]),
+                         "ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios)})
+    return rows
+
+
+def alone(recipe: Recipe, accumulate: int, rounds: int, seconds: float) -> dict[str, Any]:
+    """Tokens per second of one recipe on this machine's default device, and MFU where the peak is known."""
+    import jax
+
+    from jaxnano.device import peak_flops
+    from jaxnano.preflight import preflight
+
+    start = time.perf_counter()
+    run = our_loop(recipe, accumulate)
+    run()
+    compile_s, rates = time.perf_counter() - start, []
+    for _ in range(rounds):
+        begin, steps = time.perf_counter(), 0
+        while (elapsed := time.perf_counter() - begin) < seconds:
+            steps += run()
+        rates.append(steps * recipe.data.batch * recipe.data.length / elapsed)
+    device = jax.devices()[0].device_kind
+    rate, peak = statistics.median(rates), peak_flops(device)
+    return {"device": device, "parameters": preflight(recipe).parameters,
+            "tokens_per_step": recipe.data.batch * recipe.data.length, "compile_s": compile_s,
+            "tokens_per_s": rate, "tokens_per_s_min": min(rates), "tokens_per_s_max": max(rates),
+            "mfu": rate * preflight(recipe).model_flops_per_token / peak if peak else None}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser("jaxnano.bench", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--config", help="a recipe; a GPT-2 of 64 x 3 by default")
+    parser.add_argument("--accumulate", type=positive, default=1, help="pieces a batch is taken in")
+    parser.add_argument("--peer", choices=("torch",), help="compare with PyTorch, alternating")
+    parser.add_argument("--rounds", type=positive, default=ROUNDS)
+    parser.add_argument("--seconds", type=float, default=ROUND_S, help="of a stretch")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--contestant", type=json.loads, help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    output = Output(options.json)
+    if options.contestant:
+        contest(options.contestant)
+    elif options.peer is None:
+        recipe = load(options.config) if options.config else PEER_SHAPES[0].recipe()
+        output.table("bench", alone(recipe, options.accumulate, options.rounds, options.seconds))
+    else:
+        rows = beside_torch(options.rounds, options.seconds)
+        if options.json:
+            print(json.dumps(rows))
+        for row in () if options.json else rows:
+            output.table(f"width {row['width']}, {row['processes']} process(es)", row)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(report_errors(main))
