@@ -1,0 +1,171 @@
+"""The scheduler with an executor that only makes results up: when workers die, and when it is itself killed."""
+
+import shutil
+
+import pytest
+from stand_in import MICRO, StandIn, base_id, completed
+
+from jaxnano.config.base import validate
+from jaxnano.config.recipe import Recipe, recipe_id
+from research import scheduler as module
+from research.invariants import violations
+from research.ledger import FILE, Ledger
+from research.proof import FRESH
+from research.propose import lanes
+from research.scheduler import TRIES, Scheduler, lanes_of
+from research.session import Session
+from research.state import fold
+from research.track import load_track
+
+SEARCH = ("search", "base")
+
+
+@pytest.fixture(scope="module")
+def track():
+    return load_track(MICRO)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def crowns():
+    """No checkpoint is made up, so none is installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "crown", lambda session, track, arm, key: {"trial": key, "name": arm.name})
+        yield
+
+
+def created(folder):
+    session = Session.create(folder)
+    session.ledger.append("session", "", {"track": "micro", "data_hash": "d", "seed": 3, "workers": 2})
+    return session
+
+
+def drive(session, track, executor=None, max_trials=5):
+    """A scheduler that has run to its end, and why it ended."""
+    found = Scheduler(session, track, executor or StandIn(), lanes_of(["tuner", "recombine"], lanes()), budget_s=600.0,
+                      max_trials=max_trials)
+    reason = found.run()
+    found.record("end", "", {"reason": reason})
+    return found, reason
+
+
+@pytest.fixture(scope="module")
+def whole(track, tmp_path_factory):
+    """A whole session, closed, and its events."""
+    with created(tmp_path_factory.mktemp("whole") / "s") as session:
+        drive(session, track)
+        return session.path, session.ledger.events()
+
+
+def test_a_session_goes_from_search_to_crown(whole):
+    path, events = whole
+    state = fold(events)
+    assert [e.kind for e in events if e.kind in ("nominated", "ablation", "sealed", "verification", "crowned")] == [
+        "nominated", "ablation", "sealed", "verification", "crowned"]
+    assert sum(t.decisions[0].body["purpose"] in SEARCH for t in state.trials.values()) == 5
+    assert state.champion == state.sealed[0].subject == state.nominated[0].subject
+    with Ledger(path / FILE) as ledger:
+        assert list(violations(ledger, path)) == []
+
+
+def cuts(events):
+    """Places to cut the ledger at: after the first event of each kind, and in the middle of what takes two events."""
+    kinds = [e.kind for e in events]
+    found = {kind: kinds.index(kind) + 1 for kind in dict.fromkeys(kinds)}
+    purposes = [e.body.get("purpose") for e in events]
+    found["verify"] = len(purposes) - purposes[::-1].index("verify")
+    found["unjudged ablation"] = kinds.index("proposal", kinds.index("nominated")) + 1
+    return found
+
+
+KINDS = ("session", "proposal", "decision", "attempt", "nominated", "ablation", "sealed", "verify", "verification",
+         "crowned")
+
+
+@pytest.mark.parametrize("place", [*KINDS, "unjudged ablation"])
+def test_a_ledger_cut_anywhere_is_taken_up(whole, track, tmp_path, place):
+    path, events = whole
+    kept = events[: cuts(events)[place]]
+    shutil.copytree(path / "trials", tmp_path / "s" / "trials")  # results of the future too: they are taken in once
+    with Ledger(path / FILE) as old, Ledger(tmp_path / "s" / FILE, create=True) as new:
+        for row in old.raw()[: len(kept)]:
+            new._db.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", row)
+    with Session.open(tmp_path / "s", lock=True) as session:
+        session.ledger.append("resume", "", {"pid": 1})
+        found, reason = drive(session, track)
+        assert list(violations(session.ledger, session.path)) == []
+        before = {e.subject: e.body for e in kept if e.kind == "result"}
+        now = [e for e in session.ledger.events("result") if e.body["outcome"] == "completed"]
+        assert len({e.subject for e in now}) == len(now) and before.items() <= {e.subject: e.body for e in now}.items()
+    assert reason == "finished" and (found.state.champion is not None or not fold(kept).nominated)
+    assert fold(kept).sealed == found.state.sealed[: len(fold(kept).sealed)]
+    assert len(found.state.crowned) == sum(e.body["passed"] for e in found.state.verifications)
+
+
+def test_a_verification_run_whose_workers_die_fails_after_some_tries_and_its_candidate_with_it(track, tmp_path):
+    victims = []
+
+    def outcomes(job):
+        fresh = job["args"]["seed"] >= FRESH and recipe_id(validate(Recipe, job["args"]["recipe"])) != base_id()
+        if fresh and not victims:
+            victims.append(job["id"])
+        return None if job["id"] in victims else completed(job)
+
+    with created(tmp_path / "s") as session:
+        found, _ = drive(session, track, StandIn(outcomes=outcomes))
+        assert list(violations(session.ledger, session.path)) == []
+    trial = found.state.trials[victims[0]]
+    assert [a.result["outcome"] for a in trial.attempts] == ["interrupted"] * (TRIES - 1) + ["failed"]
+    assert [e.body["passed"] for e in found.state.verifications] == [False] and found.state.champion is None
+    assert found.snapshot.broken(trial.recipe_id)
+
+
+def test_nothing_better_means_no_nomination(track, tmp_path):
+    def flat(job):
+        return completed(job) | {"loss": dict.fromkeys(job["args"]["splits"], 5.0 + 0.001 * len(job["id"]))}
+
+    with created(tmp_path / "s") as session:
+        found, reason = drive(session, track, StandIn(outcomes=flat))
+    assert reason == "finished" and not found.state.nominated and found.state.champion is None
+
+
+def test_divergence_is_an_outcome_and_no_number(track, tmp_path):
+    base = {}
+
+    def outcomes(job):
+        base.setdefault("recipe", job["args"]["recipe"])
+        if job["args"]["recipe"] == base["recipe"]:
+            return completed(job)
+        return completed(job) | {"outcome": "diverged", "reason": "loss is nan", "loss": {}}
+
+    with created(tmp_path / "s") as session:
+        found, reason = drive(session, track, StandIn(outcomes=outcomes))
+        assert list(violations(session.ledger, session.path)) == []
+    assert reason == "finished" and found.state.counts()["diverged"] >= 3 and not found.state.nominated
+    arm = next(a for a in found.snapshot.arms if a.recipe_id in found.snapshot.over and a.parts)
+    assert found.snapshot.fitted.p_diverge(arm.candidate.features) > 0.3
+
+
+def test_stop_ends_runs_as_interrupted(track, tmp_path):
+    class Stopped(StandIn):
+        def poll(self, timeout_s):
+            if len(self.jobs) == 4:
+                found.stop()
+                self.outcomes = lambda job: None
+            return super().poll(timeout_s) if len(self.jobs) != 4 or self.killed else []
+
+        killed = False
+
+        def kill(self, worker):
+            self.killed = True
+
+    with created(tmp_path / "s") as session:
+        found = Scheduler(session, track, Stopped(), lanes_of(["tuner"], lanes()), budget_s=600.0)
+        assert found.run() == "stopped"
+        found.record("end", "", {"reason": "stopped"})
+        assert list(violations(session.ledger, session.path)) == []
+        assert found.state.counts()["interrupted"] >= 1
+
+
+def test_unknown_lanes_are_named():
+    with pytest.raises(ValueError, match="--lanes: 'dream': no such lane; catalogue, tuner"):
+        lanes_of(["tuner", "dream"], lanes())
