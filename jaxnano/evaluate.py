@@ -44,5 +44,5 @@ def _compiled(structure: Structure) -> Any:
         with sharding.within(mesh):
             return jnp.mean(jax.lax.map(lambda batch: gpt.loss(params, batch, cfg)[1]["loss"], windows_NxBxM))
 
-    places = {} if mesh is None else {"in_shardings": (None, jax.NamedSharding(mesh, sharding.BATCH), None)}
+    places: Any = {} if mesh is None else {"in_shardings": (None, jax.NamedSharding(mesh, sharding.BATCH), None)}
     return jax.jit(mean_loss, **places)
