@@ -35,7 +35,7 @@ class Checkpoints:
         best = _policies.BestN(get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=1,
                                keep_checkpoints_without_metrics=False)
         self._checkpointer = ocp.training.Checkpointer(
-            folder.resolve(),
+            str(folder.resolve()),
             preservation_policy=_policies.AnyPreservationPolicy([_policies.LatestN(1), best]),
             custom_metadata=self.about,
             cleanup_tmp_directories=True,  # what a killed run left half-written
@@ -83,7 +83,7 @@ def recorded(folder: str | Path) -> dict[str, Any] | None:
     folder = Path(folder).resolve()
     if not folder.is_dir():
         return None
-    with ocp.training.Checkpointer(folder) as checkpointer:
+    with ocp.training.Checkpointer(str(folder)) as checkpointer:
         return None if checkpointer.latest is None else checkpointer.root_metadata().custom_metadata
 
 
@@ -100,7 +100,7 @@ def load(folder: str | Path) -> tuple[Recipe, dict[str, jax.Array], dict[str, An
         reason = "holds no checkpoint" if given.is_dir() else "no such folder"
         raise ConfigError([Problem("checkpoint", str(given), f"{reason}; --out of jaxnano.train makes one")])
     recipe = validate(Recipe, about["recipe"], str(folder))
-    with ocp.training.Checkpointer(folder) as checkpointer:
+    with ocp.training.Checkpointer(str(folder)) as checkpointer:
         state = checkpointer.load_checkpointables(None, {"state": _abstract(recipe, None)})["state"]
     return recipe, program(recipe).params(state, hypers(recipe, about["total_steps"])), about
 

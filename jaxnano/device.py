@@ -44,7 +44,7 @@ def use_compile_cache() -> None:
     Compiled code is trusted: the folder is the user's own, one per kind of CPU, and bounded. A folder that the user
     chose himself (JAX_COMPILATION_CACHE_DIR) stays. Call it before the first compilation.
     """
-    if jax.config.jax_compilation_cache_dir:
+    if jax.config.values["jax_compilation_cache_dir"]:
         return
     folder = cache_root() / f"compiled-{_cpu()}"
     folder.mkdir(mode=0o700, exist_ok=True)

@@ -101,7 +101,8 @@ def _trial(facts: Facts, events: Sequence[Event], trial: Trial) -> Iterator[str]
     yield from _what(facts, recipe_id)
     for decision in trial.decisions:
         yield ""
-        yield from _why(facts, before(events, decision.seq), decision, recipe_id)
+        known = decision.body.get("as_of", decision.seq - 1)
+        yield from _why(facts, before(events, known + 1), decision, recipe_id)
     for attempt in trial.attempts:
         yield ""
         yield from _outcome(facts, trial, attempt)

@@ -316,4 +316,4 @@ def stage(snapshot: Snapshot) -> str:
         return f"attempt {seal.body['attempt']} sealed at alpha {seal.body['alpha']:.2g}: verifying, " \
                f"{done} of {len(roles) * seal.body['n']} runs done"
     what = "trying without barnacles" if nominee in state.ablations else "replicating and ablating"
-    return f"{what}, {done} runs done"
+    return f"{what}, {count(done, 'run')} done"

@@ -37,7 +37,7 @@ def tuned(path: str, new: float) -> Part:
 def view(track: Track, candidates: list[Known], refused: tuple[str, ...] = ()) -> View:
     """What proposers see once these candidates have run."""
     ranked = sorted([known(track, ()), *candidates], key=lambda k: -k.mean)
-    return View(track, ranked, frozenset(k.recipe_id for k in ranked) | frozenset(refused), ())
+    return View(track, ranked, frozenset(k.recipe_id for k in ranked) | frozenset(refused))
 
 
 def several(track: Track) -> list[Known]:
@@ -97,7 +97,7 @@ def test_catalogue_goes_on_from_the_best_and_replaces_what_it_supersedes(track):
         seen.append([p.name.split()[0] for p in proposal.parts])
         expected.append(proposal.expected_effect)
         fresh = recipe_id(build(track.base_recipe, proposal.parts))
-        now = View(track, now.known, now.proposed | {fresh}, ())
+        now = View(track, now.known, now.proposed | {fresh})
     assert expected == sorted(expected, reverse=True)
     assert ["rotary", "muon-zero-projections"] in seen  # the matrices' old optimizer goes, and its rate
     assert ["rotary", "sgd-momentum", "tune", "smear-open"] in seen
@@ -138,7 +138,7 @@ def test_tuner_moves_a_number_again_and_keeps_the_other(track):
                                   for group in ("matrices", "rest")))
     start = known(track, (*idea("rotary"), old))
     for seed in range(40):
-        proposal = Tuner().propose(View(track, [start], frozenset(), ()), np.random.default_rng(seed))
+        proposal = Tuner().propose(View(track, [start], frozenset()), np.random.default_rng(seed))
         assert proposal is not None
         paths = [edit["path"] for p in proposal.parts for edit in p.edits]
         assert len(paths) == len(set(paths))
@@ -189,7 +189,7 @@ def test_simplify_takes_one_part_from_the_best_until_all_were_tried(track):
         assert len(missing) == 1 and proposal.parts == tuple(p for p in parts if p != missing[0])
         gone.append(missing[0].name)
         fresh = recipe_id(build(track.base_recipe, proposal.parts))
-        now = View(track, now.known, now.proposed | {fresh}, ())
+        now = View(track, now.known, now.proposed | {fresh})
     assert gone == ["rmsnorm", "relu-squared", "rotary"]  # least expected first
 
 
