@@ -128,8 +128,8 @@ def _why(facts: Facts, then: Snapshot, decision: Event, recipe_id: str) -> Itera
     if body["winner"]["trial"] != decision.subject:
         yield f"  it came first because {body['winner']['trial']} ({body['winner']['name']}) needs the base in its cell"
     for other in body.get("runners_up", ()):
-        yield (f"  rather than {other['trial']} ({other['name']}): {other['eig']:.3g} nats, {other['improvement']:.3g}, "
-               f"{other['cost_s']:.1f} s")
+        promise = f"{other['eig']:.3g} nats, {other['improvement']:.3g}, {other['cost_s']:.1f} s"
+        yield f"  rather than {other['trial']} ({other['name']}): {promise}"
 
 
 def _promise(scored: Mapping[str, Any]) -> str:
