@@ -57,8 +57,8 @@ def start(options: argparse.Namespace) -> Opened:
 
     lanes = (options.lanes or ",".join(known_lanes())).split(",")
     lanes_of(lanes, known_lanes())
+    track = load_track(options.track)
     source = options.track if options.track in tracks() else str(Path(options.track).resolve())
-    track = load_track(source)
     places = machine.places(options.workers)
     corpus = data.load(track.base_recipe.data)
     body = {"track": track.name, "source": source, "contract": dump_full(track), "track_hash": track.identity,

@@ -1,0 +1,173 @@
+"""A real session on the smallest track, stopped by Ctrl-C and resumed, from the first run to the report."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from stand_in import MICRO
+
+from jaxnano import checkpoint, data, evaluate
+from jaxnano.cli import report_errors
+from jaxnano.config.recipe import load, recipe_id
+from research import loop
+from research.belief import Belief
+from research.invariants import violations
+from research.ledger import FILE, Ledger, encode
+from research.machine import ROOT, process_identity
+from research.proof import FRESH
+from research.session import Session
+from research.state import fold
+from research.track import load_track
+
+DEADLINE_S = 120.0
+TRIALS = 6
+
+
+def start(folder, *options):
+    command = [sys.executable, "-m", "research.loop", "--session", str(folder), *options]
+    with open(folder.with_suffix(".log"), "ab") as output:
+        return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
+
+
+def completed(folder):
+    """Completed runs in the ledger of a session that may not be there yet."""
+    try:
+        with Ledger(folder / FILE) as ledger:
+            return sum(e.body["outcome"] == "completed" for e in ledger.events("result"))
+    except ValueError:
+        return 0
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A session that Ctrl-C ended in the middle of its search: its folder and the loop's exit status."""
+    folder = tmp_path_factory.mktemp("loop") / "session"
+    process = start(folder, "--track", MICRO, "--max-trials", str(TRIALS), "--minutes", "20", "--lanes",
+                    "tuner,recombine")
+    deadline = time.monotonic() + DEADLINE_S
+    while completed(folder) < 2:
+        assert process.poll() is None and time.monotonic() < deadline, folder.with_suffix(".log").read_text()
+        os.sched_yield() if hasattr(os, "sched_yield") else None
+    process.send_signal(signal.SIGINT)
+    status = process.wait(DEADLINE_S)
+    with Session.open(folder) as session:
+        return folder, status, session.ledger.events(), list(violations(session.ledger, folder))
+
+
+@pytest.fixture(scope="module")
+def ended(stopped):
+    """The same session, resumed to its end: folder, exit status, events, violations."""
+    folder = stopped[0]
+    status = start(folder, "--resume").wait(DEADLINE_S)
+    with Session.open(folder) as session:
+        return folder, status, session.ledger.events(), list(violations(session.ledger, folder))
+
+
+def test_ctrl_c_ends_cleanly(stopped):
+    folder, status, events, found = stopped
+    assert status == 0 and found == []
+    assert events[-1].kind == "end" and events[-1].body["reason"] == "stopped"
+    state = fold(events)
+    assert state.counts().keys() <= {"completed", "interrupted"} and state.counts()["completed"] >= 2
+    assert all(process_identity(e.body["pid"]) is None for e in events if e.kind == "attempt")
+    assert (folder / "report.html").is_file()
+
+
+def test_a_stopped_session_is_resumed_to_its_end(stopped, ended):
+    _, status, events, found = ended
+    assert status == 0 and found == [] and events[-1].body["reason"] == "finished"
+    assert events[: len(stopped[2])] == stopped[2]
+    assert [e.kind for e in events if e.kind in ("session", "resume", "end")] == ["session", "end", "resume", "end"]
+    searched = {e.subject for e in events if e.kind == "decision" and e.body["purpose"] in ("search", "base")}
+    assert len(searched) == TRIALS
+
+
+def test_the_crowned_recipe_is_the_sealed_one(ended):
+    folder, _, events, _ = ended
+    state = fold(events)
+    (crowned,), seal = state.crowned, state.sealed[-1]
+    assert crowned.subject == seal.subject == state.verifications[-1].subject
+    assert state.verifications[-1].body["passed"]
+    assert recipe_id(load(folder / "champion" / "recipe.yaml")) == seal.subject
+    assert seal.body["alpha"] == 0.2 * 2.0 ** -seal.body["attempt"]
+
+
+def test_verification_seeds_are_fresh(ended):
+    events = ended[2]
+    seal = next(e.seq for e in events if e.kind == "sealed")
+    attempts = [e for e in events if e.kind == "attempt"]
+    verify = [e for e in attempts if e.body["purpose"] == "verify"]
+    fresh = {e.body["seed"] for e in verify}
+    assert len(fresh) == 4 and min(fresh) >= FRESH and all(e.seq > seal for e in verify)
+    assert all(e.body["seed"] < FRESH for e in attempts if e not in verify)
+    protected = [e for e in events if e.kind == "result" and "protected" in (e.body.get("loss") or {})]
+    assert {e.subject for e in protected} <= {e.subject for e in verify}
+
+
+def test_the_checkpoint_reproduces_the_verified_loss(ended):
+    folder, _, events, _ = ended
+    state, track = fold(events), load_track(MICRO)
+    recipe, params, about = checkpoint.load(folder / "champion")
+    verified = state.trials[state.crowned[-1].body["trial"]]
+    assert (recipe_id(recipe), about["seed"]) == (verified.recipe_id, verified.seed)
+    corpus = data.load(recipe.data)
+    for split, tokens in (("protected", track.proof_tokens), ("search", track.eval_tokens)):
+        windows = evaluate.eval_windows(corpus, split, recipe, tokens)
+        assert evaluate.evaluate(recipe, params, windows) == pytest.approx(verified.loss[split], abs=1e-6)
+
+
+def test_every_decision_follows_from_the_ledger_before_it(ended):
+    events, track = ended[2], load_track(MICRO)
+    made = [e for e in events if e.kind == "decision" and "eig" in e.body]
+    assert len(made) >= TRIALS
+    for event in made:
+        state = fold(e for e in events if e.seq <= event.body["as_of"])
+        trial, body = Belief(track).at(state).decide(state.session["seed"], event.body["worker"], event.body["left_s"])
+        assert trial.key == event.subject
+        assert json.loads(encode(body)) == event.body
+
+
+def refusal(capsys, *argv):
+    """Exit code and the one line of a command that is refused."""
+    code = report_errors(lambda: loop.run(loop.parse(list(argv))))
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1, err
+    return code, err
+
+
+def test_a_session_in_use_is_refused(capsys, tmp_path):
+    with Session.create(tmp_path / "s") as session:
+        session.ledger.append("session", "", {"track": "micro"})
+        code, line = refusal(capsys, "--session", str(session.path), "--resume")
+        assert code == 2 and "in use by process" in line
+        code, line = refusal(capsys, "--session", str(session.path), "--track", MICRO)
+        assert code == 2 and "--resume goes on with it" in line
+
+
+@pytest.mark.parametrize(("argv", "words"), [
+    (("--track", "huge"), '--track: "huge": no such track; '),
+    (("--minutes", "-1"), "--minutes: -1.0: above 0 would do"),
+    (("--max-trials", "0"), "--max-trials: 0: above 0"),
+    (("--workers", "999"), "workers: 999 asked for"),
+    (("--lanes", "tuner,dream"), "'dream': no such lane; catalogue"),
+    (("--resume",), "--session SESSION names the folder"),
+    (("--resume", "--session", "nowhere"), "no session there"),
+    (("--from", "nowhere"), "no session there"),
+    (("--session", "pyproject.toml"), "already exists and is no session"),
+])
+def test_bad_options_are_one_line(capsys, monkeypatch, argv, words):
+    monkeypatch.chdir(ROOT)
+    code, line = refusal(capsys, *argv)
+    assert code == 2 and words in line
+
+
+def test_a_session_of_another_contract_is_refused(capsys, tmp_path):
+    with Session.create(tmp_path / "s") as session:
+        session.ledger.append("session", "", {"track": "micro", "source": MICRO, "track_hash": "0" * 64,
+                                              "data_hash": "0" * 64, "seed": 0, "workers": 1})
+    code, line = refusal(capsys, "--session", str(tmp_path / "s"), "--resume")
+    assert code == 2 and "another track or data" in line
