@@ -18,7 +18,7 @@ from jaxnano.train import TrainState, program
 
 FOLDER = "checkpoint"  # inside the folder that `jaxnano.train --out` names
 
-_policies = ocp.training.preservation_policies
+_policies: Any = ocp.training.preservation_policies
 
 
 class Checkpoints:
@@ -64,7 +64,7 @@ class Checkpoints:
         """
         if self._checkpointer.latest is None:
             return None
-        found = self._checkpointer.root_metadata().custom_metadata or {}
+        found: Any = self._checkpointer.root_metadata().custom_metadata or {}
         problems = [Problem(name, value, f"the checkpoint was made with {found.get(name)}")
                     for name, value in self.about.items() if found.get(name) != value]
         if problems:
