@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -47,6 +46,7 @@ class Belief:
     track: Track
     posterior: Posterior = field(default_factory=Posterior)
     _arms: dict[str, Arm] = field(default_factory=dict)
+    _steps: dict[tuple[str, float], int] = field(default_factory=dict)
 
     def arms(self, state: State) -> list[Arm]:
         """Accepted recipes, in the order of their proposals, whatever was asked before; the base first."""
@@ -62,6 +62,12 @@ class Belief:
         cost = preflight.preflight(recipe)
         return Arm(recipe_id, proposal["name"], recipe, parts_of(proposal), candidate, proposal["lane"],
                    structure_id(recipe), cost.flops_per_step)
+
+    def steps(self, arm: Arm, horizon: float) -> int:
+        """Steps of a run; kept, since every decision asks for all arms (counting FLOPs took half of its time)."""
+        if (arm.recipe_id, horizon) not in self._steps:
+            self._steps[arm.recipe_id, horizon] = self.track.steps(arm.recipe, horizon)
+        return self._steps[arm.recipe_id, horizon]
 
     def at(self, state: State) -> Snapshot:
         """Everything that follows from one state."""
@@ -153,11 +159,18 @@ class Snapshot:
 
     def seconds(self, arm: Arm, horizon: float, worker: int) -> float:
         """Predicted device-seconds of a run, compiling included where the structure is new to the worker."""
-        steps = self.belief.track.steps(arm.recipe, horizon)
-        seen = {a.worker for t in self.state.trials.values() for a in t.attempts
-                if (other := self._arm(t.recipe_id)) is not None and other.structure == arm.structure}
+        seen = self._compiled.get(arm.structure, ())
         share = 0.05 if worker in seen else 0.4 if seen else 1.0  # another worker's program is on disk
-        return steps * arm.flops * self._rates[0] + share * self.compile_s + 0.3
+        return self.belief.steps(arm, horizon) * arm.flops * self._rates[0] + share * self.compile_s + 0.3
+
+    @cached_property
+    def _compiled(self) -> dict[str, set[int]]:
+        """The workers that were given each structure."""
+        found: dict[str, set[int]] = {}
+        for trial in self.state.trials.values():
+            if (arm := self._arm(trial.recipe_id)) is not None:
+                found.setdefault(arm.structure, set()).update(a.worker for a in trial.attempts)
+        return found
 
     @property
     def compile_s(self) -> float:
@@ -189,6 +202,7 @@ class Snapshot:
         """Seconds that pass per device-second of a run, at the median: above 1 where others use the machine."""
         ratios = [t.result["wall_s"] / t.result["device_s"] for t in self.state.trials.values()
                   if t.loss and t.result and t.result.get("device_s") and t.result.get("wall_s")]
+        ratios = ratios[4:]  # a worker's first run imports what it needs
         return max(1.0, float(np.median(ratios))) if ratios else 1.2
 
     def decide(self, seed: int, worker: int, left_s: float) -> tuple[Trial, dict[str, Any]] | None:

@@ -66,7 +66,7 @@ class Scheduler:
         self.flights: dict[int, Flight] = {}
         self.on_change = on_change or (lambda scheduler: None)
         self.stopping = False
-        self._dry: set[str] = set()
+        self._stocked = 0  # the state the lanes were last asked about
         self._snapshot: Snapshot | None = None
         self._take_up()
         self.first_round = len(self.state.nominated) - (self._proof() is not None)
@@ -147,20 +147,23 @@ class Scheduler:
     # ---- proposing
 
     def stock(self) -> None:
-        """Ask the lanes, by their shares, until enough arms are untried."""
+        """Ask the lanes, by their shares, until enough arms are untried; the same state gets the same answers."""
+        if self.state.seq == self._stocked:
+            return
         asked: dict[str, int] = {}
         for body in self.state.proposals.values():
             asked[body["proposal"]["lane"]] = asked.get(body["proposal"]["lane"], 0) + 1
-        self._dry.clear()
-        while self.snapshot.untried() < UNTRIED and (open_ := [n for n in self.lanes if n not in self._dry]):
+        dry: set[str] = set()
+        while self.snapshot.untried() < UNTRIED and (open_ := [n for n in self.lanes if n not in dry]):
             lane = allocate.next_lane(allocate.share(open_, self._rewards()), asked)
             asked[lane] = asked.get(lane, 0) + 1
             proposal = self.lanes[lane].propose(self.snapshot.view(), np.random.default_rng(
                 [self.state.session["seed"], self.state.seq]))
             if proposal is None:
-                self._dry.add(lane)
+                dry.add(lane)
             else:
                 self.consider(proposal)
+        self._stocked = self.state.seq
 
     def consider(self, proposal: Proposal) -> Verdict:
         """Judge a proposal and write down both."""
@@ -203,9 +206,9 @@ class Scheduler:
         """Until the time is up, nothing is left to do, or `stopping`. Returns: why it ended."""
         while True:
             self.refresh()
-            if self.searching:
-                self.stock()
             idle = [w for w in range(self.executor.workers) if w not in self.flights]
+            if self.searching and (not idle or not self.flights):  # nobody who could work waits for the lanes
+                self.stock()
             for worker in idle if not self.stopping else ():
                 if (job := self._assignment(worker)) is not None:
                     self._dispatch(worker, *job)
