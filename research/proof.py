@@ -133,6 +133,11 @@ class Proof:
         """Full-horizon losses of a recipe by seed."""
         return self._state.losses(recipe_id, 1.0, split)
 
+    def _fresh(self, recipe_id: str, split: str) -> dict[int, float]:
+        """Losses on this seal's seeds alone: an earlier attempt may have run the recipe on others."""
+        seeds = self.seeds()
+        return {seed: loss for seed, loss in self.losses(recipe_id, split).items() if seed in seeds}
+
     def settle(self) -> tuple[dict[str, Any], Proposal | None]:
         """The `ablation` event: which parts earn their place, each compared without it on the common seeds.
 
@@ -175,14 +180,14 @@ class Proof:
         assert self.sealed is not None
         seal, split = self.sealed.body, self.snapshot.belief.track.splits.protected
         roles = self.contenders()
-        candidate = self.losses(roles["candidate"], split)
+        fresh = {role: self._fresh(rid, split) for role, rid in roles.items()}
+        candidate = fresh["candidate"]
         body: dict[str, Any] = {"attempt": seal["attempt"], "alpha": seal["alpha"], "seeds": self.seeds(),
                                 "nomination": seal["nomination"], "passed": False, "comparisons": {}}
         for role in ("incumbent", "best_single"):
             if role in roles:
-                other = self.losses(roles[role], split)
-                body["comparisons"][role] = _compared(other, candidate, seal["attempt"])
-        body["losses"] = {role: _by_seed(self.losses(rid, split)) for role, rid in roles.items()}
+                body["comparisons"][role] = _compared(fresh[role], candidate, seal["attempt"])
+        body["losses"] = {role: _by_seed(losses) for role, losses in fresh.items()}
         test = body["comparisons"]["incumbent"]
         complete = len(candidate) == seal["n"]  # a verification run that diverged fails the candidate
         body["passed"] = bool(complete and test and test["p_value"] <= seal["alpha"] and test["effect"] > 0)
