@@ -120,7 +120,8 @@ def run(options: argparse.Namespace) -> int:
     spent_s = 0.0 if options.minutes or not options.resume else state.wall_s
     places = machine.places(body["workers"])
     limit_mb = machine.memory_bytes() / 2**20 * 0.7 / len(places)
-    with session, LocalExecutor(places, session.workers, rss_limit_mb=min(limit_mb, 3000), warm=WARM) as executor, View(sys.stdout) as view:
+    executor = LocalExecutor(places, session.workers, rss_limit_mb=min(limit_mb, 3000), warm=WARM)
+    with session, executor, View(sys.stdout) as view:
         scheduler = Scheduler(session, track, executor, lanes_of(body["lanes"], known_lanes()),
                               budget_s=60 * minutes - spent_s, max_trials=options.max_trials or body["max_trials"],
                               on_change=view.update)

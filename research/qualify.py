@@ -34,7 +34,7 @@ def qualify(track: Track, workers: int | None = None) -> dict[str, Any]:
     """Run the grid and the A/A test.
 
     Returns: losses of each grid value by seed, the best value and whether the base has it, comparisons with its
-    neighbours, seed noise, paired noise, and the smallest detectable effect of a first attempt. All in nats.
+    neighbours, seed noise, the A/A comparison, and the smallest detectable effect of a first attempt. All in nats.
     """
     corpus, split, rule = data.load(track.base_recipe.data), track.splits.search, track.significance
     seeds, aa_seeds = range(track.grid.seeds), range(AA_SEEDS, AA_SEEDS + 2 * track.grid.seeds)
@@ -52,15 +52,14 @@ def qualify(track: Track, workers: int | None = None) -> dict[str, Any]:
              for value, by_seed in complete.items() if value != best}
     aa = losses(results, track.base_recipe, 1.0, aa_seeds, split)
     halves = [dict(enumerate(half)) for half in np.split(np.array([aa[s] for s in aa_seeds]), 2)]
-    paired_sd = float(np.median([c.paired_sd for c in pairs.values()]))
+    same = compare(halves[0], halves[1], alternative="two-sided")
     times = [r["device_s"] for r in results.values()]
     return {
         "track": track.name, "track_hash": track.identity, "data_hash": corpus.data_hash, "versions": versions(),
         "path": track.grid.paths, "grid": grid, "best": best, "base_is_best": recipes[best] == track.base_recipe,
         "against_best": {value: c.as_dict() for value, c in pairs.items()},
-        "seed_sd": float(np.std(list(aa.values()), ddof=1)), "paired_sd": paired_sd,
-        "aa": compare(halves[0], halves[1], alternative="two-sided").as_dict(),
-        "detectable": detectable(paired_sd, rule.n, alpha_for_attempt(1, rule.alpha)),
+        "seed_sd": float(np.std(list(aa.values()), ddof=1)), "aa": same.as_dict(),
+        "detectable": detectable(same.paired_sd, rule.n, alpha_for_attempt(1, rule.alpha)),
         "core_seconds": {"median": float(np.median(times)), "max": float(np.max(times))},
     }
 
@@ -77,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.out:
         options.out.write_text(json.dumps(found, indent=1) + "\n")
     means = {f"mean loss at {v:g}": float(np.mean(list(by_seed.values()))) for v, by_seed in found["grid"].items()}
-    plain = {name: found[name] for name in ("best", "base_is_best", "seed_sd", "paired_sd", "detectable")}
+    plain = {name: found[name] for name in ("best", "base_is_best", "seed_sd", "detectable")}
     aa = {"A/A effect": found["aa"]["effect"], "A/A p": found["aa"]["p_value"]}
     rows = {**means, **plain, **aa, **{f"core-seconds, {k}": v for k, v in found["core_seconds"].items()}}
     Output(options.json).table(f"track {found['track']}, nats", found if options.json else rows)

@@ -153,7 +153,7 @@ def _broken(curve: Curve, config: WatchConfig) -> Verdict | None:
         return Verdict("nan", f"loss is {points[bad[0], 1]} at progress {points[bad[0], 0]:.2f}")
     if len(points) < 3:
         return None
-    best, last = float(points[:, 1].min()), float(np.median(points[-3:, 1]))
+    best, last = float(points[:, 1].min()), float(points[-3:, 1].min())  # one bad step is not divergence
     allowed = max(config.rise, 0.5 * (float(points[0, 1]) - best))
     if last > best + allowed:
         return Verdict("diverged", f"loss {last:.3f} is {last - best:.3f} above its best, {allowed:.3f} allowed")

@@ -305,7 +305,7 @@ class Model(Node):
     def _fits(self) -> Model:
         a, n = self.attention, self.depth
         if a.head_dim is None and self.width % a.heads:
-            near = [h for h in range(1, self.width + 1) if self.width % h == 0 and (self.width // h) % 2 == 0]
+            near = [h for h in range(1, self.width + 1) if self.width % h == 0]
             would = ", ".join(map(str, sorted(near, key=lambda h: abs(h - a.heads))[:3]))
             raise refuse("attention.heads", a.heads, f"width {self.width} is not divisible by {a.heads} heads; "
                          f"{would} would do")
