@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from research.execute import Cancelled
+
 TARGET = "research.trial:run_job"
 WARM = ("jaxnano.train", "jaxnano.evaluate", "jaxnano.checkpoint", "research.trial")
 
@@ -62,7 +64,11 @@ def run_job(args: Mapping[str, Any], report: Callable[[Mapping[str, Any]], None]
             break
         curve.append((progress.step / steps, loss))
         marks.append((progress.step, clock()))
-        report({"progress": progress.step / steps, "loss": loss, "tokens_per_s": tokens / _step_seconds(marks)})
+        try:
+            report({"progress": progress.step / steps, "loss": loss, "tokens_per_s": tokens / _step_seconds(marks)})
+        except Cancelled as reason:  # what it has cost is still to be known
+            result |= {"outcome": "killed", "reason": str(reason), "steps": progress.step}
+            break
     trained_s, step_s = clock() - start, _step_seconds(marks)
     if result["outcome"] == "completed":
         params = train.program(recipe).params(state, hypers(recipe, steps))

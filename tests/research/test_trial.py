@@ -9,6 +9,7 @@ from stand_in import MICRO
 from jaxnano import checkpoint, data, evaluate, train
 from jaxnano.config.base import dump
 from jaxnano.config.recipe import hypers, recipe_id
+from research.execute import Cancelled
 from research.track import load_track
 from research.trial import Trial, run_job
 
@@ -99,6 +100,17 @@ def test_an_evaluation_that_is_not_finite_has_diverged_too(job, monkeypatch):
     monkeypatch.setattr(evaluate, "evaluate", lambda recipe, params, windows: math.inf)
     result = run_job(job(), lambda values: None)
     assert result["outcome"] == "diverged" and result["loss"] == {} and "evaluated" in result["reason"]
+
+
+def test_a_cancelled_run_says_what_it_has_cost(job):
+    def cancel(values):
+        if values["progress"] > 0.5:
+            raise Cancelled("hopeless")
+
+    result = run_job(job(splits={"search": 512}), cancel)
+    assert (result["outcome"], result["reason"], result["loss"]) == ("killed", "hopeless", {})
+    assert [p for p, _ in result["curve"]] == [10 / STEPS, 20 / STEPS]
+    assert result["steps"] == 20 and result["device_s"] > 0
 
 
 def test_other_data_than_the_session_s_are_refused(job):
