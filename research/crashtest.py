@@ -32,13 +32,16 @@ TRACK = ROOT / "tests" / "research" / "micro.yaml"
 LANES = "tuner,recombine"  # nothing they propose compiles for long
 OUTLIVE_S = 2.0  # how long a worker may take to notice that its loop is gone
 PROOF_RUNS = 8  # at least so many follow the search
-DELAY_S = 1.0  # a kill comes up to so long after the result that it follows
+DELAY_S = 0.5  # a kill comes up to so long after the result that it follows
 SILENT_S = 180.0  # without an event for so long, the session hangs
 
 
 @dataclass
 class Victim:
-    """One session under test. completed: results seen so far, by trial and attempt. faults: what was violated."""
+    """One session under test. completed: results seen so far, by trial and attempt. faults: what was violated.
+
+    kills: those it has seen. summary: of its attempts, once it was checked.
+    """
 
     folder: Path
     track: str
@@ -47,6 +50,7 @@ class Victim:
     output: IO[bytes]
     completed: dict[tuple[str, int], dict] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
+    kills: int = 0
     summary: str = ""
 
     def start(self) -> psutil.Popen:
@@ -139,54 +143,67 @@ def kill_loop(victim: Victim, loop: psutil.Popen) -> str:
 
 
 def kill_worker(loop: psutil.Popen, rng: random.Random) -> str:
-    """Kill one of the workers; the loop must go on. Returns: what to say about it."""
+    """Kill one of the workers; the loop must go on. Returns: what to say about it, "" if there was none."""
     workers = sorted(_workers(loop), key=lambda worker: worker.pid)
-    if not workers:
-        return "worker: none there"
-    rng.choice(workers).kill()
-    return f"worker, one of {len(workers)}"
+    if workers:
+        rng.choice(workers).kill()
+    return f"worker, one of {len(workers)}" if workers else ""
 
 
 def crash(folder: Path, kills: int, seed: int, track: str) -> Victim:
-    """One session with its kills, run to its end and checked. Half of the kills, drawn at random, hit the loop."""
+    """One session, run to its end and checked; it may end before all its kills. Half of them hit the loop."""
     rng = random.Random(seed)
-    trials = 4 * kills
+    trials = 3 * kills
     moments = sorted(rng.randrange(trials + PROOF_RUNS) for _ in range(kills))
     targets = ["loop" if i % 2 == 0 else "worker" for i in range(kills)]
     rng.shuffle(targets)
     with open(folder.with_suffix(".log"), "ab") as output:
         victim = Victim(folder, track, trials, seed, output)
         loop = victim.start()
-        for number, (results, target) in enumerate(zip(moments, targets, strict=True), start=1):
+        for results, target in zip(moments, targets, strict=True):
             if not victim.wait(loop, results, rng.uniform(0.0, DELAY_S)):
-                victim.faults.append(f"the session ended after {number - 1} kills")
                 break
             flying = victim.remember()
             done = kill_loop(victim, loop) if target == "loop" else kill_worker(loop, rng)
-            print(f"kill {number:2}: {len(victim.completed)} runs completed, {flying} in flight: {done}", flush=True)
+            if not done:
+                break
+            victim.kills += 1
+            known = len(victim.completed)
+            print(f"kill {victim.kills:2}: {known} runs completed, {flying} in flight: {done}", flush=True)
             if target == "loop":
                 loop = victim.start()
         victim.wait(loop, sys.maxsize, 0.0)
         if loop.returncode != 0:
             victim.faults.append(f"the loop ended with status {loop.returncode}")
     victim.check()
+    print(victim.summary, flush=True)
     return victim
+
+
+def crashes(folder: Path, kills: int, seed: int, track: str) -> list[Victim]:
+    """As many sessions below `folder`, which is there, as it takes for so many kills."""
+    victims: list[Victim] = []
+    while (left := kills - sum(victim.kills for victim in victims)) > 0:
+        number = len(victims) + 1
+        victims.append(crash(folder / f"session-{number}", left, seed + len(victims), track))
+    return victims
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command: exit code 1 if a rule was violated."""
-    parser = argparse.ArgumentParser("research.crashtest", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser("research.crashtest", description="Kill, resume, check.")
     parser.add_argument("--kills", type=positive, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the victims")
     parser.add_argument("--track", default=str(TRACK), help="a name below configs/tracks, or a YAML file")
-    parser.add_argument("--session", type=Path, help="a new folder to keep; else a temporary one")
+    parser.add_argument("--out", type=Path, help="a folder for the sessions; else a temporary one")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
-        victim = crash(options.session or Path(temporary) / "session", options.kills, options.seed, options.track)
-    print(victim.summary)
-    for fault in victim.faults:
-        print(f"violated: {fault}")
-    return 1 if victim.faults else 0
+        folder = options.out or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        victims = crashes(folder, options.kills, options.seed, options.track)
+    faults = [f"{victim.folder.name}: {fault}" for victim in victims for fault in victim.faults]
+    print("\n".join(f"violated: {fault}" for fault in faults) or f"{options.kills} kills, nothing violated")
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":

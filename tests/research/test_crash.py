@@ -2,15 +2,15 @@
 
 import pytest
 
-from research.crashtest import Victim, crash
+from research.crashtest import Victim, crashes
 from research.ledger import Ledger
 from research.session import write_result
 
 
 def test_nothing_is_lost_or_counted_twice_whenever_loop_or_worker_is_killed(tmp_path):
-    victim = crash(tmp_path / "session", kills=3, seed=5, track="tests/research/micro.yaml")
-    assert victim.faults == []
-    assert len(victim.completed) >= 3 and "interrupted" in victim.summary
+    victims = crashes(tmp_path, kills=3, seed=5, track="tests/research/micro.yaml")
+    assert [victim.faults for victim in victims] == [[]] * len(victims)
+    assert sum(victim.kills for victim in victims) == 3 and all("completed" in victim.summary for victim in victims)
 
 
 @pytest.mark.parametrize("fault", [None, "lost", "twice", "open", "on disk only", "changed"])

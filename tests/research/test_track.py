@@ -56,7 +56,7 @@ def test_identity_covers_contract_and_base(tmp_path):
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    (("full_steps: 40", "full_steps: 0"), "full_steps: 0"),
+    (("full_steps: 160", "full_steps: 0"), "full_steps: 0"),
     (("horizons: [0.5, 1.0]", "horizons: [0.5, 2.0]"), "horizons.1: 2.0"),
     (("name: micro", "nmae: micro"), "nmae"),
     (("n: 4", "n: 1"), "significance.n: 1"),
