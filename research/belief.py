@@ -131,10 +131,13 @@ class Snapshot:
         """Runs in flight."""
         return [Trial(t.recipe_id, t.horizon, t.seed) for t in self.state.trials.values() if t.outcome == "running"]
 
-    def untried(self) -> int:
-        """Accepted arms that no run was given to yet."""
+    def contenders(self) -> int:
+        """Accepted arms without a run that may well be better than the best that has run."""
+        mean, sd = self.effects
         busy = {trial.recipe_id for trial in self.running}
-        return sum(arm.recipe_id not in self.over and arm.recipe_id not in busy for arm in self.arms[1:])
+        tried = [rid in self.over or rid in busy for rid in (arm.recipe_id for arm in self.arms)]
+        best = max((float(m) for m, ran in zip(mean, tried, strict=True) if ran), default=0.0)
+        return sum(not ran and m + s > best for ran, m, s in zip(tried[1:], mean[1:], sd[1:], strict=True))
 
     def broken(self, recipe_id: str) -> bool:
         """Whether a recipe failed or ran out of time: it is not tried again."""

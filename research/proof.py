@@ -17,6 +17,7 @@ from jaxnano.config.recipe import recipe_id
 from research.belief import Arm, Snapshot
 from research.compare import alpha_for_attempt, compare
 from research.propose import Part, Proposal, try_build
+from research.track import StepsToTarget
 from research.trial import Trial
 
 REPLICATES = 3  # common seeds a candidate and its ablations are compared on
@@ -188,6 +189,8 @@ class Proof:
             if role in roles:
                 body["comparisons"][role] = _compared(fresh[role], candidate, seal["attempt"])
         body["losses"] = {role: _by_seed(losses) for role, losses in fresh.items()}
+        if isinstance(rule := self.snapshot.belief.track.objective, StepsToTarget):
+            body["official"] = rule.met(candidate.values())
         test = body["comparisons"]["incumbent"]
         complete = len(candidate) == seal["n"]  # a verification run that diverged fails the candidate
         body["passed"] = bool(complete and test and test["p_value"] <= seal["alpha"] and test["effect"] > 0)

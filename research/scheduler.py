@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from research.state import State, fold
 from research.track import Track
 from research.trial import TARGET, Trial
 
-UNTRIED = 24  # accepted arms without a run that the lanes keep in stock
+STOCK, REFILL = 24, 3  # arms without a run that may be the next best; proposals asked for at a time
 TRIES = 3  # attempts at a trial whose worker keeps dying
 REPORT_S = 15.0  # kept back for the champion's folder and the report
 ROUND_MINUTES = 20.0  # a longer session proves a candidate about so often
@@ -147,22 +147,28 @@ class Scheduler:
     # ---- proposing
 
     def stock(self) -> None:
-        """Ask the lanes, by their shares, until enough arms are untried; the same state gets the same answers."""
+        """Ask the lanes, by their shares, while fewer arms than STOCK may be the next best; a few at a time.
+
+        The same state gets the same answers, so it is asked once.
+        """
         if self.state.seq == self._stocked:
             return
         asked: dict[str, int] = {}
         for body in self.state.proposals.values():
             asked[body["proposal"]["lane"]] = asked.get(body["proposal"]["lane"], 0) + 1
-        dry: set[str] = set()
-        while self.snapshot.untried() < UNTRIED and (open_ := [n for n in self.lanes if n not in dry]):
-            lane = allocate.next_lane(allocate.share(open_, self._rewards()), asked)
-            asked[lane] = asked.get(lane, 0) + 1
-            proposal = self.lanes[lane].propose(self.snapshot.view(), np.random.default_rng(
-                [self.state.session["seed"], self.state.seq]))
-            if proposal is None:
-                dry.add(lane)
-            else:
+        view, rewards, open_ = self.snapshot.view(), self._rewards(), list(self.lanes)
+        for _ in range(min(STOCK - self.snapshot.contenders(), STOCK if not self.state.decisions else REFILL)):
+            proposal = None
+            while open_ and proposal is None:
+                lane = allocate.next_lane(allocate.share(open_, rewards), asked)
+                asked[lane] = asked.get(lane, 0) + 1
+                proposal = self.lanes[lane].propose(view, np.random.default_rng(
+                    [self.state.session["seed"], self.state.seq]))
+                if proposal is None:
+                    open_.remove(lane)
+            if proposal is not None:
                 self.consider(proposal)
+                view = replace(view, proposed=frozenset(self.state.proposals))
         self._stocked = self.state.seq
 
     def consider(self, proposal: Proposal) -> Verdict:

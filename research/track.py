@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
@@ -27,6 +29,11 @@ class StepsToTarget(Node):
     kind: Literal["steps_to_target"]
     target: float
     margin: float = 0.004
+
+    def met(self, losses: Iterable[float]) -> bool:
+        """The official rule of modded-nanogpt's track 3, on validation losses of independent runs."""
+        values = list(losses)
+        return bool(values) and (self.target - sum(values) / len(values)) * math.sqrt(len(values)) >= self.margin
 
 
 class Limits(Node):
@@ -63,7 +70,8 @@ class Grid(Node):
 class Track(Node):
     """The contract. base: a recipe file below configs/. full_steps: steps of the base at the full horizon.
 
-    frozen: paths nobody may touch. horizons: fractions of the full budget, 1.0 last. epsilon: nats that do not matter.
+    frozen: paths nobody may touch. needs: what a machine must have. horizons: fractions of the full budget, 1.0 last.
+    epsilon: nats that do not matter.
     """
 
     name: str

@@ -9,10 +9,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
+from jaxnano import data, evaluate, train
+from jaxnano.checkpoint import Checkpoints
+from jaxnano.config.base import validate
+from jaxnano.config.recipe import Recipe, hypers
+from jaxnano.device import use_compile_cache
 from research.execute import Cancelled
+from research.machine import fingerprint
 
 TARGET = "research.trial:run_job"
-WARM = ("jaxnano.train", "jaxnano.evaluate", "jaxnano.checkpoint", "research.trial")
+WARM = ("research.trial",)  # what a worker imports before its first job
 
 
 class Trial(NamedTuple):
@@ -36,15 +44,6 @@ def run_job(args: Mapping[str, Any], report: Callable[[Mapping[str, Any]], None]
     Returns: the body of a `result` event. A loss that is not finite is outcome `diverged`, with no number.
     Raises: ValueError if this machine's data is not the session's.
     """
-    import jax
-
-    from jaxnano import data, evaluate, train
-    from jaxnano.checkpoint import Checkpoints
-    from jaxnano.config.base import validate
-    from jaxnano.config.recipe import Recipe, hypers
-    from jaxnano.device import use_compile_cache
-    from research.machine import fingerprint
-
     use_compile_cache()
     recipe, steps, seed = validate(Recipe, args["recipe"]), args["total_steps"], args["seed"]
     corpus = data.load(recipe.data)
@@ -71,17 +70,12 @@ def run_job(args: Mapping[str, Any], report: Callable[[Mapping[str, Any]], None]
             break
     trained_s, step_s = clock() - start, _step_seconds(marks)
     if result["outcome"] == "completed":
-        params = train.program(recipe).params(state, hypers(recipe, steps))
-        for split, amount in args["splits"].items():
-            windows = evaluate.eval_windows(corpus, split, recipe, amount)
-            result["loss"][split] = evaluate.evaluate(recipe, params, windows)
-        if not all(map(math.isfinite, result["loss"].values())):
-            result |= {"outcome": "diverged", "reason": "the evaluated loss is not finite", "loss": {}}
-        elif args.get("checkpoint"):
-            shutil.rmtree(args["checkpoint"], ignore_errors=True)  # left by an attempt that was interrupted
-            checkpoints = Checkpoints(Path(args["checkpoint"]), recipe, seed, steps, corpus.data_hash)
-            checkpoints.save(state, batches.get_state(), next(iter(result["loss"].values())))
-            checkpoints.close()
+        result |= _evaluated(recipe, state, steps, corpus, args["splits"])
+    if result["outcome"] == "completed" and args.get("checkpoint"):
+        shutil.rmtree(args["checkpoint"], ignore_errors=True)  # left by an attempt that was interrupted
+        checkpoints = Checkpoints(Path(args["checkpoint"]), recipe, seed, steps, corpus.data_hash)
+        checkpoints.save(state, batches.get_state(), next(iter(result["loss"].values())))
+        checkpoints.close()
     backend, device = jax.default_backend(), jax.local_devices()[0].device_kind
     done = marks[-1][0] if marks else 0
     return result | {
@@ -90,6 +84,16 @@ def run_job(args: Mapping[str, Any], report: Callable[[Mapping[str, Any]], None]
         "tokens_per_s": tokens / step_s,
         "fingerprint": fingerprint(backend, None if backend == "cpu" else device) | {"data": corpus.data_hash},
     }
+
+
+def _evaluated(recipe: Recipe, state: Any, steps: int, corpus: data.Corpus, splits: Mapping[str, int]):
+    """Outcome and losses by split of a trained state."""
+    params = train.program(recipe).params(state, hypers(recipe, steps))
+    losses = {split: evaluate.evaluate(recipe, params, evaluate.eval_windows(corpus, split, recipe, tokens))
+              for split, tokens in splits.items()}
+    if all(map(math.isfinite, losses.values())):
+        return {"outcome": "completed", "loss": losses}
+    return {"outcome": "diverged", "reason": "the evaluated loss is not finite", "loss": {}}
 
 
 def _step_seconds(marks: list[tuple[int, float]]) -> float:

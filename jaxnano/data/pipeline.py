@@ -33,6 +33,8 @@ def load(data: DataNode) -> Corpus:
     match data.kind:
         case "embedded":
             return store.embedded()
+        case "shards":
+            raise ValueError("data.kind: shards: FineWeb is described but not read yet; track tiny runs without it")
         case other:
             raise ValueError(f"data.kind: no reader for {other!r}; 'embedded' would do")
 

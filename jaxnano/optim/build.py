@@ -93,7 +93,8 @@ def build_chains(cfg: nodes.Optimizer, table: Table) -> optax.GradientTransforma
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
         grads = updates if cfg.clip is None else decay.clip_gradients(updates, cfg.clip)
-        steps, states = {}, {}
+        steps: dict[str, Any] = {}
+        states = {}
         for name in state:
             step, states[name] = chains[name].update(pick(grads, name), state[name], pick(params, name))
             steps |= step
