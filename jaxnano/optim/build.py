@@ -93,12 +93,10 @@ def build_chains(cfg: nodes.Optimizer, table: Table) -> optax.GradientTransforma
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
         grads = updates if cfg.clip is None else decay.clip_gradients(updates, cfg.clip)
-        steps: dict[str, Any] = {}
-        states = {}
-        for name in state:
-            step, states[name] = chains[name].update(pick(grads, name), state[name], pick(params, name))
-            steps |= step
-        return {path: steps[path] for path in grads}, states
+        moved: dict[str, Any] = {name: chains[name].update(pick(grads, name), state[name], pick(params, name))
+                                 for name in state}
+        steps = {path: step for part, _ in moved.values() for path, step in part.items()}
+        return {path: steps[path] for path in grads}, {name: new for name, (_, new) in moved.items()}
 
     return optax.GradientTransformation(init, update)
 
