@@ -241,13 +241,14 @@ class Scheduler:
             return None  # the last search runs are still worth waiting for
         proof = self._proof() or self._nominate()
         while proof is not None:
-            if proof.sealed is None and self.left_s < self.verification_s:
+            late = proof.sealed is None and self.left_s < self.verification_s
+            if late and self.left_s < 0.5 * self.verification_s:
                 return None  # an unsealed candidate keeps: --resume goes on with it
-            wanted = [w for w in proof.wanted() if w[0] not in self._in_flight()]
+            wanted = [] if late else [w for w in proof.wanted() if w[0] not in self._in_flight()]
             if wanted:
                 trial, purpose = wanted[0]
                 return trial, {"purpose": purpose, "worker": worker, "why": f"proof of {proof.candidate.name}"}
-            if proof.wanted():
+            if not late and proof.wanted():
                 return self._filler(worker)
             proof = self._advance(proof)
         return None
