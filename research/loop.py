@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxnano.cli import report_errors
-from jaxnano.config.base import dump_full
+from jaxnano.config.base import dump, dump_full
+from jaxnano.config.recipe import recipe_id
 from research import machine
-from research.propose import Proposal, parts_of
+from research.propose import Proposal, build, parts_of
 from research.propose import lanes as known_lanes
 from research.scheduler import Scheduler, lanes_of
 from research.session import Session, SessionError, default_session_dir
@@ -48,11 +49,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-Opened = tuple[Session, Track, dict[str, Any], Proposal | None]
+Opened = tuple[Session, Track, dict[str, Any]]
 
 
 def start(options: argparse.Namespace) -> Opened:
-    """A new session, locked, with its first event written; and what it inherits."""
+    """A new session, locked, with its first event written, and the champion it inherits proposed."""
     from jaxnano import data
 
     lanes = (options.lanes or ",".join(known_lanes())).split(",")
@@ -68,7 +69,10 @@ def start(options: argparse.Namespace) -> Opened:
     inherited = inherit(options.origin, body) if options.origin else None
     session = Session.create(options.session or default_session_dir(track.name))
     session.ledger.append("session", "", body)
-    return session, track, body, inherited
+    if inherited is not None:
+        recipe = build(track.base_recipe, inherited.parts)
+        session.ledger.append("proposal", recipe_id(recipe), {"proposal": inherited.as_dict(), "recipe": dump(recipe)})
+    return session, track, body
 
 
 def resume(options: argparse.Namespace) -> Opened:
@@ -88,7 +92,7 @@ def resume(options: argparse.Namespace) -> Opened:
                                "another track or data; start a new session")
     places = machine.places(options.workers or body["workers"])
     session.ledger.append("resume", "", {"pid": os.getpid(), "workers": len(places)})
-    return session, track, body | {"workers": len(places)}, None
+    return session, track, body | {"workers": len(places)}
 
 
 def inherit(origin: Path, body: dict[str, Any]) -> Proposal:
@@ -114,7 +118,7 @@ def run(options: argparse.Namespace) -> int:
     from research.trial import WARM
     from research.view import View
 
-    session, track, body, inherited = (resume if options.resume else start)(options)
+    session, track, body = (resume if options.resume else start)(options)
     state = fold(session.ledger.events())
     minutes = options.minutes or body["minutes"]
     spent_s = 0.0 if options.minutes or not options.resume else state.wall_s
@@ -125,8 +129,6 @@ def run(options: argparse.Namespace) -> int:
         scheduler = Scheduler(session, track, executor, lanes_of(body["lanes"], known_lanes()),
                               budget_s=60 * minutes - spent_s, max_trials=options.max_trials or body["max_trials"],
                               on_change=view.update)
-        if inherited is not None:
-            scheduler.consider(inherited)
         view.update(scheduler)
         previous = [signal.signal(s, lambda *_: scheduler.stop()) for s in (signal.SIGINT, signal.SIGTERM)]
         try:

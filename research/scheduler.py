@@ -120,10 +120,17 @@ class Scheduler:
 
     @property
     def search_left_s(self) -> float:
-        """Seconds of search left in this round, the proof's share taken off."""
+        """Seconds of search left in this round, less the proof's share; all there are if no proof fits any more."""
+        if self._too_late and self._proof() is None:
+            return self.left_s
         round_ = len(self.state.nominated) - self.first_round + 1
         end_s = (self.budget_s - REPORT_S) * min(1.0, round_ / self.rounds)
         return end_s - (time.monotonic() - self.start_s) - self.proof_s()
+
+    @property
+    def _too_late(self) -> bool:
+        """Whether a verification begun now would far outlast the session."""
+        return self.left_s < 0.5 * self.verification_s
 
     def proof_s(self) -> float:
         """Predicted seconds from nomination to verdict for the present best."""
@@ -242,8 +249,8 @@ class Scheduler:
         proof = self._proof() or self._nominate()
         while proof is not None:
             late = proof.sealed is None and self.left_s < self.verification_s
-            if late and self.left_s < 0.5 * self.verification_s:
-                return None  # an unsealed candidate keeps: --resume goes on with it
+            if late and self._too_late:  # an unsealed candidate keeps: --resume goes on with it
+                return self.snapshot.decide(self.state.session["seed"], worker, self.left_s)
             wanted = [] if late else [w for w in proof.wanted() if w[0] not in self._in_flight()]
             if wanted:
                 trial, purpose = wanted[0]
@@ -353,7 +360,7 @@ class Scheduler:
         best = self.snapshot.view().best
         tried = {e.subject for e in self.state.nominated}
         rounds_left = len(self.state.nominated) - self.first_round < self.rounds
-        if self.stopping or not rounds_left or best is None:
+        if self.stopping or not rounds_left or best is None or self._too_late:
             return None
         if best.mean <= self.track.epsilon or best.recipe_id in tried:
             return None
@@ -380,7 +387,8 @@ class Scheduler:
             self.record("ablation", proof.recipe_id, body)
         elif proof.sealed is None:
             incumbent = self.state.champion or self.snapshot.arms[0].recipe_id
-            self.record("sealed", proof.final, proof.seal(incumbent, best_single(self.snapshot)))
+            single = best_single(self.snapshot)
+            self.record("sealed", proof.final, proof.seal(incumbent, single if single != proof.final else None))
         elif proof.verified is None:
             self.record("verification", proof.sealed.subject, proof.verify())
         else:

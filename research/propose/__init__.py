@@ -6,8 +6,10 @@ reverted and ablated.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,6 +31,9 @@ class Part:
     edits: tuple[Mapping[str, Any], ...]
     effect: float = 0.0
     source: str = ""
+
+    def __hash__(self) -> int:
+        return hash((self.name, json.dumps(self.edits)))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for the ledger."""
@@ -68,10 +73,22 @@ def build(base: Recipe, parts: Sequence[Part]) -> Recipe:
 
     Raises: ConfigError where a part does not apply.
     """
-    recipe = base
-    for part in parts:
-        recipe = apply(recipe, diff_of(recipe, part))
-    return recipe
+    built = _build(base.model_dump_json(exclude_defaults=True), tuple(parts))
+    if isinstance(built, ConfigError):
+        raise built
+    return built
+
+
+@lru_cache(maxsize=1 << 14)
+def _build(base: str, parts: tuple[Part, ...]) -> Recipe | ConfigError:
+    """`build` from JSON, remembered with every prefix: lanes try thousands of combinations of few parts."""
+    if not parts:
+        return Recipe.model_validate_json(base)
+    recipe = _build(base, parts[:-1])
+    try:
+        return recipe if isinstance(recipe, ConfigError) else apply(recipe, diff_of(recipe, parts[-1]))
+    except ConfigError as error:
+        return error
 
 
 def diff_of(recipe: Recipe, part: Part) -> Diff:
@@ -88,7 +105,7 @@ def try_build(base: Recipe, parts: Sequence[Part]) -> Recipe | None:
     """`build`, or None where the parts do not go together."""
     try:
         return build(base, parts)
-    except (ConfigError, KeyError, ValueError):
+    except ConfigError:
         return None
 
 
