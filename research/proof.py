@@ -16,7 +16,7 @@ import numpy as np
 from jaxnano.config.recipe import recipe_id
 from research.belief import Arm, Snapshot
 from research.compare import alpha_for_attempt, compare
-from research.propose import Part, Proposal, try_build
+from research.propose import Part, Proposal, title, try_build
 from research.track import StepsToTarget
 from research.trial import Trial
 
@@ -59,7 +59,7 @@ class Proof:
         made = []
         for name, parts in self.variants().items():
             if recipe_id(self._build(parts)) not in self._state.proposals:
-                made.append(Proposal(f"{self.candidate.name} - {name}", parts, f"{name} earns its place", "ablation",
+                made.append(Proposal(title(parts), parts, f"{name} earns its place", "ablation",
                                      "ablation", (self.recipe_id,)))
         return made
 
@@ -149,7 +149,7 @@ class Proof:
         full = self.losses(self.recipe_id, split)
         if before is not None:  # the reduced recipe has run: is it as good?
             lost = _mean_gap(self.losses(before["trying"], split), full)
-            keep = lost is not None and lost <= track.epsilon
+            keep = lost is None or lost <= track.epsilon  # no time to try it: the verification will tell
             return {**before, "trying": None, "recipe_id": before["trying"] if keep else self.recipe_id,
                     "reduced_effect": lost, "removed": before["removed"] if keep else []}, None
         rows, removed = [], []
@@ -166,7 +166,7 @@ class Proof:
         reduced = try_build(track.base_recipe, kept) if removed and kept else None
         if reduced is None:
             return body | {"removed": [], "kept": [p.name for p in self.candidate.parts]}, None
-        proposal = Proposal(" + ".join(p.name for p in kept), kept, f"without {', '.join(removed)}", "ablation",
+        proposal = Proposal(title(kept), kept, f"without {', '.join(removed)}", "ablation",
                             "ablation", (self.recipe_id,))
         return body | {"trying": recipe_id(reduced)}, proposal
 

@@ -137,7 +137,7 @@ class Scheduler:
         best = self.snapshot.view().best
         parts = len(best.parts) if best else 0
         ablation = REPLICATES * (parts + 3) * self.snapshot.full_run_s + (parts + 2) * self.snapshot.compile_s
-        return self.snapshot.slowdown * ablation / self.executor.workers + self.verification_s
+        return 1.15 * self.snapshot.slowdown * ablation / self.executor.workers + self.verification_s
 
     @property
     def verification_s(self) -> float:
@@ -256,7 +256,7 @@ class Scheduler:
                 trial, purpose = wanted[0]
                 return trial, {"purpose": purpose, "worker": worker, "why": f"proof of {proof.candidate.name}"}
             if not late and proof.wanted():
-                return self._filler(worker)
+                return self._filler(worker) if self.left_s > self.verification_s else None
             proof = self._advance(proof)
         return None
 

@@ -63,6 +63,13 @@ class Proposal:
                 "expected_effect": self.expected_effect}
 
 
+def title(parts: Sequence[Part]) -> str:
+    """What a candidate is called: its ideas, and how often it was tuned."""
+    names = [part.name for part in parts if not part.name.startswith("tune ")]
+    tuned = [part.name for part in parts if part.name.startswith("tune ")]
+    return " + ".join(names + (tuned if len(tuned) < 2 else [f"{len(tuned)} x tuned"])) or "base"
+
+
 def parts_of(body: Mapping[str, Any]) -> tuple[Part, ...]:
     """The parts in a ledger's proposal."""
     return tuple(Part(p["name"], tuple(p["edits"]), p["effect"], p["source"]) for p in body["parts"])

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxnano.config.base import ConfigError, Node, Problem, parse_yaml, validate
 from jaxnano.config.recipe import recipe_id
-from research.propose import Part, Proposal, View, conflict, prior, replaces, try_build
+from research.propose import Part, Proposal, View, conflict, prior, replaces, title, try_build
 from research.track import Track
 
 FOLDER = Path(__file__).resolve().parent.parent / "ideas"
@@ -92,7 +92,7 @@ class Catalogue:
     def _on_base(self, view: View) -> Proposal | None:
         for name, found in alone(view.track).items():  # type: ignore[arg-type]  # frozen, so it hashes
             if found not in view.proposed:
-                return self._proposal(name, (part(ideas()[name]),))
+                return self._proposal((part(ideas()[name]),))
         return None
 
     def _on_best(self, view: View) -> Proposal | None:
@@ -101,9 +101,9 @@ class Catalogue:
         choices = [(*(old for old in best.parts if not replaces(new, old)), new) for new in ranked()]
         for parts in sorted(choices, key=lambda parts: -prior(parts)):
             if view.fresh(parts):
-                return self._proposal(f"{best.name} + {parts[-1].name}", parts, best.recipe_id)
+                return self._proposal(parts, best.recipe_id)
         return None
 
-    def _proposal(self, name: str, parts: tuple[Part, ...], *parents: str) -> Proposal:
+    def _proposal(self, parts: tuple[Part, ...], *parents: str) -> Proposal:
         idea = ideas()[parts[-1].name]
-        return Proposal(name, parts, idea.why, self.name, idea.source, parents)
+        return Proposal(title(parts), parts, idea.why, self.name, idea.source, parents)

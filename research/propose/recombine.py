@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from research.propose import Known, Part, Proposal, View, conflict, try_build
+from research.propose import Known, Part, Proposal, View, conflict, title, try_build
 
 STACK = 8  # parts in one candidate
 
@@ -24,8 +24,7 @@ class Recombine:
             chosen = [able[i] for i in sorted(drawn)]
             parts = self._join(view, chosen)
             if len(parts) > max(len(k.parts) for k in chosen) and view.fresh(parts):
-                names = " + ".join(part.name for part in parts)
-                return Proposal(names, parts, "Gains of different mechanisms add up: " + ", ".join(
+                return Proposal(title(parts), parts, "Gains of different mechanisms add up: " + ", ".join(
                     f"{k.name} {k.mean:+.3f}" for k in chosen), self.name, "recombination",
                     tuple(k.recipe_id for k in chosen))
         return None

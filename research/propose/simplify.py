@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from research.propose import Proposal, View
+from research.propose import Proposal, View, title
 
 
 class Simplify:
@@ -22,5 +22,5 @@ class Simplify:
             if view.fresh(parts):
                 gone = best.parts[index].name
                 hypothesis = f"Without {gone} nothing is lost."
-                return Proposal(f"{best.name} - {gone}", parts, hypothesis, self.name, "ablation", (best.recipe_id,))
+                return Proposal(title(parts), parts, hypothesis, self.name, "ablation", (best.recipe_id,))
         return None

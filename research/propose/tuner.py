@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxnano.config.base import Leaf, leaves
-from research.propose import Known, Part, Proposal, View
+from research.propose import Known, Part, Proposal, View, title
 
 STEPS = (0.35, 0.7, 1.1)  # factors of e^step on logarithmic scales: 1.4, 2 and 3
 RATES = 3.0  # how much likelier a learning rate is moved than another number
@@ -31,7 +31,7 @@ class Tuner:
                 continue
             parts = (*filter(None, (_less(old, part) for old in chosen.parts)), part)
             if view.fresh(parts):
-                return Proposal(f"{chosen.name} + {part.name}", parts, "The optimum has moved: " + ", ".join(
+                return Proposal(title(parts), parts, "The optimum has moved: " + ", ".join(
                     f"{e['path']} = {e['new']:.4g}" for e in part.edits), self.name, "tuning", (chosen.recipe_id,))
         return None
 
