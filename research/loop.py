@@ -128,6 +128,7 @@ def run(options: argparse.Namespace) -> int:
     with session, executor, View(sys.stdout) as view:
         scheduler = Scheduler(session, track, executor, lanes_of(body["lanes"], known_lanes()),
                               budget_s=60 * minutes - spent_s, max_trials=options.max_trials or body["max_trials"],
+                              device_bytes=None if machine.gpus() else machine.memory_bytes() // len(places),
                               on_change=view.update)
         view.update(scheduler)
         previous = [signal.signal(s, lambda *_: scheduler.stop()) for s in (signal.SIGINT, signal.SIGTERM)]
@@ -138,7 +139,7 @@ def run(options: argparse.Namespace) -> int:
                 signal.signal(number, handler)
         shares = scheduler.state.shares()
         scheduler.record("end", "", {"reason": reason, "shares": shares})
-        session.tidy()
+        session.tidy(scheduler.needed())
         write_report(session.path, scheduler.state)
     view.close_with(scheduler, session.path)
     return 0

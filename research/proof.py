@@ -86,7 +86,9 @@ class Proof:
 
     @property
     def done(self) -> bool:
-        """Whether the verification has spoken and, if it passed, the crown is on."""
+        """Whether the verification spoke and, if it passed, the crown is on; or only the incumbent is left to prove."""
+        if self.sealed is None and self.final == (self._state.champion or self.snapshot.arms[0].recipe_id):
+            return True
         if self.verified is None or not self.verified.body["passed"]:
             return self.verified is not None
         return any(e.seq > self.verified.seq for e in self._state.crowned)
@@ -148,8 +150,10 @@ class Proof:
         split, before = track.splits.search, self._state.ablations.get(self.recipe_id)
         full = self.losses(self.recipe_id, split)
         if before is not None:  # the reduced recipe has run: is it as good?
-            lost = _mean_gap(self.losses(before["trying"], split), full)
-            keep = lost is None or lost <= track.epsilon  # no time to try it: the verification will tell
+            reduced = self.losses(before["trying"], split)
+            lost = _mean_gap(reduced, full)
+            ran = [t for t in self.snapshot.over.get(before["trying"], ()) if t.horizon == 1.0 and t.seed < FRESH]
+            keep = len(reduced) >= len(ran) and (lost is None or lost <= track.epsilon)  # no time: verification tells
             return {**before, "trying": None, "recipe_id": before["trying"] if keep else self.recipe_id,
                     "reduced_effect": lost, "removed": before["removed"] if keep else []}, None
         rows, removed = [], []
@@ -158,7 +162,7 @@ class Proof:
             gap = _mean_gap(self.losses(variant, split), full)
             rows.append({"part": name, "recipe_id": variant, "effect": gap} | _compared(
                 self.losses(variant, split), full))
-            if gap is not None and gap < track.epsilon:
+            if gap is not None and gap < track.epsilon and len(self.losses(variant, split)) > 1:
                 removed.append(name)
         kept = tuple(p for p in self.candidate.parts if p.name not in removed)
         body = {"rows": rows, "removed": removed, "kept": [p.name for p in kept], "recipe_id": self.recipe_id,
@@ -192,7 +196,7 @@ class Proof:
         if isinstance(rule := self.snapshot.belief.track.objective, StepsToTarget):
             body["official"] = rule.met(candidate.values())
         test = body["comparisons"]["incumbent"]
-        complete = len(candidate) == seal["n"]  # a verification run that diverged fails the candidate
+        complete = test.get("n") == seal["n"]  # a run of either that diverged leaves nothing proven
         body["passed"] = bool(complete and test and test["p_value"] <= seal["alpha"] and test["effect"] > 0)
         return body
 

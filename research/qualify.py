@@ -34,7 +34,8 @@ def qualify(track: Track, workers: int | None = None) -> dict[str, Any]:
     """Run the grid and the A/A test.
 
     Returns: losses of each grid value by seed, the best value and whether the base has it, comparisons with its
-    neighbours, seed noise, the A/A comparison, and the smallest detectable effect of a first attempt. All in nats.
+    neighbours, the base's seed noise over all its runs, the A/A comparison, and the smallest effect that a first
+    attempt detects if pairing does not help. All in nats.
     """
     corpus, split, rule = data.load(track.base_recipe.data), track.splits.search, track.significance
     seeds, aa_seeds = range(track.grid.seeds), range(AA_SEEDS, AA_SEEDS + 2 * track.grid.seeds)
@@ -52,14 +53,16 @@ def qualify(track: Track, workers: int | None = None) -> dict[str, Any]:
              for value, by_seed in complete.items() if value != best}
     aa = losses(results, track.base_recipe, 1.0, aa_seeds, split)
     halves = [dict(enumerate(half)) for half in np.split(np.array([aa[s] for s in aa_seeds]), 2)]
+    all_seeds = [*aa.values(), *(grid[best].values() if recipes[best] == track.base_recipe else ())]
+    seed_sd = float(np.std(all_seeds, ddof=1))
     same = compare(halves[0], halves[1], alternative="two-sided")
     times = [r["device_s"] for r in results.values()]
     return {
         "track": track.name, "track_hash": track.identity, "data_hash": corpus.data_hash, "versions": versions(),
         "path": track.grid.paths, "grid": grid, "best": best, "base_is_best": recipes[best] == track.base_recipe,
         "against_best": {value: c.as_dict() for value, c in pairs.items()},
-        "seed_sd": float(np.std(list(aa.values()), ddof=1)), "aa": same.as_dict(),
-        "detectable": detectable(same.paired_sd, rule.n, alpha_for_attempt(1, rule.alpha)),
+        "seed_sd": seed_sd, "aa": same.as_dict(), "aa_losses": aa,
+        "detectable": detectable(float(np.sqrt(2)) * seed_sd, rule.n, alpha_for_attempt(1, rule.alpha)),
         "core_seconds": {"median": float(np.median(times)), "max": float(np.max(times))},
     }
 

@@ -52,20 +52,23 @@ class Scheduler:
     """One session's loop.
 
     Args: session: locked. lanes: proposers by name. budget_s: seconds from now until the report must be there.
-    max_trials: search runs at most, or None. on_change: called after every step, for a display.
+    max_trials: search runs at most, or None. device_bytes: memory of one worker's device. on_change: called after
+    every step, for a display.
     """
 
     def __init__(self, session: Session, track: Track, executor: Executor, lanes: Mapping[str, Proposer], *,
-                 budget_s: float, max_trials: int | None = None, on_change: Any = None):
+                 budget_s: float, max_trials: int | None = None, device_bytes: int | None = None,
+                 on_change: Any = None):
         self.session, self.track, self.executor, self.lanes = session, track, executor, lanes
         self.state = fold(session.ledger.events())
-        self.belief, self.gate = Belief(track), Gate(track)
+        self.belief, self.gate = Belief(track), Gate(track, device_bytes)
         self.start_s = time.monotonic()
         self.budget_s, self.max_trials = budget_s, max_trials
         self.rounds = max(1, round(budget_s / 60 / ROUND_MINUTES))
         self.flights: dict[int, Flight] = {}
         self.on_change = on_change or (lambda scheduler: None)
         self.stopping = False
+        self._declined = 0  # rounds that ended with nothing worth a proof
         self._stocked = 0  # the state the lanes were last asked about
         self._snapshot: Snapshot | None = None
         self._take_up()
@@ -99,9 +102,7 @@ class Scheduler:
         if recipe_id(self.track.base_recipe) not in self.state.accepted:
             base = Proposal("base", (), self.track.summary, "base", self.track.base)
             self._submit(base, self.track.base_recipe, Verdict(self.track.base_recipe))
-        for subject in [s for s in self.state.proposals if s not in self.state.judged]:
-            verdict = self.gate.judge(self.state.proposals[subject]["recipe"])
-            self._judged(subject, verdict)
+        self._judge()
         for trial in list(self.state.trials.values()):
             for attempt in trial.attempts:
                 if attempt.result is None:
@@ -123,9 +124,18 @@ class Scheduler:
         """Seconds of search left in this round, less the proof's share; all there are if no proof fits any more."""
         if self._too_late and self._proof() is None:
             return self.left_s
-        round_ = len(self.state.nominated) - self.first_round + 1
-        end_s = (self.budget_s - REPORT_S) * min(1.0, round_ / self.rounds)
+        end_s = (self.budget_s - REPORT_S) * min(1.0, self._round / self.rounds)
         return end_s - (time.monotonic() - self.start_s) - self.proof_s()
+
+    @property
+    def _round(self) -> int:
+        """Number of the round under way: each ends with a proof, or without anything worth one."""
+        return len(self.state.nominated) - self.first_round + self._declined + 1
+
+    @property
+    def _incumbent(self) -> str:
+        """What a candidate has to beat."""
+        return self.state.champion or self.snapshot.arms[0].recipe_id
 
     @property
     def _too_late(self) -> bool:
@@ -148,8 +158,16 @@ class Scheduler:
     @property
     def searching(self) -> bool:
         """Whether search runs may still start in this round."""
+        return not self.stopping and self.search_left_s > 0 and self._trials_left
+
+    @property
+    def _trials_left(self) -> bool:
         done = len({e.subject for e in self.state.decisions if e.body["purpose"] in ("search", "base")})
-        return not self.stopping and self.search_left_s > 0 and (self.max_trials is None or done < self.max_trials)
+        return self.max_trials is None or done < self.max_trials
+
+    def _search(self, worker: int, left_s: float) -> tuple[Trial, dict[str, Any]] | None:
+        """The search run that tells most and fits."""
+        return self.snapshot.decide(self.state.session["seed"], worker, left_s) if self._trials_left else None
 
     # ---- proposing
 
@@ -194,6 +212,11 @@ class Scheduler:
         self.record("proposal", recipe_id(recipe), {"proposal": proposal.as_dict(), "recipe": dump(recipe)})
         self._judged(recipe_id(recipe), verdict)
 
+    def _judge(self) -> None:
+        """Judge what other processes, or a loop that died, have proposed."""
+        for subject in [s for s in self.state.proposals if s not in self.state.judged]:
+            self._judged(subject, self.gate.judge(self.state.proposals[subject]["recipe"]))
+
     def _judged(self, subject: str, verdict: Verdict) -> None:
         self.record("verdict", subject, verdict.as_dict())
         if verdict.recipe is not None:
@@ -219,6 +242,7 @@ class Scheduler:
         """Until the time is up, nothing is left to do, or `stopping`. Returns: why it ended."""
         while True:
             self.refresh()
+            self._judge()
             idle = [w for w in range(self.executor.workers) if w not in self.flights]
             if self.searching and (not idle or not self.flights):  # nobody who could work waits for the lanes
                 self.stock()
@@ -234,6 +258,11 @@ class Scheduler:
             self._watch()
             self.on_change(self)
 
+    def needed(self) -> set[str]:
+        """Trials whose checkpoint a proof under way still needs."""
+        proof = self._proof()
+        return {proof.shipped.key} if proof is not None and proof.shipped is not None else set()
+
     def stop(self) -> None:
         """Have `run` start nothing more and end what runs, as interrupted. Signal handlers may call this."""
         self.stopping = True
@@ -241,7 +270,7 @@ class Scheduler:
     def _assignment(self, worker: int) -> tuple[Trial, dict[str, Any]] | None:
         """The next run for a worker and its decision; events that need no run are written on the way."""
         if self.searching and (proof := self._proof()) is None:
-            decision = self.snapshot.decide(self.state.session["seed"], worker, self.search_left_s + 5.0)
+            decision = self._search(worker, self.search_left_s)
             if decision is not None or self.flights:
                 return decision
         elif (proof := self._proof()) is None and self.flights and self.search_left_s > -30:
@@ -250,7 +279,7 @@ class Scheduler:
         while proof is not None:
             late = proof.sealed is None and self.left_s < self.verification_s
             if late and self._too_late:  # an unsealed candidate keeps: --resume goes on with it
-                return self.snapshot.decide(self.state.session["seed"], worker, self.left_s)
+                return self._search(worker, self.left_s)
             wanted = [] if late else [w for w in proof.wanted() if w[0] not in self._in_flight()]
             if wanted:
                 trial, purpose = wanted[0]
@@ -266,7 +295,7 @@ class Scheduler:
     def _filler(self, worker: int) -> tuple[Trial, dict[str, Any]] | None:
         """A short search run for a worker that would only wait for the proof's last runs."""
         ends_s = max((f.started_s + f.predicted_s for f in self.flights.values()), default=0.0) - time.monotonic()
-        return self.snapshot.decide(self.state.session["seed"], worker, ends_s) if ends_s > 1.0 else None
+        return self._search(worker, ends_s) if ends_s > 1.0 else None
 
     def _dispatch(self, worker: int, trial: Trial, decision: dict[str, Any]) -> None:
         arm = self.snapshot.arms[self.snapshot.index[trial.recipe_id]]
@@ -357,13 +386,16 @@ class Scheduler:
 
     def _nominate(self) -> Proof | None:
         """Name the recipe to prove, if one is worth it and there is time; None ends the session."""
-        best = self.snapshot.view().best
-        tried = {e.subject for e in self.state.nominated}
-        rounds_left = len(self.state.nominated) - self.first_round < self.rounds
-        if self.stopping or not rounds_left or best is None or self._too_late:
+        if self.stopping or self._round > self.rounds or self._too_late:
             return None
-        if best.mean <= self.track.epsilon or best.recipe_id in tried:
+        mean, _ = self.snapshot.effects
+        bar = float(mean[self.snapshot.index[self._incumbent]]) + self.track.epsilon
+        tried = {e.subject for e in (*self.state.nominated, *self.state.sealed)}
+        able = [k for k in self.snapshot.view().known if k.runs and k.mean > bar and k.recipe_id not in tried]
+        if not able:
+            self._declined += 1  # the next round searches on
             return None
+        best = able[0]
         self.record("nominated", best.recipe_id, {"number": len(self.state.nominated) + 1, "mean": best.mean,
                                                   "sd": best.sd, "parts": [p.name for p in best.parts]})
         proof = self._proof()
@@ -383,12 +415,12 @@ class Scheduler:
             if reduced is not None and body["trying"] not in self.state.proposals:
                 self.consider(reduced)
             if body["trying"] and body["trying"] not in self.state.accepted:
-                body |= {"trying": None, "removed": []}
+                body |= {"trying": None, "removed": [], "kept": [p.name for p in proof.candidate.parts]}
             self.record("ablation", proof.recipe_id, body)
         elif proof.sealed is None:
-            incumbent = self.state.champion or self.snapshot.arms[0].recipe_id
             single = best_single(self.snapshot)
-            self.record("sealed", proof.final, proof.seal(incumbent, single if single != proof.final else None))
+            rival = single if single not in (proof.final, self._incumbent) else None
+            self.record("sealed", proof.final, proof.seal(self._incumbent, rival))
         elif proof.verified is None:
             self.record("verification", proof.sealed.subject, proof.verify())
         else:

@@ -140,6 +140,8 @@ def _late(running: Running, now_s: float, config: WatchConfig) -> Verdict | None
     patience_s = max(
         config.stall_floor_s, config.stall_intervals * median(intervals) if intervals else config.first_message_s
     )
+    if running.curve and running.curve[-1][0] >= 1.0:  # trained: evaluating compiles, and reports nothing
+        patience_s = max(patience_s, config.first_message_s)
     silence_s = now_s - running.messages_s[-1]
     if silence_s > patience_s:
         return Verdict("stalled", f"silent for {silence_s:.0f} s, {patience_s:.0f} s allowed")

@@ -80,4 +80,5 @@ def _three(value: float) -> float:
 
 def short(path: str) -> str:
     """The last telling pieces of a path."""
-    return ".".join(piece for piece in path.split(".")[-3:] if piece not in ("chain", "value"))
+    plain = ("model", "optimizer", "groups", "chain", "value")
+    return ".".join([piece for piece in path.split(".") if piece not in plain][-3:])
