@@ -21,6 +21,7 @@ from research.track import StepsToTarget
 from research.trial import Trial
 
 REPLICATES = 3  # common seeds a candidate and its ablations are compared on
+CLEAR = 5.0  # epsilons by which a variant may lose on one seed before the others are spared
 FRESH = 1_000_000  # verification seeds are above this, search seeds below
 
 
@@ -128,9 +129,16 @@ class Proof:
                     ids.setdefault(variant, "ablate")
             if trying := self._state.ablations.get(self.recipe_id, {}).get("trying"):
                 ids.setdefault(trying, "ablate")
-            trials = [(Trial(rid, 1.0, s), purpose) for s in range(REPLICATES) for rid, purpose in ids.items()]
+            trials = [(Trial(rid, 1.0, s), purpose) for s in range(REPLICATES) for rid, purpose in ids.items()
+                      if s == 0 or purpose == "replicate" or not self._clear(rid)]
         over = {t for trials_ in self.snapshot.over.values() for t in trials_}
         return [(t, purpose) for t, purpose in trials if t not in over]
+
+    def _clear(self, variant: str) -> bool:
+        """Whether the runs so far show that a variant misses what matters: more of them would tell nothing."""
+        split = self.snapshot.belief.track.splits.search
+        gap = _mean_gap(self.losses(variant, split), self.losses(self.recipe_id, split))
+        return gap is not None and gap > CLEAR * self.snapshot.belief.track.epsilon
 
     def losses(self, recipe_id: str, split: str) -> dict[int, float]:
         """Full-horizon losses of a recipe by seed."""
