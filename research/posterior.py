@@ -4,7 +4,8 @@
 
 Effects (f, g) are in nats, relative to the base, positive = better than the base. A diverged run is no number: it
 enters `p_diverge` only. A killed run enters by its predicted final loss and that prediction's error or, where only a
-bound is known, as a truncated normal (expectation propagation). Everything is a function of the observations in their order, so that a decision can be replayed.
+bound is known, as a truncated normal (expectation propagation). Everything is a function of the observations in their
+order, so that a decision can be replayed.
 """
 
 from collections.abc import Sequence
