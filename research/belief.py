@@ -22,6 +22,9 @@ from research.trial import Trial
 POOL = 40  # candidates that compete for the next run
 SEEDS = 8  # common seeds 0 .. 7 of the search
 COMPILE_S, SECONDS_PER_FLOP = 8.0, 3e-12  # before anything was measured
+IN_MEMORY, ON_DISK = 0.05, 0.4  # shares of compiling where this worker, or another one, did it before
+START_S = 0.3  # of a run, beside training
+SLOWDOWN, FIRST_RUNS = 1.2, 4  # seconds per device-second before anything was measured; runs in which workers import
 STRONG = 2.0  # standard deviations that make up "may still be best"
 
 
@@ -163,8 +166,8 @@ class Snapshot:
     def seconds(self, arm: Arm, horizon: float, worker: int) -> float:
         """Predicted device-seconds of a run, compiling included where the structure is new to the worker."""
         seen = self._compiled.get(arm.structure, ())
-        share = 0.05 if worker in seen else 0.4 if seen else 1.0  # another worker's program is on disk
-        return self.belief.steps(arm, horizon) * arm.flops * self._rates[0] + share * self.compile_s + 0.3
+        share = IN_MEMORY if worker in seen else ON_DISK if seen else 1.0  # another worker's program is on disk
+        return self.belief.steps(arm, horizon) * arm.flops * self._rates[0] + share * self.compile_s + START_S
 
     @cached_property
     def _compiled(self) -> dict[str, set[int]]:
@@ -184,7 +187,7 @@ class Snapshot:
     def full_run_s(self) -> float:
         """Predicted seconds of a compiled full-horizon run; the budget is the same for all recipes."""
         track = self.belief.track
-        return track.full_steps * track.base_cost.flops_per_step * self._rates[0] + 0.3
+        return track.full_steps * track.base_cost.flops_per_step * self._rates[0] + START_S
 
     @cached_property
     def _rates(self) -> tuple[float, float]:
@@ -205,8 +208,8 @@ class Snapshot:
         """Seconds that pass per device-second of a run, at the median: above 1 where others use the machine."""
         ratios = [t.result["wall_s"] / t.result["device_s"] for t in self.state.trials.values()
                   if t.loss and t.result and t.result.get("device_s") and t.result.get("wall_s")]
-        ratios = ratios[4:]  # a worker's first run imports what it needs
-        return max(1.0, float(np.median(ratios))) if ratios else 1.2
+        ratios = ratios[FIRST_RUNS:]  # a worker's first run imports what it needs
+        return max(1.0, float(np.median(ratios))) if ratios else SLOWDOWN
 
     def decide(self, seed: int, worker: int, left_s: float) -> tuple[Trial, dict[str, Any]] | None:
         """The next search run, and the body of its `decision` event; None if nothing fits into the time left.

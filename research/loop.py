@@ -26,6 +26,7 @@ from research.state import fold
 from research.track import Track, load_track, tracks
 
 MINUTES = 10.0
+WORKER_MB, MEMORY_SHARE = 3000.0, 0.7  # a worker above this is replaced: each new structure costs it 42 MB for good
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -123,8 +124,8 @@ def run(options: argparse.Namespace) -> int:
     minutes = options.minutes or body["minutes"]
     spent_s = 0.0 if options.minutes or not options.resume else state.wall_s
     places = machine.places(body["workers"])
-    limit_mb = machine.memory_bytes() / 2**20 * 0.7 / len(places)
-    executor = LocalExecutor(places, session.workers, rss_limit_mb=min(limit_mb, 3000), warm=WARM)
+    limit_mb = min(WORKER_MB, MEMORY_SHARE * machine.memory_bytes() / 2**20 / len(places))
+    executor = LocalExecutor(places, session.workers, rss_limit_mb=limit_mb, warm=WARM)
     with session, executor, View(sys.stdout) as view:
         scheduler = Scheduler(session, track, executor, lanes_of(body["lanes"], known_lanes()),
                               budget_s=60 * minutes - spent_s, max_trials=options.max_trials or body["max_trials"],

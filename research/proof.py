@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxnano.config.recipe import recipe_id
 from research.belief import Arm, Snapshot
-from research.compare import alpha_for_attempt, compare
+from research.compare import alpha_for_attempt, compare, holm
 from research.propose import Part, Proposal, title, try_build
 from research.track import StepsToTarget
 from research.trial import Trial
@@ -172,6 +172,9 @@ class Proof:
                 self.losses(variant, split), full))
             if gap is not None and gap < track.epsilon and len(self.losses(variant, split)) > 1:
                 removed.append(name)
+        tested = [row for row in rows if "p_value" in row]
+        for row, adjusted in zip(tested, holm([row["p_value"] for row in tested]), strict=True):
+            row["p_adjusted"] = adjusted
         kept = tuple(p for p in self.candidate.parts if p.name not in removed)
         body = {"rows": rows, "removed": removed, "kept": [p.name for p in kept], "recipe_id": self.recipe_id,
                 "trying": None}

@@ -29,6 +29,9 @@ from research.trial import TARGET, Trial
 STOCK, REFILL = 24, 3  # arms without a run that may be the next best; proposals asked for at a time
 TRIES = 3  # attempts at a trial whose worker keeps dying
 REPORT_S = 15.0  # kept back for the champion's folder and the report
+MARGIN = 1.15  # on the predicted time of an ablation
+LEAST_PROOF = 0.5  # share of a verification's predicted time under which it is not begun
+LONGEST_WAIT_S = 30.0  # for the last search runs before a nomination
 ROUND_MINUTES = 20.0  # a longer session proves a candidate about so often
 
 
@@ -140,14 +143,14 @@ class Scheduler:
     @property
     def _too_late(self) -> bool:
         """Whether a verification begun now would far outlast the session."""
-        return self.left_s < 0.5 * self.verification_s
+        return self.left_s < LEAST_PROOF * self.verification_s
 
     def proof_s(self) -> float:
         """Predicted seconds from nomination to verdict for the present best."""
         best = self.snapshot.view().best
         parts = len(best.parts) if best else 0
         ablation = REPLICATES * (parts + 3) * self.snapshot.full_run_s + (parts + 2) * self.snapshot.compile_s
-        return 1.15 * self.snapshot.slowdown * ablation / self.executor.workers + self.verification_s
+        return MARGIN * self.snapshot.slowdown * ablation / self.executor.workers + self.verification_s
 
     @property
     def verification_s(self) -> float:
@@ -273,7 +276,7 @@ class Scheduler:
             decision = self._search(worker, self.search_left_s)
             if decision is not None or self.flights:
                 return decision
-        elif (proof := self._proof()) is None and self.flights and self.search_left_s > -30:
+        elif (proof := self._proof()) is None and self.flights and self.search_left_s > -LONGEST_WAIT_S:
             return None  # the last search runs are still worth waiting for
         proof = self._proof() or self._nominate()
         while proof is not None:

@@ -47,16 +47,6 @@ def clip_gradients(grads: Any, max_norm: Scalar) -> Any:
     return jax.tree.map(lambda g: g * factor, grads)
 
 
-def clip_by_global_norm(max_norm: Scalar) -> optax.GradientTransformation:
-    """`clip_gradients` inside a chain: the norm is that of the chain's own group."""
-    return optax.stateless(lambda updates, _: clip_gradients(updates, max_norm))
-
-
-def clip_by_value(limit: Scalar) -> optax.GradientTransformation:
-    """Clip every coordinate to [-limit, limit]."""
-    return optax.clip(limit)
-
-
 def decay_flops(shape: tuple[int, ...]) -> float:
     """Floating-point operations of one decay; the cautious mask costs two more."""
     return 4.0 * prod(shape)

@@ -37,9 +37,3 @@ def test_clip_gradients_bounds_the_joint_norm(max_norm):
 def test_clip_gradients_keeps_zero_and_shows_divergence():
     assert not np.any(decay.clip_gradients({"w": jnp.zeros(3)}, 1.0)["w"])
     assert np.all(np.isnan(decay.clip_gradients({"w": jnp.array([jnp.inf, jnp.nan]), "b": jnp.ones(1)}, 1.0)["b"]))
-
-
-def test_clip_by_value():
-    grads = random_tree(5, steps=1)
-    got = directions(lambda h: decay.clip_by_value(h["limit"]), {"limit": 0.4}, grads)
-    assert_all_close(got, {path: np.clip(g, -0.4, 0.4) for path, g in grads.items()}, 1e-6)

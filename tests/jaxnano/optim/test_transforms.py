@@ -37,8 +37,6 @@ ROWS = {
                 {"b1": (0.9, 0.5), "b2": (0.95, 0.8), "beta": (0.9, 0.5), "eps": (1e-8, 0.1)}, SQUARE),
     "decay": Row(lambda h: decay.decoupled_decay(h["rate"]), {"rate": (0.1, 0.5)}),
     "cautious_decay": Row(lambda h: decay.cautious_decay(h["rate"]), {"rate": (0.1, 0.5)}),
-    "clip": Row(lambda h: optax.chain(decay.clip_by_global_norm(h["norm"]), decay.clip_by_value(h["limit"])),
-                {"norm": (1.0, 5.0), "limit": (0.1, 0.3)}),
     "hyperball": Row(lambda h: constraint.hyperball(-h["angle"]), {"angle": (0.02, 0.2)}),
 }
 
