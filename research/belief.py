@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -188,6 +189,20 @@ class Snapshot:
         """Predicted seconds of a compiled full-horizon run; the budget is the same for all recipes."""
         track = self.belief.track
         return track.full_steps * track.base_cost.flops_per_step * self._rates[0] + START_S
+
+    def rewards(self, lanes: Collection[str]) -> list[allocate.Reward]:
+        """What each finished run added to the best effect so far, by lane, in the order of the ledger."""
+        best, rewards, base = 0.0, [], self.arms[0].recipe_id
+        split = self.belief.track.splits.search
+        for trial in self.state.trials.values():
+            lane = self.state.proposals.get(trial.recipe_id, {}).get("proposal", {}).get("lane")
+            level = self.state.losses(base, trial.horizon, split).get(trial.seed)
+            if trial.loss and level is not None and lane in lanes:
+                effect = level - trial.loss[split]
+                device_s = (trial.result or {}).get("device_s") or 1.0
+                rewards.append(allocate.Reward(lane, max(0.0, effect - best), device_s))
+                best = max(best, effect)
+        return rewards
 
     @cached_property
     def _rates(self) -> tuple[float, float]:

@@ -18,9 +18,9 @@ from jaxnano.cli import report_errors
 from jaxnano.config.base import dump, dump_full
 from jaxnano.config.recipe import recipe_id
 from research import machine
-from research.propose import Proposal, build, parts_of
+from research.propose import Proposal, build, lanes_of, parts_of
 from research.propose import lanes as known_lanes
-from research.scheduler import Scheduler, lanes_of
+from research.scheduler import Scheduler
 from research.session import Session, SessionError, default_session_dir
 from research.state import fold
 from research.track import Track, load_track, tracks

@@ -6,7 +6,7 @@ It owns the loop and nothing else: beliefs are a function of the ledger, and eve
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,20 +19,17 @@ from research.belief import Belief, Snapshot
 from research.champion import crown
 from research.execute import Executor, Job, Message
 from research.gate import Gate, Verdict
-from research.proof import REPLICATES, Proof, best_single
+from research.plan import Plan
+from research.proof import Proof, best_single
 from research.propose import Proposal, Proposer, build
 from research.session import Session, read_result
-from research.state import State, fold
+from research.state import fold
 from research.track import Track
 from research.trial import TARGET, Trial
 
 STOCK, REFILL = 24, 3  # arms without a run that may be the next best; proposals asked for at a time
 TRIES = 3  # attempts at a trial whose worker keeps dying
-REPORT_S = 15.0  # kept back for the champion's folder and the report
-MARGIN = 1.15  # on the predicted time of an ablation
-LEAST_PROOF = 0.5  # share of a verification's predicted time under which it is not begun
 LONGEST_WAIT_S = 30.0  # for the last search runs before a nomination
-ROUND_MINUTES = 20.0  # a longer session proves a candidate about so often
 
 
 @dataclass
@@ -65,9 +62,7 @@ class Scheduler:
         self.session, self.track, self.executor, self.lanes = session, track, executor, lanes
         self.state = fold(session.ledger.events())
         self.belief, self.gate = Belief(track), Gate(track, device_bytes)
-        self.start_s = time.monotonic()
-        self.budget_s, self.max_trials = budget_s, max_trials
-        self.rounds = max(1, round(budget_s / 60 / ROUND_MINUTES))
+        self.plan, self.max_trials = Plan(track, executor.workers, budget_s), max_trials
         self.flights: dict[int, Flight] = {}
         self.on_change = on_change or (lambda scheduler: None)
         self.stopping = False
@@ -120,15 +115,12 @@ class Scheduler:
     @property
     def left_s(self) -> float:
         """Seconds until the report must begin."""
-        return self.budget_s - REPORT_S - (time.monotonic() - self.start_s)
+        return self.plan.left_s
 
     @property
     def search_left_s(self) -> float:
-        """Seconds of search left in this round, less the proof's share; all there are if no proof fits any more."""
-        if self._too_late and self._proof() is None:
-            return self.left_s
-        end_s = (self.budget_s - REPORT_S) * min(1.0, self._round / self.rounds)
-        return end_s - (time.monotonic() - self.start_s) - self.proof_s()
+        """Seconds of search left in this round."""
+        return self.plan.search_left_s(self.snapshot, self._round)
 
     @property
     def _round(self) -> int:
@@ -139,24 +131,6 @@ class Scheduler:
     def _incumbent(self) -> str:
         """What a candidate has to beat."""
         return self.state.champion or self.snapshot.arms[0].recipe_id
-
-    @property
-    def _too_late(self) -> bool:
-        """Whether a verification begun now would far outlast the session."""
-        return self.left_s < LEAST_PROOF * self.verification_s
-
-    def proof_s(self) -> float:
-        """Predicted seconds from nomination to verdict for the present best."""
-        best = self.snapshot.view().best
-        parts = len(best.parts) if best else 0
-        ablation = REPLICATES * (parts + 3) * self.snapshot.full_run_s + (parts + 2) * self.snapshot.compile_s
-        return MARGIN * self.snapshot.slowdown * ablation / self.executor.workers + self.verification_s
-
-    @property
-    def verification_s(self) -> float:
-        """Predicted seconds of a verification: incumbent, candidate and best single idea on n seeds."""
-        runs = 3 * self.track.significance.n + self.executor.workers
-        return self.snapshot.slowdown * runs * self.snapshot.full_run_s / self.executor.workers
 
     @property
     def searching(self) -> bool:
@@ -184,7 +158,7 @@ class Scheduler:
         asked: dict[str, int] = {}
         for body in self.state.proposals.values():
             asked[body["proposal"]["lane"]] = asked.get(body["proposal"]["lane"], 0) + 1
-        view, rewards, open_ = self.snapshot.view(), self._rewards(), list(self.lanes)
+        view, rewards, open_ = self.snapshot.view(), self.snapshot.rewards(self.lanes), list(self.lanes)
         for _ in range(min(STOCK - self.snapshot.contenders(), STOCK if not self.state.decisions else REFILL)):
             proposal = None
             while open_ and proposal is None:
@@ -225,20 +199,6 @@ class Scheduler:
         if verdict.recipe is not None:
             self.gate.remember(verdict.recipe)
 
-    def _rewards(self) -> list[allocate.Reward]:
-        """What each finished run added to the best effect so far, by lane, in the order of the ledger."""
-        best, rewards = 0.0, []
-        base = self.snapshot.arms[0].recipe_id
-        for trial in self.state.trials.values():
-            lane = self.state.proposals.get(trial.recipe_id, {}).get("proposal", {}).get("lane")
-            level = self.state.losses(base, trial.horizon, self.track.splits.search).get(trial.seed)
-            if trial.loss and level is not None and lane in self.lanes:
-                effect = level - trial.loss[self.track.splits.search]
-                device_s = (trial.result or {}).get("device_s") or 1.0
-                rewards.append(allocate.Reward(lane, max(0.0, effect - best), device_s))
-                best = max(best, effect)
-        return rewards
-
     # ---- running
 
     def run(self) -> str:
@@ -272,7 +232,7 @@ class Scheduler:
 
     def _assignment(self, worker: int) -> tuple[Trial, dict[str, Any]] | None:
         """The next run for a worker and its decision; events that need no run are written on the way."""
-        if self.searching and (proof := self._proof()) is None:
+        if self.searching and self._proof() is None:
             decision = self._search(worker, self.search_left_s)
             if decision is not None or self.flights:
                 return decision
@@ -280,15 +240,15 @@ class Scheduler:
             return None  # the last search runs are still worth waiting for
         proof = self._proof() or self._nominate()
         while proof is not None:
-            late = proof.sealed is None and self.left_s < self.verification_s
-            if late and self._too_late:  # an unsealed candidate keeps: --resume goes on with it
+            late = proof.sealed is None and self.left_s < self.plan.verification_s(self.snapshot)
+            if late and self.plan.too_late(self.snapshot):  # an unsealed candidate keeps: --resume goes on with it
                 return self._search(worker, self.left_s)
             wanted = [] if late else [w for w in proof.wanted() if w[0] not in self._in_flight()]
             if wanted:
                 trial, purpose = wanted[0]
                 return trial, {"purpose": purpose, "worker": worker, "why": f"proof of {proof.candidate.name}"}
             if not late and proof.wanted():
-                return self._filler(worker) if self.left_s > self.verification_s else None
+                return self._filler(worker)
             proof = self._advance(proof)
         return None
 
@@ -297,8 +257,10 @@ class Scheduler:
 
     def _filler(self, worker: int) -> tuple[Trial, dict[str, Any]] | None:
         """A short search run for a worker that would only wait for the proof's last runs."""
+        if self.left_s < self.plan.verification_s(self.snapshot):
+            return None  # there is no later round that could use it
         ends_s = max((f.started_s + f.predicted_s for f in self.flights.values()), default=0.0) - time.monotonic()
-        return self._search(worker, ends_s) if ends_s > 1.0 else None
+        return self._search(worker, ends_s)
 
     def _dispatch(self, worker: int, trial: Trial, decision: dict[str, Any]) -> None:
         arm = self.snapshot.arms[self.snapshot.index[trial.recipe_id]]
@@ -389,7 +351,7 @@ class Scheduler:
 
     def _nominate(self) -> Proof | None:
         """Name the recipe to prove, if one is worth it and there is time; None ends the session."""
-        if self.stopping or self._round > self.rounds or self._too_late:
+        if self.stopping or self._round > self.plan.rounds or self.plan.too_late(self.snapshot):
             return None
         mean, _ = self.snapshot.effects
         bar = float(mean[self.snapshot.index[self._incumbent]]) + self.track.epsilon
@@ -431,14 +393,3 @@ class Scheduler:
             first = Trial(proof.sealed.subject, 1.0, proof.seeds()[0])
             self.record("crowned", arm.recipe_id, crown(self.session, self.track, arm, first.key))
         return self._proof()
-
-
-def lanes_of(names: Sequence[str], known: Mapping[str, Proposer]) -> dict[str, Proposer]:
-    """The lanes asked for, by name. Raises: ValueError that lists what there is."""
-    for name in names:
-        if name not in known:
-            raise ValueError(f"--lanes: {name!r}: no such lane; {', '.join(known)} would do")
-    return {name: known[name] for name in names}
-
-
-__all__ = ["Flight", "Scheduler", "State", "lanes_of"]

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jaxnano.config.base import ConfigError, digest, dump, validate
-from jaxnano.config.edit import ABSENT, Diff, Edit, apply, is_under, overlap, read
+from jaxnano.config.base import ConfigError, validate
+from jaxnano.config.edit import Diff, Edit, apply, is_under, overlap, read
 from jaxnano.config.recipe import Recipe, recipe_id
 from research.track import Track
 
@@ -187,4 +187,9 @@ def lanes() -> dict[str, Proposer]:
     return {lane.name: lane for lane in (Catalogue(), Tuner(), Recombine(), Simplify())}
 
 
-__all__ = ["ABSENT", "Known", "Part", "Proposal", "Proposer", "View", "build", "digest", "dump", "lanes", "parts_of"]
+def lanes_of(names: Sequence[str], known: Mapping[str, Proposer]) -> dict[str, Proposer]:
+    """The lanes asked for, by name. Raises: ValueError that lists what there is."""
+    for name in names:
+        if name not in known:
+            raise ValueError(f"--lanes: {name!r}: no such lane; {', '.join(known)} would do")
+    return {name: known[name] for name in names}

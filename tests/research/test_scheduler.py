@@ -11,8 +11,8 @@ from research import scheduler as module
 from research.invariants import violations
 from research.ledger import FILE, Ledger
 from research.proof import FRESH
-from research.propose import lanes
-from research.scheduler import TRIES, Scheduler, lanes_of
+from research.propose import lanes, lanes_of
+from research.scheduler import TRIES, Scheduler
 from research.session import Session
 from research.state import fold
 from research.track import load_track

@@ -1,0 +1,54 @@
+"""The session's time: how much is left, how long a proof takes, and when it must begin."""
+
+from __future__ import annotations
+
+import time
+
+from research.belief import Snapshot
+from research.proof import REPLICATES
+from research.track import Track
+
+REPORT_S = 15.0  # kept back for the champion's folder and the report
+MARGIN = 1.15  # on the predicted time of an ablation
+LEAST_PROOF = 0.5  # share of a verification's predicted time under which it is not begun
+ROUND_MINUTES = 20.0  # a longer session proves a candidate about so often
+
+
+class Plan:
+    """Time from now until the report must be there.
+
+    Args: workers: how many run at once. budget_s: seconds, report included.
+    """
+
+    def __init__(self, track: Track, workers: int, budget_s: float):
+        self.track, self.workers = track, workers
+        self.start_s, self.end_s = time.monotonic(), budget_s - REPORT_S
+        self.rounds = max(1, round(budget_s / 60 / ROUND_MINUTES))
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the report must begin."""
+        return self.end_s - (time.monotonic() - self.start_s)
+
+    def search_left_s(self, snapshot: Snapshot, round_: int) -> float:
+        """Seconds of search left in a round (1, 2, ...), less the proof's share; all there are if no proof fits."""
+        if self.too_late(snapshot):
+            return self.left_s
+        after_s = self.end_s * (1.0 - min(1.0, round_ / self.rounds))
+        return self.left_s - after_s - self.proof_s(snapshot)
+
+    def too_late(self, snapshot: Snapshot) -> bool:
+        """Whether a verification begun now would far outlast the session."""
+        return self.left_s < LEAST_PROOF * self.verification_s(snapshot)
+
+    def proof_s(self, snapshot: Snapshot) -> float:
+        """Predicted seconds from nomination to verdict for the present best."""
+        best = snapshot.view().best
+        parts = len(best.parts) if best else 0
+        ablation_s = REPLICATES * (parts + 3) * snapshot.full_run_s + (parts + 2) * snapshot.compile_s
+        return MARGIN * snapshot.slowdown * ablation_s / self.workers + self.verification_s(snapshot)
+
+    def verification_s(self, snapshot: Snapshot) -> float:
+        """Predicted seconds of a verification: incumbent, candidate and best single idea on n seeds."""
+        runs = 3 * self.track.significance.n + self.workers
+        return snapshot.slowdown * runs * snapshot.full_run_s / self.workers
