@@ -21,7 +21,7 @@ from research.track import StepsToTarget
 from research.trial import Trial
 
 REPLICATES = 3  # common seeds a candidate and its ablations are compared on
-CLEAR = 5.0  # epsilons by which a variant may lose on one seed before the others are spared
+CLEAR = 5.0  # epsilons by which a variant may lose before its other seeds are spared
 FRESH = 1_000_000  # verification seeds are above this, search seeds below
 
 
@@ -130,15 +130,17 @@ class Proof:
             if trying := self._state.ablations.get(self.recipe_id, {}).get("trying"):
                 ids.setdefault(trying, "ablate")
             trials = [(Trial(rid, 1.0, s), purpose) for s in range(REPLICATES) for rid, purpose in ids.items()
-                      if s == 0 or purpose == "replicate" or not self._clear(rid)]
+                      if purpose == "replicate" or not self._clear(rid)]
         over = {t for trials_ in self.snapshot.over.values() for t in trials_}
         return [(t, purpose) for t, purpose in trials if t not in over]
 
     def _clear(self, variant: str) -> bool:
         """Whether the runs so far show that a variant misses what matters: more of them would tell nothing."""
         split = self.snapshot.belief.track.splits.search
-        gap = _mean_gap(self.losses(variant, split), self.losses(self.recipe_id, split))
-        return gap is not None and gap > CLEAR * self.snapshot.belief.track.epsilon
+        full, without = self.losses(self.recipe_id, split), self.losses(variant, split)
+        gap = _mean_gap(without, full)  # on two seeds: the first is what the candidate was picked by
+        many = len(full.keys() & without.keys()) > 1
+        return many and gap is not None and gap > CLEAR * self.snapshot.belief.track.epsilon
 
     def losses(self, recipe_id: str, split: str) -> dict[int, float]:
         """Full-horizon losses of a recipe by seed."""
@@ -162,8 +164,12 @@ class Proof:
             lost = _mean_gap(reduced, full)
             ran = [t for t in self.snapshot.over.get(before["trying"], ()) if t.horizon == 1.0 and t.seed < FRESH]
             keep = len(reduced) >= len(ran) and (lost is None or lost <= track.epsilon)  # no time: verification tells
-            return {**before, "trying": None, "recipe_id": before["trying"] if keep else self.recipe_id,
-                    "reduced_effect": lost, "removed": before["removed"] if keep else []}, None
+            body = {**before, "trying": None, "recipe_id": before["trying"], "reduced_effect": lost}
+            if not keep:  # together they matter: only the one that mattered least goes
+                row = min((r for r in before["rows"] if r["part"] in before["removed"]), key=lambda r: r["effect"])
+                kept = [p.name for p in self.candidate.parts if p.name != row["part"]]
+                body |= {"recipe_id": row["recipe_id"], "removed": [row["part"]], "kept": kept}
+            return body, None
         rows, removed = [], []
         for name, parts in self.variants().items():
             variant = recipe_id(self._build(parts))
