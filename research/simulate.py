@@ -142,6 +142,7 @@ def compute_to_goal(policy: str, seed: int, budget: float) -> float:
 
 
 def main() -> None:
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--campaigns", type=int, default=24)
     parser.add_argument("--budget", type=float, default=100.0, help="full runs, of random and ASHA")

@@ -9,6 +9,7 @@ from jaxnano.data import ngram, store
 
 
 def main() -> int:
+    """The command."""
     parser = argparse.ArgumentParser(prog="python -m jaxnano.data", description="Prepare and describe the corpus.")
     parser.add_argument("--ngram", action="store_true", help="add bits/byte of a 5-gram model of train (10 s)")
     arguments = parser.parse_args()
