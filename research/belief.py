@@ -91,6 +91,11 @@ class Snapshot:
         """Number of each arm by recipe id."""
         return {arm.recipe_id: i for i, arm in enumerate(self.arms)}
 
+    @property
+    def incumbent(self) -> str:
+        """The recipe a candidate has to beat: the champion, or the base."""
+        return self.state.champion or self.arms[0].recipe_id
+
     @cached_property
     def fitted(self) -> Fitted:
         """The posterior given all finished and killed runs."""
@@ -145,8 +150,11 @@ class Snapshot:
 
     def broken(self, recipe_id: str) -> bool:
         """Whether a recipe failed or ran out of time: it is not tried again."""
-        outcomes = [t.outcome for t in self.state.trials.values() if t.recipe_id == recipe_id]
-        return any(outcome in ("failed", "timeout") for outcome in outcomes)
+        return recipe_id in self._broken
+
+    @cached_property
+    def _broken(self) -> set[str]:
+        return {t.recipe_id for t in self.state.trials.values() if t.outcome in ("failed", "timeout")}
 
     def pool(self) -> list[int]:
         """The arms that compete: the base, those in flight, and those that may still be best."""

@@ -1,6 +1,7 @@
 """From the best candidate to a record: replicate, ablate, seal, verify on fresh seeds. A pure fold of the ledger.
 
-`wanted` lists the runs the present stage still needs; when none is left, `advance` says which event comes next.
+`wanted` lists the runs the present stage still needs; when none is left, `settle`, `seal` and `verify`
+make the event that comes next.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class Proof:
     @property
     def done(self) -> bool:
         """Whether the verification spoke and, if it passed, the crown is on; or only the incumbent is left to prove."""
-        if self.sealed is None and self.final == (self._state.champion or self.snapshot.arms[0].recipe_id):
+        if self.sealed is None and self.final == self.snapshot.incumbent:
             return True
         if self.verified is None or not self.verified.body["passed"]:
             return self.verified is not None

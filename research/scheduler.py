@@ -34,7 +34,7 @@ LONGEST_WAIT_S = 30.0  # for the last search runs before a nomination
 
 @dataclass
 class Flight:
-    """A run in flight. cancelled: why it was told to stop; killed: its process was."""
+    """A run in flight. cancelled: why it was told to stop. audited: why it would have been, were it not for the audit."""
 
     trial: Trial
     purpose: str
@@ -126,11 +126,6 @@ class Scheduler:
     def _round(self) -> int:
         """Number of the round under way: each ends with a proof, or without anything worth one."""
         return len(self.state.nominated) - self.first_round + self._declined + 1
-
-    @property
-    def _incumbent(self) -> str:
-        """What a candidate has to beat."""
-        return self.state.champion or self.snapshot.arms[0].recipe_id
 
     @property
     def searching(self) -> bool:
@@ -354,7 +349,7 @@ class Scheduler:
         if self.stopping or self._round > self.plan.rounds or self.plan.too_late(self.snapshot):
             return None
         mean, _ = self.snapshot.effects
-        bar = float(mean[self.snapshot.index[self._incumbent]]) + self.track.epsilon
+        bar = float(mean[self.snapshot.index[self.snapshot.incumbent]]) + self.track.epsilon
         tried = {e.subject for e in (*self.state.nominated, *self.state.sealed)}
         able = [k for k in self.snapshot.view().known if k.runs and k.mean > bar and k.recipe_id not in tried]
         if not able:
@@ -384,12 +379,12 @@ class Scheduler:
             self.record("ablation", proof.recipe_id, body)
         elif proof.sealed is None:
             single = best_single(self.snapshot)
-            rival = single if single not in (proof.final, self._incumbent) else None
-            self.record("sealed", proof.final, proof.seal(self._incumbent, rival))
+            rival = single if single not in (proof.final, self.snapshot.incumbent) else None
+            self.record("sealed", proof.final, proof.seal(self.snapshot.incumbent, rival))
         elif proof.verified is None:
             self.record("verification", proof.sealed.subject, proof.verify())
         else:
             arm = self.snapshot.arms[self.snapshot.index[proof.sealed.subject]]
-            first = Trial(proof.sealed.subject, 1.0, proof.seeds()[0])
-            self.record("crowned", arm.recipe_id, crown(self.session, self.track, arm, first.key))
+            assert proof.shipped is not None
+            self.record("crowned", arm.recipe_id, crown(self.session, self.track, arm, proof.shipped.key))
         return self._proof()
