@@ -34,7 +34,7 @@ LONGEST_WAIT_S = 30.0  # for the last search runs before a nomination
 
 @dataclass
 class Flight:
-    """A run in flight. cancelled: why it was told to stop. audited: why it would have been, were it not for the audit."""
+    """A run in flight. cancelled: why it was told to stop. audited: why it was not, though hopeless: to audit kills."""
 
     trial: Trial
     purpose: str
