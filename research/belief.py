@@ -26,6 +26,7 @@ COMPILE_S, SECONDS_PER_FLOP = 8.0, 3e-12  # before anything was measured
 IN_MEMORY, ON_DISK = 0.05, 0.4  # shares of compiling where this worker, or another one, did it before
 START_S = 0.3  # of a run, beside training
 SLOWDOWN, FIRST_RUNS = 1.2, 4  # seconds per device-second before anything was measured; runs in which workers import
+INBOX = "inbox"  # lane of people and coding agents
 STRONG = 2.0  # standard deviations that make up "may still be best"
 
 
@@ -233,6 +234,27 @@ class Snapshot:
                   if t.loss and t.result and t.result.get("device_s") and t.result.get("wall_s")]
         ratios = ratios[FIRST_RUNS:]  # a worker's first run imports what it needs
         return max(1.0, float(np.median(ratios))) if ratios else SLOWDOWN
+
+    def promised(self, worker: int, left_s: float) -> tuple[Trial, dict[str, Any]] | None:
+        """The first run of the oldest proposal from the inbox that has none; at most every second search run is one.
+
+        The shortest horizon that fits, where the base goes first. Returns: as `decide`.
+        """
+        tried = {trial.recipe_id for trial in self.state.trials.values()}
+        arm = next((a for a in self.arms if a.lane == INBOX and a.recipe_id not in tried), None)
+        horizon = min(self.belief.track.horizons)
+        kept = sum(bool(e.body.get("promised")) for e in self.state.decisions)
+        searched = sum(e.body["purpose"] == "search" for e in self.state.decisions)
+        if arm is None or self.broken(self.arms[0].recipe_id) or 2 * kept > searched:
+            return None
+        if self.slowdown * self.seconds(arm, horizon, worker) > left_s:
+            return None
+        about = {"worker": worker, "left_s": left_s, "as_of": self.state.seq}
+        base = Trial(self.arms[0].recipe_id, horizon, 0)
+        if base.key not in self.state.trials:
+            return base, about | {"purpose": "base", "why": f"base for {arm.name}"}
+        why = f"first run of {arm.name}, proposed from outside"
+        return Trial(arm.recipe_id, horizon, 0), about | {"purpose": "search", "promised": True, "why": why}
 
     def decide(self, seed: int, worker: int, left_s: float) -> tuple[Trial, dict[str, Any]] | None:
         """The next search run, and the body of its `decision` event; None if nothing fits into the time left.

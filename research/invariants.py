@@ -12,6 +12,8 @@ REQUIRED = {
     "session": ("track", "data_hash", "seed", "workers"),
     "proposal": ("proposal", "recipe"),
     "verdict": ("accepted",),
+    "submission": ("proposal",),
+    "review": ("decision", "reviewer"),
     "decision": ("purpose",),
     "attempt": ("attempt", "worker", "recipe_id", "horizon", "seed", "purpose"),
     "result": ("attempt", "outcome"),

@@ -9,8 +9,8 @@ last events, among them a `sealed` one, and with it an attempt that the signific
 one fsync an event, and there are a few events a second at most.
 
 Fencing. The loop's events carry the token of its lease, checked in the transaction that appends. A loop that lost its
-lease (stopped for long, taken for dead) cannot append any more, whatever it believes. Proposals and reviews may come
-from other processes and need no token.
+lease (stopped for long, taken for dead) cannot append any more, whatever it believes. Submissions, reviews and calls of
+language models may come from other processes and threads and need no token.
 
     python -m research.ledger --check SESSION      every rule of research/invariants.py; one line a violation
     python -m research.ledger --release SESSION    forget a holder on another machine that no longer exists
@@ -34,10 +34,10 @@ from research import machine
 
 SCHEMA_VERSION = 1
 FILE = "ledger.sqlite"
-OPEN_KINDS = frozenset({"proposal", "review"})
+OPEN_KINDS = frozenset({"submission", "review", "call"})  # any process may append these
 LOOP_KINDS = frozenset(
-    {"session", "resume", "verdict", "decision", "attempt", "result", "nominated", "ablation", "sealed", "verification"}
-    | {"crowned", "end"}
+    {"session", "resume", "proposal", "verdict", "decision", "attempt", "result", "nominated", "ablation", "sealed"}
+    | {"verification", "crowned", "end"}
 )
 BUSY_TIMEOUT_S = 30.0
 

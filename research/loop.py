@@ -40,6 +40,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--session", type=Path, help="folder; runs/TRACK-TIME by default")
     parser.add_argument("--lanes", help=f"comma-separated, of {', '.join(known_lanes())} (all by default)")
     parser.add_argument("--from", dest="origin", type=Path, metavar="SESSION", help="start from its champion")
+    parser.add_argument("--require-review", action="store_true", help="crown only what a person approved")
     parser.add_argument("--resume", action="store_true", help="go on with --session")
     options = parser.parse_args(argv)
     for name in ("minutes", "max_trials", "workers"):
@@ -66,6 +67,7 @@ def start(options: argparse.Namespace) -> Opened:
     body = {"track": track.name, "source": source, "contract": dump_full(track), "track_hash": track.identity,
             "data_hash": corpus.data_hash, "seed": options.seed, "minutes": options.minutes or MINUTES,
             "max_trials": options.max_trials, "workers": len(places), "lanes": lanes, "pid": os.getpid(),
+            "require_review": options.require_review,
             "versions": machine.versions(), "argv": sys.argv[1:]}
     inherited = inherit(options.origin, body) if options.origin else None
     session = Session.create(options.session or default_session_dir(track.name))

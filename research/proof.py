@@ -88,12 +88,8 @@ class Proof:
 
     @property
     def done(self) -> bool:
-        """Whether the verification spoke and, if it passed, the crown is on; or only the incumbent is left to prove."""
-        if self.sealed is None and self.final == self.snapshot.incumbent:
-            return True
-        if self.verified is None or not self.verified.body["passed"]:
-            return self.verified is not None
-        return any(e.seq > self.verified.seq for e in self._state.crowned)
+        """Whether the verification spoke, or only the incumbent is left to prove."""
+        return self.verified is not None or (self.sealed is None and self.final == self.snapshot.incumbent)
 
     def seeds(self) -> list[int]:
         """Verification seeds: they follow from the seal itself, so nobody knew them before."""

@@ -19,6 +19,7 @@ from research.belief import Belief, Snapshot
 from research.champion import crown
 from research.execute import Executor, Job, Message
 from research.gate import Gate, Verdict
+from research.inbox import proposal_of
 from research.plan import Plan
 from research.proof import Proof, best_single
 from research.propose import Proposal, Proposer, build
@@ -138,8 +139,11 @@ class Scheduler:
         return self.max_trials is None or done < self.max_trials
 
     def _search(self, worker: int, left_s: float) -> tuple[Trial, dict[str, Any]] | None:
-        """The search run that tells most and fits."""
-        return self.snapshot.decide(self.state.session["seed"], worker, left_s) if self._trials_left else None
+        """The first run of an outsider's proposal whose turn it is, or else the search run that tells most and fits."""
+        if not self._trials_left:
+            return None
+        snapshot = self.snapshot
+        return snapshot.promised(worker, left_s) or snapshot.decide(self.state.session["seed"], worker, left_s)
 
     # ---- proposing
 
@@ -168,29 +172,34 @@ class Scheduler:
                 view = replace(view, proposed=frozenset(self.state.proposals))
         self._stocked = self.state.seq
 
-    def consider(self, proposal: Proposal) -> Verdict:
-        """Judge a proposal and write down both."""
+    def consider(self, proposal: Proposal, **about: Any) -> Verdict:
+        """Judge a proposal and write down both. about: what the verdict's event holds beside."""
         try:
             recipe = build(self.track.base_recipe, proposal.parts)
         except ConfigError as error:
             verdict = Verdict(None, error.problems)
-            self.record("verdict", "", verdict.as_dict() | {"proposal": proposal.as_dict()})
+            self.record("verdict", "", verdict.as_dict() | {"proposal": proposal.as_dict()} | about)
             return verdict
         verdict = self.gate.judge(recipe)
-        self._submit(proposal, recipe, verdict)
+        self._submit(proposal, recipe, verdict, **about)
         return verdict
 
-    def _submit(self, proposal: Proposal, recipe: Recipe, verdict: Verdict) -> None:
+    def _submit(self, proposal: Proposal, recipe: Recipe, verdict: Verdict, **about: Any) -> None:
         self.record("proposal", recipe_id(recipe), {"proposal": proposal.as_dict(), "recipe": dump(recipe)})
-        self._judged(recipe_id(recipe), verdict)
+        self._judged(recipe_id(recipe), verdict, **about)
 
     def _judge(self) -> None:
-        """Judge what other processes, or a loop that died, have proposed."""
+        """Judge what others have submitted, and what a loop that died had proposed."""
         for subject in [s for s in self.state.proposals if s not in self.state.judged]:
             self._judged(subject, self.gate.judge(self.state.proposals[subject]["recipe"]))
+        for number, body in self.state.unanswered().items():
+            try:
+                self.consider(proposal_of(body), submission=number)
+            except ConfigError as error:
+                self.record("verdict", "", Verdict(None, error.problems).as_dict() | {"submission": number})
 
-    def _judged(self, subject: str, verdict: Verdict) -> None:
-        self.record("verdict", subject, verdict.as_dict())
+    def _judged(self, subject: str, verdict: Verdict, **about: Any) -> None:
+        self.record("verdict", subject, verdict.as_dict() | about)
         if verdict.recipe is not None:
             self.gate.remember(verdict.recipe)
 
@@ -201,14 +210,15 @@ class Scheduler:
         while True:
             self.refresh()
             self._judge()
+            self._crown()
             idle = [w for w in range(self.executor.workers) if w not in self.flights]
             if self.searching and (not idle or not self.flights):  # nobody who could work waits for the lanes
                 self.stock()
             for worker in idle if not self.stopping else ():
                 if (job := self._assignment(worker)) is not None:
                     self._dispatch(worker, *job)
-            if not self.flights and (self.stopping or self._assignment(0) is None):
-                return "stopped" if self.stopping else "out of time before the seal" if self._proof() else "finished"
+            if not self.flights and (self.stopping or self._assignment(0) is None and not self._waiting):
+                return self._reason()
             for worker in self.flights if self.stopping else ():
                 self.executor.kill(worker)
             for message in self.executor.poll(0.25):
@@ -216,10 +226,21 @@ class Scheduler:
             self._watch()
             self.on_change(self)
 
+    def _reason(self) -> str:
+        """Why the loop ends now."""
+        if self.stopping:
+            return "stopped"
+        return "out of time before the seal" if self._proof() else "awaiting review" if self._passed() else "finished"
+
     def needed(self) -> set[str]:
-        """Trials whose checkpoint a proof under way still needs."""
-        proof = self._proof()
-        return {proof.shipped.key} if proof is not None and proof.shipped is not None else set()
+        """Trials whose checkpoint a proof under way, or a review, still needs."""
+        proofs = (self._proof(), self._passed())
+        return {proof.shipped.key for proof in proofs if proof is not None and proof.shipped is not None}
+
+    @property
+    def _waiting(self) -> bool:
+        """Whether there is time, and a champion to be that a person has not looked at yet."""
+        return self.left_s > 0 and self._passed() is not None
 
     def stop(self) -> None:
         """Have `run` start nothing more and end what runs, as interrupted. Signal handlers may call this."""
@@ -336,6 +357,26 @@ class Scheduler:
 
     # ---- proving
 
+    def _passed(self) -> Proof | None:
+        """The proof that passed last, while its candidate may still be crowned: nobody vetoed or overtook it."""
+        event = next((e for e in reversed(self.state.verifications) if e.body["passed"]), None)
+        if event is None or self.state.review(event.subject) == "veto":
+            return None
+        if any(crowned.seq > event.seq for crowned in self.state.crowned):
+            return None
+        nominated = next(e for e in self.state.nominated if e.body["number"] == event.body["nomination"])
+        return Proof(self.snapshot, nominated.subject, nominated.body)
+
+    def _crown(self) -> None:
+        """Crown what passed, once a person approved it where one has to, and nobody holds it."""
+        proof = self._passed()
+        if proof is None or proof.sealed is None or proof.shipped is None:
+            return
+        review, required = self.state.review(proof.sealed.subject), self.state.session.get("require_review")
+        if review == "approve" or (review is None and not required):
+            arm = self.snapshot.arms[self.snapshot.index[proof.sealed.subject]]
+            self.record("crowned", arm.recipe_id, crown(self.session, self.track, arm, proof.shipped.key))
+
     def _proof(self) -> Proof | None:
         """The proof under way."""
         if not self.state.nominated:
@@ -351,6 +392,7 @@ class Scheduler:
         mean, _ = self.snapshot.effects
         bar = float(mean[self.snapshot.index[self.snapshot.incumbent]]) + self.track.epsilon
         tried = {e.subject for e in (*self.state.nominated, *self.state.sealed)}
+        tried |= {e.subject for e in self.state.reviews if self.state.review(e.subject) == "veto"}
         able = [k for k in self.snapshot.view().known if k.runs and k.mean > bar and k.recipe_id not in tried]
         if not able:
             self._declined += 1  # the next round searches on
@@ -381,10 +423,7 @@ class Scheduler:
             single = best_single(self.snapshot)
             rival = single if single not in (proof.final, self.snapshot.incumbent) else None
             self.record("sealed", proof.final, proof.seal(self.snapshot.incumbent, rival))
-        elif proof.verified is None:
-            self.record("verification", proof.sealed.subject, proof.verify())
         else:
-            arm = self.snapshot.arms[self.snapshot.index[proof.sealed.subject]]
-            assert proof.shipped is not None
-            self.record("crowned", arm.recipe_id, crown(self.session, self.track, arm, proof.shipped.key))
+            self.record("verification", proof.sealed.subject, proof.verify())
+            self._crown()
         return self._proof()

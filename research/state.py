@@ -83,6 +83,9 @@ class State:
     verdicts: Counter[str] = field(default_factory=Counter)  # accepted, refused
     refusals: Counter[str] = field(default_factory=Counter)  # by rule
     judged: set[str] = field(default_factory=set)  # recipe ids
+    submissions: dict[int, dict[str, Any]] = field(default_factory=dict)  # by their events' seq
+    answers: dict[int, tuple[str, dict[str, Any]]] = field(default_factory=dict)  # to these: recipe id ("") and verdict
+    calls: list[Event] = field(default_factory=list)  # of language models
     accepted: set[str] = field(default_factory=set)  # of these, those that may run
     decisions: list[Event] = field(default_factory=list)
     nominated: list[Event] = field(default_factory=list)
@@ -107,6 +110,14 @@ class State:
     def champion(self) -> str | None:
         """The recipe id crowned last, if any."""
         return self.crowned[-1].subject if self.crowned else None
+
+    def unanswered(self) -> dict[int, dict[str, Any]]:
+        """Submissions that the loop has not judged yet."""
+        return {seq: body for seq, body in self.submissions.items() if seq not in self.answers}
+
+    def review(self, recipe_id: str) -> str | None:
+        """What a person decided last about a recipe: approve, veto, hold; None if nobody did."""
+        return next((e.body["decision"] for e in reversed(self.reviews) if e.subject == recipe_id), None)
 
     def attempts(self) -> list[Attempt]:
         """All attempts of all trials, in the order of the trials."""
@@ -164,13 +175,17 @@ class State:
         if event.kind in ("session", "resume"):
             before = self.stretches[-1].workers if self.stretches else 1
             self.stretches.append(Stretch(event.time, event.time, int(body.get("workers") or before)))
-        elif self.stretches and event.kind in LOOP_KINDS:  # proposals of other processes do not show that the loop ran
+        elif self.stretches and event.kind in LOOP_KINDS:  # what other processes write does not show that the loop ran
             self.stretches[-1].end = max(self.stretches[-1].end, event.time)
         match event.kind:
             case "session":
                 self.session = body
             case "resume":
                 self.end = None
+            case "submission":
+                self.submissions[event.seq] = body
+            case "call":
+                self.calls.append(event)
             case "proposal":
                 self.proposals.setdefault(subject, body)
             case "verdict":
@@ -203,6 +218,8 @@ class State:
 
     def _apply_verdict(self, recipe_id: str, body: dict[str, Any]) -> None:
         self.judged.add(recipe_id)
+        if "submission" in body:
+            self.answers[body["submission"]] = recipe_id, body
         if body.get("accepted"):
             self.verdicts["accepted"] += 1
             self.accepted.add(recipe_id)

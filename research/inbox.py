@@ -1,0 +1,228 @@
+"""Proposals from outside the loop: people, coding agents and language models read and propose, the loop decides.
+
+Whoever proposes opens the session beside the loop, has the same gate judge at once, and appends a `submission`. The
+loop takes it in as it does a lane's; its verdict is the one that counts. Outsiders see the ledger without the protected
+and the held-out split, of which only pass or fail is said.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from jaxnano.config.base import ConfigError, Node, Problem, validate
+from jaxnano.config.recipe import recipe_id
+from research.belief import INBOX, Belief, Snapshot
+from research.gate import Gate, Verdict
+from research.ledger import Event
+from research.propose import Part, Proposal, build, parts_of, replaces, title
+from research.propose.catalogue import Idea, IdeaEdit, part
+from research.session import Session
+from research.state import State, fold
+from research.summary import track_of
+from research.track import Track
+from research.trial import Trial
+
+CLAIM = 0.1  # nats: what a promise from outside may move the prior by
+POLL_S = 0.1
+
+
+class Ask(Idea):
+    """Edits on top of a recipe that is known. effect: expected, nats, positive = better; at most CLAIM of it counts.
+
+    on: `best` (the champion, or else the candidate that leads), `base`, or a recipe's id.
+    """
+
+    edits: tuple[IdeaEdit, ...] = Field(min_length=1, max_length=32)
+    why: str = Field(min_length=1, max_length=2000)
+    name: str = Field(default="", max_length=80)
+    effect: float = Field(default=0.0, ge=-10, le=10)
+    source: str = Field(default="", max_length=300)
+    on: str = "best"
+
+
+class _Part(Node):
+    name: str
+    edits: tuple[IdeaEdit, ...] = Field(min_length=1)
+    effect: float = Field(ge=-1, le=1)
+    source: str
+
+
+class _Submission(Node):
+    """What a submission holds, whoever wrote it."""
+
+    name: str
+    parts: tuple[_Part, ...] = Field(min_length=1)
+    hypothesis: str
+    lane: Literal["inbox", "llm"]
+    origin: str
+    parents: tuple[str, ...]
+    expected_effect: float
+
+
+def proposal_of(body: Mapping[str, Any]) -> Proposal:
+    """The proposal in a submission. Raises: ConfigError if it is not one."""
+    data = body.get("proposal")
+    validate(_Submission, data, "proposal")
+    assert data is not None
+    return Proposal(data["name"], parts_of(data), data["hypothesis"], data["lane"], data["origin"],
+                    tuple(data["parents"]))
+
+
+def visible(events: Iterable[Event], track: Track) -> Iterator[Event]:
+    """The events as outsiders see them: of the protected and the held-out split only whether a candidate passed."""
+    kept = {"attempt", "alpha", "n", "nomination", "passed", "trial", "name"}
+    for event in events:
+        body = event.body
+        match event.kind:
+            case "result" if body.get("loss"):
+                split = track.splits.search
+                body = body | {"loss": {name: loss for name, loss in body["loss"].items() if name == split}}
+            case "verification" | "crowned":
+                body = {name: value for name, value in body.items() if name in kept}
+        yield replace(event, body=body)
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """number: the submission's event. verdict: of the gate, here and now. trial: key of the first run, if accepted."""
+
+    number: int
+    proposal: Proposal
+    verdict: Verdict
+    trial: str | None
+
+    @property
+    def recipe_id(self) -> str | None:
+        """Id of the recipe, if it was accepted."""
+        return recipe_id(self.verdict.recipe) if self.verdict.recipe is not None else None
+
+
+class Inbox:
+    """A session as an outsider sees it. A context manager; of one thread, and each thread may have its own.
+
+    Raises: SessionError if there is no session, or it has not begun.
+    """
+
+    def __init__(self, path: Path):
+        self.session = Session.open(path)
+        try:
+            self.track = track_of(fold(self.session.ledger.events()))
+        except ValueError:
+            self.session.close()
+            raise
+        self.state = State()
+        self.belief, self.gate = Belief(self.track), Gate(self.track)
+        self._remembered: set[str] = set()
+        self._snapshot: Snapshot | None = None
+        self.refresh()
+
+    def __enter__(self) -> Inbox:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.session.close()
+
+    def refresh(self) -> State:
+        """Take in what has happened; what outsiders may not see is left out."""
+        before = self.state.seq
+        fold(visible(self.session.ledger.events(since=before), self.track), self.state)
+        if self.state.seq != before:
+            self._snapshot = None
+        for arm in self.belief.arms(self.state):
+            if arm.recipe_id not in self._remembered:
+                self.gate.remember(arm.recipe)
+                self._remembered.add(arm.recipe_id)
+        return self.state
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The belief as of the last refresh."""
+        if self._snapshot is None:
+            self._snapshot = self.belief.at(self.state)
+        return self._snapshot
+
+    def parts_on(self, on: str) -> tuple[str | None, tuple[Part, ...]]:
+        """Id and parts of the recipe that `best`, `base` or an id stands for.
+
+        Raises: ConfigError if no accepted recipe is called so.
+        """
+        snapshot = self.snapshot
+        if on == "best":
+            best = snapshot.view().best
+            on = self.state.champion or (best.recipe_id if best else "base")
+        if on == "base" or not snapshot.arms:
+            return next((arm.recipe_id for arm in snapshot.arms), None), ()
+        found = [arm for arm in snapshot.arms if arm.recipe_id.startswith(on)]
+        if len(found) != 1 or not on:
+            raise ConfigError([Problem("on", on, "best, base or the id of an accepted recipe would do")])
+        return found[0].recipe_id, found[0].parts
+
+    def compose(self, ask: Ask, lane: str, origin: str) -> Proposal:
+        """What is asked, on top of what it names; parts that nothing would be left of go.
+
+        Raises: ConfigError if it names no accepted recipe.
+        """
+        parent, parts = self.parts_on(ask.on)
+        name = ask.name or ", ".join(edit.path.rpartition(".")[2] for edit in ask.edits)[:80]
+        new = replace(part(ask), name=name, effect=min(max(ask.effect, -CLAIM), CLAIM))
+        parts = (*(old for old in parts if not replaces(new, old)), new)
+        return Proposal(title(parts), parts, ask.why, lane, origin, (parent,) if parent else ())
+
+    def judge(self, proposal: Proposal) -> Verdict:
+        """The gate's verdict, without submitting."""
+        try:
+            return self.gate.judge(build(self.track.base_recipe, proposal.parts))
+        except ConfigError as error:
+            return Verdict(None, error.problems)
+
+    def submit(self, ask: Ask, *, origin: str, lane: str = INBOX) -> Submitted:
+        """Judge and submit. A refused one is submitted too: the ledger knows what was tried.
+
+        Raises: ConfigError if it names no accepted recipe.
+        """
+        self.refresh()
+        proposal = self.compose(ask, lane, origin)
+        verdict = self.judge(proposal)
+        number = self.session.ledger.append("submission", "", {"proposal": proposal.as_dict()})
+        recipe = verdict.recipe
+        trial = Trial(recipe_id(recipe), self.track.horizons[0], 0).key if recipe is not None else None
+        return Submitted(number, proposal, verdict, trial)
+
+    def outcome(self, number: int) -> dict[str, Any] | None:
+        """The loop's answer to a submission: its verdict and, once its first run is over, what came of its runs.
+
+        Returns: {accepted, recipe_id, refusals, runs: {trial key: outcome, loss, gain}, effect: [mean, sd]}; None
+        while the loop has not judged it, or its first run is not over.
+        """
+        answer = self.refresh().answers.get(number)
+        if answer is None:
+            return None
+        found, body = answer
+        about = {"accepted": body["accepted"], "recipe_id": found or None, "refusals": body["refusals"]}
+        if not body["accepted"]:
+            return about | {"runs": {}}
+        split, base = self.track.splits.search, self.snapshot.arms[0].recipe_id
+        runs = {}
+        for trial in self.state.trials.values():
+            if trial.recipe_id == found and trial.outcome not in ("decided", "running", "interrupted"):
+                level, loss = self.state.losses(base, trial.horizon, split).get(trial.seed), trial.loss.get(split)
+                gain = level - loss if level is not None and loss is not None else None
+                runs[trial.key] = {"outcome": trial.outcome, "loss": loss, "gain": gain,
+                                   "reason": (trial.result or {}).get("reason", "")}
+        if not runs:
+            return None
+        mean, sd = (values[self.snapshot.index[found]] for values in self.snapshot.effects)
+        return about | {"runs": runs, "effect": [float(mean), float(sd)]}
+
+    def wait(self, number: int, timeout_s: float) -> dict[str, Any] | None:
+        """`outcome`, or None if there is none after timeout_s seconds, or the session ends before."""
+        deadline = time.monotonic() + timeout_s
+        while (found := self.outcome(number)) is None and self.state.end is None and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        return found
