@@ -87,9 +87,10 @@ def recorded(folder: str | Path) -> dict[str, Any] | None:
         return None if checkpointer.latest is None else checkpointer.root_metadata().custom_metadata
 
 
-def load(folder: str | Path) -> tuple[Recipe, dict[str, jax.Array], dict[str, Any]]:
+def load(folder: str | Path, mesh: Mesh | None = None) -> tuple[Recipe, dict[str, jax.Array], dict[str, Any]]:
     """Open a folder of checkpoints, or a run's folder that holds one, at the latest step.
 
+    Args: mesh: where the parameters are to lie; None: on one device.
     Returns: the recipe, the parameters to evaluate, and what was recorded: seed, total_steps, data_hash.
     Raises: ConfigError if there is no checkpoint.
     """
@@ -101,8 +102,11 @@ def load(folder: str | Path) -> tuple[Recipe, dict[str, jax.Array], dict[str, An
         raise ConfigError([Problem("checkpoint", str(given), f"{reason}; --out of jaxnano.train makes one")])
     recipe = validate(Recipe, about["recipe"], str(folder))
     with ocp.training.Checkpointer(str(folder)) as checkpointer:
-        state = checkpointer.load_checkpointables(None, {"state": _abstract(recipe, None)})["state"]
-    return recipe, program(recipe).params(state, hypers(recipe, about["total_steps"])), about
+        state = checkpointer.load_checkpointables(None, {"state": _abstract(recipe, mesh)})["state"]
+    params = program(recipe).params(state, hypers(recipe, about["total_steps"]))
+    if mesh is not None:  # an average is not always placed as what it is of
+        params = jax.device_put(params, sharding.state_sharding(params, specs(recipe), mesh))
+    return recipe, params, about
 
 
 def _abstract(recipe: Recipe, mesh: Mesh | None) -> TrainState:

@@ -44,5 +44,8 @@ def _compiled(structure: Structure) -> Any:
         with sharding.within(mesh):
             return jnp.mean(jax.lax.map(lambda batch: gpt.loss(params, batch, cfg)[1]["loss"], windows_NxBxM))
 
-    places: Any = {} if mesh is None else {"in_shardings": (None, jax.NamedSharding(mesh, sharding.BATCH), None)}
-    return jax.jit(mean_loss, **places)
+    if mesh is None:
+        return jax.jit(mean_loss)
+    divides = recipe.data.batch % sharding.batch_shards(mesh) == 0  # a model may be opened on more devices than rows
+    rows = jax.NamedSharding(mesh, sharding.BATCH if divides else jax.P())
+    return jax.jit(mean_loss, in_shardings=(None, rows, None))

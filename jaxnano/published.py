@@ -1,0 +1,190 @@
+"""A published model: a folder that any change shows in, written whole or not at all, here or in a bucket.
+
+    recipe.yaml  diff.md  README.md  card.json  checkpoint/...    what `research.share` publishes
+    manifest.json                                                 size and SHA-256 of every other file; written last
+
+The SHA-256 of the manifest itself names the whole. The manifest finds damage and careless edits; whoever rewrites it
+too is found out by that name alone, which `load` takes as `digest`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+
+from jaxnano import checkpoint, sharding
+from jaxnano.cli import Failure
+from jaxnano.config.recipe import Recipe
+
+MANIFEST, CARD = "manifest.json", "card.json"
+FORMAT = 1
+_CHUNK = 1 << 20  # bytes
+
+
+def load(path: str | os.PathLike[str], mesh: Mesh | str | None = None,
+         digest: str | None = None) -> tuple[Recipe, dict[str, jax.Array], dict[str, Any]]:
+    """Open a published model, or the folder of a run of `jaxnano.train --out`, which has no manifest to check.
+
+    Args:
+        path: a folder, or a URL that etils.epath reads (gs:// needs gcsfs or TensorFlow); a remote model is copied to
+            a temporary folder first.
+        mesh: where the parameters go: a mesh, its text ("data=2,fsdp=4"), or None for all devices.
+        digest: the id that `research.share` printed: refuses any other model, however consistent.
+    Returns: the recipe; the parameters to evaluate {path: array}, where averaging is over and done; and what was
+        recorded: seed, total_steps, data_hash and, of a published model, `card` and `id`.
+    Raises: ValueError in one line for a changed, missing or added file, an upload that did not end, another id, or a
+        mesh that does not fit; Failure if a bucket cannot be read.
+    """
+    place, remote = epath.Path(path), is_remote(path)
+    mesh = mesh if isinstance(mesh, Mesh) else sharding.parse_mesh(mesh)
+    with tempfile.TemporaryDirectory(prefix="jaxnano-") as copy:
+        with reaching(path):
+            published = (place / MANIFEST).exists()
+            if not published and (remote or digest is not None or (place / CARD).exists()):
+                raise ValueError(f"{path}: no {MANIFEST}: not published, or not to the end; another path would do")
+            name = verify(place, Path(copy) if remote else None, digest) if published else None
+        if name is None:
+            return checkpoint.load(Path(path), mesh)
+        folder = Path(copy) if remote else Path(path)
+        recipe, params, about = checkpoint.load(folder / checkpoint.FOLDER, mesh)
+        return recipe, params, {**about, "card": json.loads((folder / CARD).read_text()), "id": name}
+
+
+def seal(folder: Path) -> str:
+    """Write the manifest of all that lies in `folder`. Returns: its SHA-256, the model's id."""
+    files = {name: {"bytes": item.stat().length, "sha256": _read(item)} for name, item in _files(epath.Path(folder))}
+    text = json.dumps({"format": FORMAT, "files": dict(sorted(files.items()))}, indent=1) + "\n"
+    (folder / MANIFEST).write_text(text)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def verify(place: epath.Path, into: Path | None = None, digest: str | None = None) -> str:
+    """Read every file and compare it with the manifest.
+
+    Args: into: an empty folder that gets a copy of what was read, so that what is used is what was checked.
+    Returns: the id. Raises: ValueError that names the first file that differs.
+    """
+    text = (place / MANIFEST).read_bytes()
+    name = hashlib.sha256(text).hexdigest()
+    if digest not in (None, name):
+        raise ValueError(f"{place}: its id is {name}, not {digest}; the path of that model would do")
+    recorded, found = _recorded(place, text), dict(_files(place))
+    for file in sorted(recorded.keys() | found.keys()):
+        where = f"{place}: {file}"
+        if file not in found:
+            raise ValueError(f"{where}: missing, the manifest lists it; another copy would do")
+        if file not in recorded:
+            raise ValueError(f"{where}: added, the manifest does not list it; the folder without it would do")
+        if (now := _read(found[file], into and into / file)) != recorded[file]:
+            raise ValueError(f"{where}: changed since it was published (SHA-256 {now[:12]}, the manifest says "
+                             f"{recorded[file][:12]}); another copy would do")
+    return name
+
+
+def _recorded(place: epath.Path, text: bytes) -> dict[str, str]:
+    """SHA-256 by file, as the manifest says."""
+    try:
+        content = json.loads(text)
+        if content["format"] != FORMAT:
+            raise ValueError(f"{place}: {MANIFEST}: format {content['format']!r}; this version reads {FORMAT}")
+        return {str(file): str(row["sha256"]) for file, row in content["files"].items()}
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{place}: {MANIFEST}: not a manifest; another copy would do") from None
+
+
+def _files(place: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath.Path]]:
+    """Every file below a folder but its manifest, by its name there."""
+    for item in place.iterdir():
+        if item == place or item.name in ("", ".", "..") or prefix + item.name == MANIFEST:
+            continue  # some buckets list a folder in itself, and their names may hold anything
+        if item.is_dir():
+            yield from _files(item, f"{prefix}{item.name}/")
+        else:
+            yield prefix + item.name, item
+
+
+def _read(source: epath.Path | Path, into: Path | None = None) -> str:
+    """SHA-256 of a file, which is copied on the way if `into` says where to."""
+    digest = hashlib.sha256()
+    if into is not None:
+        into.parent.mkdir(parents=True, exist_ok=True)
+    with source.open("rb") as file, open(into or os.devnull, "wb") as copy:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)  # type: ignore[arg-type]
+            copy.write(chunk)  # type: ignore[arg-type]
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def publishing(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder to write into, which becomes `target` when the block ends well, and is gone otherwise.
+
+    A folder is renamed. A bucket has no such thing: files go up one by one, the manifest last, and without it nobody
+    opens them.
+
+    Raises: ValueError if something is there already; Failure if a bucket cannot be written.
+    """
+    place = epath.Path(target)
+    with reaching(target):
+        if place.exists() and (not place.is_dir() or any(place.iterdir())):
+            raise ValueError(f"{target}: is there already; a new or empty folder would do")
+    if is_remote(target):
+        with tempfile.TemporaryDirectory(prefix="jaxnano-") as folder:
+            yield Path(folder)
+            with reaching(target):
+                _upload(Path(folder), place)
+        return
+    final = Path(target).resolve()
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial = final.with_name(f".{final.name}.{os.getpid()}.partial")
+    partial.mkdir()
+    try:
+        yield partial
+        partial.replace(final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _upload(folder: Path, place: epath.Path) -> None:
+    names = [name for name, _ in _files(epath.Path(folder))]
+    try:
+        for name in [*names, MANIFEST]:
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            with open(folder / name, "rb") as source, (place / name).open("wb") as there:
+                shutil.copyfileobj(source, there, _CHUNK)  # type: ignore[arg-type]
+    except BaseException:
+        with contextlib.suppress(Exception):  # the error that ended it is the one to tell
+            place.rmtree(missing_ok=True)
+        raise
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a URL: gs://bucket/folder, say."""
+    return "://" in os.fspath(path)
+
+
+@contextlib.contextmanager
+def reaching(path: str | os.PathLike[str]) -> Iterator[None]:
+    """What a bucket's library raises, in one line; a folder's errors are left as they are."""
+    try:
+        yield
+    except (ValueError, Failure):
+        raise
+    except Exception as error:
+        if not is_remote(path):
+            raise
+        if isinstance(error, ImportError):
+            raise ValueError(f"{path}: {error.name or 'gcsfs'} is not installed; pip install gcsfs would do") from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise Failure(f"{path}: cannot be reached: {reason[:200]}") from None
