@@ -7,28 +7,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from jaxnano.config.base import ConfigError, dump
-from jaxnano.config.recipe import Recipe, recipe_id
-from research import allocate, watch
-from research.belief import Belief, Snapshot
+from jaxnano.config.base import dump
+from research import watch
+from research.belief import Snapshot
+from research.book import Book
 from research.champion import crown
 from research.execute import Executor, Job, Message
-from research.gate import Gate, Verdict
-from research.inbox import proposal_of
+from research.gate import Gate
+from research.intake import Intake
 from research.plan import Plan
 from research.proof import Proof, best_single
-from research.propose import Proposal, Proposer, build
+from research.propose import Proposer
 from research.session import Session, read_result
-from research.state import fold
+from research.state import State
 from research.track import Track
 from research.trial import TARGET, Trial
 
-STOCK, REFILL = 24, 3  # arms without a run that may be the next best; proposals asked for at a time
 TRIES = 3  # attempts at a trial whose worker keeps dying
 LONGEST_WAIT_S = 30.0  # for the last search runs before a nomination
 
@@ -60,48 +57,34 @@ class Scheduler:
     def __init__(self, session: Session, track: Track, executor: Executor, lanes: Mapping[str, Proposer], *,
                  budget_s: float, max_trials: int | None = None, device_bytes: int | None = None,
                  on_change: Any = None):
-        self.session, self.track, self.executor, self.lanes = session, track, executor, lanes
-        self.state = fold(session.ledger.events())
-        self.belief, self.gate = Belief(track), Gate(track, device_bytes)
+        self.session, self.track, self.executor = session, track, executor
+        self.book = Book(session, track)
+        self.intake = Intake(self.book, Gate(track, device_bytes), lanes)
         self.plan, self.max_trials = Plan(track, executor.workers, budget_s), max_trials
         self.flights: dict[int, Flight] = {}
         self.on_change = on_change or (lambda scheduler: None)
         self.stopping = False
         self._declined = 0  # rounds that ended with nothing worth a proof
-        self._stocked = 0  # the state the lanes were last asked about
-        self._snapshot: Snapshot | None = None
         self._take_up()
         self.first_round = len(self.state.nominated) - (self._proof() is not None)
 
-    # ---- the ledger
-
-    def record(self, kind: str, subject: str, body: Mapping[str, Any]) -> None:
-        """Append an event and take it into the state."""
-        self.session.ledger.append(kind, subject, body)
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Take in events, other processes' proposals too."""
-        before = self.state.seq
-        fold(self.session.ledger.events(since=before), self.state)
-        if self.state.seq != before:
-            self._snapshot = None
+    @property
+    def state(self) -> State:
+        """The folded ledger."""
+        return self.book.state
 
     @property
     def snapshot(self) -> Snapshot:
         """The belief now."""
-        if self._snapshot is None:
-            self._snapshot = self.belief.at(self.state)
-        return self._snapshot
+        return self.book.snapshot
+
+    def record(self, kind: str, subject: str, body: Mapping[str, Any]) -> None:
+        """Append an event and take it into the state."""
+        self.book.record(kind, subject, body)
 
     def _take_up(self) -> None:
         """After a crash: judge what was not judged, ingest results that were written, mark what was not finished."""
-        for arm in self.belief.arms(self.state):
-            self.gate.remember(arm.recipe)
-        if recipe_id(self.track.base_recipe) not in self.state.accepted:
-            base = Proposal("base", (), self.track.summary, "base", self.track.base)
-            self._submit(base, self.track.base_recipe, Verdict(self.track.base_recipe))
-        self._judge()
+        self.intake.take_up()
         for trial in list(self.state.trials.values()):
             for attempt in trial.attempts:
                 if attempt.result is None:
@@ -145,75 +128,17 @@ class Scheduler:
         snapshot = self.snapshot
         return snapshot.promised(worker, left_s) or snapshot.decide(self.state.session["seed"], worker, left_s)
 
-    # ---- proposing
-
-    def stock(self) -> None:
-        """Ask the lanes, by their shares, while fewer arms than STOCK may be the next best; a few at a time.
-
-        The same state gets the same answers, so it is asked once.
-        """
-        if self.state.seq == self._stocked:
-            return
-        asked: dict[str, int] = {}
-        for body in self.state.proposals.values():
-            asked[body["proposal"]["lane"]] = asked.get(body["proposal"]["lane"], 0) + 1
-        view, rewards, open_ = self.snapshot.view(), self.snapshot.rewards(self.lanes), list(self.lanes)
-        for _ in range(min(STOCK - self.snapshot.contenders(), STOCK if not self.state.decisions else REFILL)):
-            proposal = None
-            while open_ and proposal is None:
-                lane = allocate.next_lane(allocate.share(open_, rewards), asked)
-                asked[lane] = asked.get(lane, 0) + 1
-                proposal = self.lanes[lane].propose(view, np.random.default_rng(
-                    [self.state.session["seed"], self.state.seq]))
-                if proposal is None:
-                    open_.remove(lane)
-            if proposal is not None:
-                self.consider(proposal)
-                view = replace(view, proposed=frozenset(self.state.proposals))
-        self._stocked = self.state.seq
-
-    def consider(self, proposal: Proposal, **about: Any) -> Verdict:
-        """Judge a proposal and write down both. about: what the verdict's event holds beside."""
-        try:
-            recipe = build(self.track.base_recipe, proposal.parts)
-        except ConfigError as error:
-            verdict = Verdict(None, error.problems)
-            self.record("verdict", "", verdict.as_dict() | {"proposal": proposal.as_dict()} | about)
-            return verdict
-        verdict = self.gate.judge(recipe)
-        self._submit(proposal, recipe, verdict, **about)
-        return verdict
-
-    def _submit(self, proposal: Proposal, recipe: Recipe, verdict: Verdict, **about: Any) -> None:
-        self.record("proposal", recipe_id(recipe), {"proposal": proposal.as_dict(), "recipe": dump(recipe)})
-        self._judged(recipe_id(recipe), verdict, **about)
-
-    def _judge(self) -> None:
-        """Judge what others have submitted, and what a loop that died had proposed."""
-        for subject in [s for s in self.state.proposals if s not in self.state.judged]:
-            self._judged(subject, self.gate.judge(self.state.proposals[subject]["recipe"]))
-        for number, body in self.state.unanswered().items():
-            try:
-                self.consider(proposal_of(body), submission=number)
-            except ConfigError as error:
-                self.record("verdict", "", Verdict(None, error.problems).as_dict() | {"submission": number})
-
-    def _judged(self, subject: str, verdict: Verdict, **about: Any) -> None:
-        self.record("verdict", subject, verdict.as_dict() | about)
-        if verdict.recipe is not None:
-            self.gate.remember(verdict.recipe)
-
     # ---- running
 
     def run(self) -> str:
         """Until the time is up, nothing is left to do, or `stopping`. Returns: why it ended."""
         while True:
-            self.refresh()
-            self._judge()
+            self.book.refresh()
+            self.intake.judge()
             self._crown()
             idle = [w for w in range(self.executor.workers) if w not in self.flights]
             if self.searching and (not idle or not self.flights):  # nobody who could work waits for the lanes
-                self.stock()
+                self.intake.stock()
             for worker in idle if not self.stopping else ():
                 if (job := self._assignment(worker)) is not None:
                     self._dispatch(worker, *job)
@@ -407,7 +332,7 @@ class Scheduler:
     def _prepare(self, proof: Proof) -> Proof:
         """Have the candidate's ablations judged, those that were not yet."""
         for proposal in proof.ablation_proposals():
-            self.consider(proposal)
+            self.intake.consider(proposal)
         return self._proof() or proof
 
     def _advance(self, proof: Proof) -> Proof | None:
@@ -415,7 +340,7 @@ class Scheduler:
         if proof.final is None:
             body, reduced = proof.settle()
             if reduced is not None and body["trying"] not in self.state.proposals:
-                self.consider(reduced)
+                self.intake.consider(reduced)
             if body["trying"] and body["trying"] not in self.state.accepted:
                 body |= {"trying": None, "removed": [], "kept": [p.name for p in proof.candidate.parts]}
             self.record("ablation", proof.recipe_id, body)
