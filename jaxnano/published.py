@@ -157,9 +157,9 @@ def publishing(target: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _upload(folder: Path, place: epath.Path) -> None:
-    names = [name for name, _ in _files(epath.Path(folder))]
+    names = [name for name, _ in _files(epath.Path(folder))] + [MANIFEST] * (folder / MANIFEST).exists()
     try:
-        for name in [*names, MANIFEST]:
+        for name in names:
             (place / name).parent.mkdir(parents=True, exist_ok=True)
             with open(folder / name, "rb") as source, (place / name).open("wb") as there:
                 shutil.copyfileobj(source, there, _CHUNK)  # type: ignore[arg-type]

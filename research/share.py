@@ -1,0 +1,112 @@
+"""Publishes a session's champion: recipe, checkpoint, diff, provenance card and a manifest of them all.
+
+    python -m research.share runs/tiny-20260101-000000 shared/champion
+    python -m research.share runs/tiny-20260101-000000 gs://bucket/champion
+
+`jaxnano.load(PATH)` opens it; `python -m jaxnano.export PATH OUT` writes it for Hugging Face's transformers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from jaxnano import checkpoint, data, evaluate, published
+from jaxnano.cli import Failure, Output, report_errors
+from jaxnano.config.base import dump, validate
+from jaxnano.config.recipe import Recipe, save
+from jaxnano.device import use_compile_cache
+from research.card import card, change, page
+from research.invariants import violations
+from research.replay import TOLERANCE
+from research.session import Session
+from research.state import fold
+from research.summary import Facts
+from research.text import clean
+
+
+def share(session: Path, target: str) -> dict[str, Any]:
+    """Publish the champion at `target`, a new or empty folder or gs:// path: all of it or nothing.
+
+    The checkpoint is evaluated before it goes out: it has to give the loss that the ledger holds.
+
+    Returns: path, champion, id (the manifest's SHA-256), the loss in the ledger, how far it is off on this machine.
+    Raises: ValueError for a session without a champion or whose ledger breaks a rule, a champion's folder that is not
+        what the ledger crowned, and a target that is taken; Failure if the checkpoint does not give its loss.
+    """
+    facts = _checked(session)
+    about, track = card(facts), facts.track
+    recipe = validate(Recipe, facts.state.proposals[about["recipe_id"]]["recipe"])
+    made = about["checkpoint"]
+    with published.publishing(target) as folder:
+        _copy(session / "champion" / checkpoint.FOLDER, folder / checkpoint.FOLDER,
+              {"recipe": dump(recipe), "seed": made["seed"], "total_steps": made["steps"],
+               "data_hash": about["data_hash"]})
+        save(recipe, folder / "recipe.yaml")
+        (folder / "diff.md").write_text(change(about), encoding="utf-8")
+        (folder / "README.md").write_text(page(about), encoding="utf-8")
+        (folder / published.CARD).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        name = published.seal(folder)
+        split = track.splits.search
+        found = _measure(folder, split, track.eval_tokens)
+        if not abs(found - made["loss"][split]) <= TOLERANCE:
+            raise Failure(f"{session}: champion/{checkpoint.FOLDER}: its {split} loss is {found:.6f} here, but "
+                          f"{made['loss'][split]:.6f} in the ledger; not published")
+    return {"path": target, "champion": clean(about["name"]), "id": name, f"{split}_loss": made["loss"][split],
+            "difference_here": abs(found - made["loss"][split])}
+
+
+def _checked(session: Path) -> Facts:
+    """The facts of a session that may be published from."""
+    with Session.open(session) as opened:
+        broken = list(violations(opened.ledger, opened.path))
+        events = opened.ledger.events()
+    if broken:
+        more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        raise ValueError(f"{session}: its ledger does not hold: {broken[0]}{more}; research.ledger --check lists them")
+    facts = Facts.of(fold(events))
+    if facts.state.champion is None:
+        raise ValueError(f"{session}: no champion was crowned, so there is nothing to share; a session that proved an "
+                         "improvement would do")
+    return facts
+
+
+def _copy(source: Path, folder: Path, expected: dict[str, Any]) -> None:
+    """Copy the champion's checkpoint, if it is that of the run the ledger crowned."""
+    if not source.is_dir():
+        raise ValueError(f"{source}: missing, although a champion was crowned; it cannot be shared without")
+    shutil.copytree(source, folder)
+    found = checkpoint.recorded(folder) or {}
+    for name, value in expected.items():
+        if found.get(name) != value:
+            raise ValueError(f"{source}: {name}: not that of the run the ledger crowned; the champion's own checkpoint "
+                             "would do")
+
+
+def _measure(folder: Path, split: str, tokens: int) -> float:
+    """The loss of what is about to be published, on this machine."""
+    recipe, params, about = published.load(folder)
+    corpus = data.load(recipe.data)
+    if corpus.data_hash != about["data_hash"]:
+        raise ValueError(f"data: {corpus.data_hash[:12]} on this machine, the champion's is {about['data_hash'][:12]}; "
+                         "the machine that the session ran on would do")
+    return evaluate.evaluate(recipe, params, evaluate.eval_windows(corpus, split, recipe, tokens))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser("research.share", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("session", type=Path)
+    parser.add_argument("path", help="a new folder, or gs://BUCKET/FOLDER")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(argv)
+    use_compile_cache()
+    Output(options.json).table("shared", share(options.session, options.path))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(report_errors(main))
