@@ -17,7 +17,7 @@ from research.features import features
 from research.posterior import Candidate, Fitted, Observation, Posterior
 from research.propose import Known, Part, View, parts_of
 from research.state import FINAL, State
-from research.track import Track
+from research.track import TimeToTarget, Track
 from research.trial import Trial
 
 POOL = 40  # candidates that compete for the next run
@@ -177,7 +177,22 @@ class Snapshot:
         """Predicted device-seconds of a run, compiling included where the structure is new to the worker."""
         seen = self._compiled.get(arm.structure, ())
         share = IN_MEMORY if worker in seen else ON_DISK if seen else 1.0  # another worker's program is on disk
-        return self.belief.steps(arm, horizon) * arm.flops * self._rates[0] + share * self.compile_s + START_S
+        trained_s = self.budget_s(arm, horizon) or self.belief.steps(arm, horizon) * arm.flops * self._rates[0]
+        return trained_s + share * self.compile_s + START_S
+
+    def budget_s(self, arm: Arm, horizon: float) -> float | None:
+        """Seconds a run may train for, where the track's budget is time; the base's steps set it where it is theirs."""
+        track = self.belief.track
+        by_base = isinstance(track.objective, TimeToTarget)
+        return None if by_base and arm is self.arms[0] else track.seconds(horizon, self.base_step_s)
+
+    @cached_property
+    def base_step_s(self) -> float | None:
+        """Seconds of the base's step, the median over its runs; None before the first."""
+        base = self.arms[0]
+        rates = [t.result["tokens_per_s"] for t in self.state.trials.values()
+                 if t.recipe_id == base.recipe_id and t.loss and t.result and t.result["tokens_per_s"]]
+        return base.recipe.data.batch * base.recipe.data.length / float(np.median(rates)) if rates else None
 
     @cached_property
     def _compiled(self) -> dict[str, set[int]]:
@@ -197,7 +212,8 @@ class Snapshot:
     def full_run_s(self) -> float:
         """Predicted seconds of a compiled full-horizon run; the budget is the same for all recipes."""
         track = self.belief.track
-        return track.full_steps * track.base_cost.flops_per_step * self._rates[0] + START_S
+        flops = track.full_steps * track.base_cost.flops_per_step
+        return (track.seconds(1.0, self.base_step_s) or flops * self._rates[0]) + START_S
 
     def rewards(self, lanes: Collection[str]) -> list[allocate.Reward]:
         """What each finished run added to the best effect so far, by lane, in the order of the ledger."""
@@ -249,12 +265,23 @@ class Snapshot:
             return None
         if self.slowdown * self.seconds(arm, horizon, worker) > left_s:
             return None
-        about = {"worker": worker, "left_s": left_s, "as_of": self.state.seq}
-        base = Trial(self.arms[0].recipe_id, horizon, 0)
-        if base.key not in self.state.trials:
-            return base, about | {"purpose": "base", "why": f"base for {arm.name}"}
-        why = f"first run of {arm.name}, proposed from outside"
-        return Trial(arm.recipe_id, horizon, 0), about | {"purpose": "search", "promised": True, "why": why}
+        if (base := self._base_first(worker, left_s, f"the base for {arm.name}")) or self._untimed:
+            return base
+        return Trial(arm.recipe_id, horizon, 0), {
+            "purpose": "search", "promised": True, "worker": worker, "left_s": left_s, "as_of": self.state.seq,
+            "why": f"first run of {arm.name}, proposed from outside"}
+
+    @property
+    def _untimed(self) -> bool:
+        """Whether nobody can run yet but the base, whose steps set everybody's time."""
+        return isinstance(self.belief.track.objective, TimeToTarget) and self.base_step_s is None
+
+    def _base_first(self, worker: int, left_s: float, why: str) -> tuple[Trial, dict[str, Any]] | None:
+        """The base's run in the first cell, unless it is over or in flight."""
+        base = Trial(self.arms[0].recipe_id, min(self.belief.track.horizons), 0)
+        if base in self.running or base in self.over.get(base.recipe_id, ()):
+            return None
+        return base, {"purpose": "base", "worker": worker, "left_s": left_s, "as_of": self.state.seq, "why": why}
 
     def decide(self, seed: int, worker: int, left_s: float) -> tuple[Trial, dict[str, Any]] | None:
         """The next search run, and the body of its `decision` event; None if nothing fits into the time left.
@@ -262,6 +289,8 @@ class Snapshot:
         Args: seed: the session's. worker: who will run it. left_s: seconds until the search must be over.
         """
         track, pool = self.belief.track, self.pool()
+        if self._untimed:
+            return self._base_first(worker, left_s, "its steps set the time that everybody gets")
         horizons = [h for h in track.horizons if self.slowdown * self.seconds(self.arms[0], h, worker) <= left_s]
         if not horizons or len(pool) < 2:
             return None

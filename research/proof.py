@@ -18,7 +18,7 @@ from jaxnano.config.recipe import recipe_id
 from research.belief import Arm, Snapshot
 from research.compare import alpha_for_attempt, compare, holm
 from research.propose import Part, Proposal, title, try_build
-from research.track import StepsToTarget
+from research.track import StepsToTarget, TimeToTarget
 from research.trial import Trial
 
 REPLICATES = 3  # common seeds a candidate and its ablations are compared on
@@ -207,7 +207,7 @@ class Proof:
             if role in roles:
                 body["comparisons"][role] = _compared(fresh[role], candidate, seal["attempt"])
         body["losses"] = {role: _by_seed(losses) for role, losses in fresh.items()}
-        if isinstance(rule := self.snapshot.belief.track.objective, StepsToTarget):
+        if isinstance(rule := self.snapshot.belief.track.objective, StepsToTarget | TimeToTarget):
             body["official"] = rule.met(candidate.values())
         test = body["comparisons"]["incumbent"]
         complete = test.get("n") == seal["n"]  # a run of either that diverged leaves nothing proven

@@ -42,7 +42,8 @@ def qualify(track: Track, workers: int | None = None) -> dict[str, Any]:
     recipes = {value: at_value(track, value) for value in track.grid.values}
 
     def trial(recipe: Recipe, seed: int) -> Any:
-        return job(recipe, 1.0, seed, track.steps(recipe, 1.0), {split: track.eval_tokens}, corpus.data_hash)
+        return job(recipe, 1.0, seed, track.steps(recipe, 1.0), {split: track.eval_tokens}, corpus.data_hash,
+                   track.seconds(1.0, None))
 
     jobs = [trial(recipe, seed) for seed in seeds for recipe in recipes.values()]
     results = run_batch([*jobs, *(trial(track.base_recipe, seed) for seed in aa_seeds)], workers, f"track {track.name}")

@@ -220,6 +220,7 @@ class Scheduler:
             "purpose": decision["purpose"], "splits": splits, "steps": self.track.steps(arm.recipe, trial.horizon)})
         self.executor.submit(worker, Job(id=trial.key, attempt=attempt, dir=str(folder), target=TARGET, args={
             "recipe": dump(arm.recipe), "total_steps": self.track.steps(arm.recipe, trial.horizon),
+            "seconds": self.snapshot.budget_s(arm, trial.horizon),
             "seed": trial.seed, "splits": splits, "data_hash": self.state.session["data_hash"],
             "checkpoint": str(folder / "checkpoint") if shipped else None}))
         self.flights[worker] = Flight(trial, decision["purpose"], attempt, time.monotonic(), predicted_s)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,17 +24,49 @@ class LossAtFlops(Node):
     kind: Literal["loss_at_flops"]
 
 
-class StepsToTarget(Node):
-    """Fewest steps to a loss, whatever a step costs. margin: (target - mean) * sqrt(n) must reach it."""
+class LossAtSeconds(Node):
+    """Lowest loss after so many seconds of training on one device, compiling not counted: faster steps buy more."""
 
-    kind: Literal["steps_to_target"]
+    kind: Literal["loss_at_seconds"]
+    seconds: float = Field(gt=0)
+
+
+class _Target(Node):
+    """A loss to be reached, nats. margin: (target - mean) * sqrt(n) of independent runs must reach it."""
+
     target: float
     margin: float = 0.004
 
     def met(self, losses: Iterable[float]) -> bool:
-        """The official rule of modded-nanogpt's track 3, on validation losses of independent runs."""
+        """The official rule of modded-nanogpt, on validation losses of independent runs."""
         values = list(losses)
         return bool(values) and (self.target - sum(values) / len(values)) * math.sqrt(len(values)) >= self.margin
+
+    def reached(self, losses: Mapping[float, float]) -> float | None:
+        """Share of the full budget at which the loss falls to the target, None if it does not.
+
+        Args: losses: by horizon. Between two of them it falls along a straight line in the budget's logarithm.
+        """
+        points = sorted(losses.items())
+        for (low, above), (high, below) in itertools.pairwise(points):
+            if above > self.target >= below:
+                return low * (high / low) ** ((above - self.target) / (above - below))
+        return points[0][0] if points and points[0][1] <= self.target else None
+
+
+class StepsToTarget(_Target):
+    """Fewest steps to a loss, whatever a step costs."""
+
+    kind: Literal["steps_to_target"]
+
+
+class TimeToTarget(_Target):
+    """Least training time to a loss: everybody gets the time that the base's full run takes on this very machine."""
+
+    kind: Literal["time_to_target"]
+
+
+Objective = Annotated[LossAtFlops | LossAtSeconds | StepsToTarget | TimeToTarget, Field(discriminator="kind")]
 
 
 class Limits(Node):
@@ -83,7 +116,7 @@ class Track(Node):
     epsilon: float = 0.005
     eval_tokens: int = Field(default=1 << 16, ge=1)
     proof_tokens: int = Field(default=1 << 17, ge=1)
-    objective: Annotated[LossAtFlops | StepsToTarget, Field(discriminator="kind")] = LossAtFlops(kind="loss_at_flops")
+    objective: Objective = LossAtFlops(kind="loss_at_flops")
     limits: Limits = Limits()
     significance: Significance = Significance()
     splits: Splits = Splits()
@@ -106,11 +139,24 @@ class Track(Node):
         return digest({"track": dump(self), "base": dump(self.base_recipe)})
 
     def steps(self, recipe: Recipe, horizon: float) -> int:
-        """Steps of a run: the budget at this horizon over what a step of the recipe costs (or just steps)."""
+        """Steps of a run: the budget at this horizon over what a step of the recipe costs (or just steps).
+
+        Where the budget is time, this is what is expected before the worker has timed a step.
+        """
         if isinstance(self.objective, StepsToTarget):
             return max(1, round(self.full_steps * horizon))
         budget = self.base_cost.flops_per_step * self.full_steps * horizon
         return max(1, int(budget / preflight.preflight(recipe).flops_per_step))
+
+
+    def seconds(self, horizon: float, base_step_s: float | None) -> float | None:
+        """Time a run may train for, where the budget is time. base_step_s: of the base's step here, once measured."""
+        match self.objective:
+            case LossAtSeconds(seconds=seconds):
+                return seconds * horizon
+            case TimeToTarget() if base_step_s is not None:
+                return self.full_steps * horizon * base_step_s
+        return None
 
 
 def tracks() -> dict[str, Path]:

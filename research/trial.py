@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-from jaxnano import data, evaluate, train
+from jaxnano import data, evaluate, preflight, train
 from jaxnano.checkpoint import Checkpoints
 from jaxnano.config.base import validate
 from jaxnano.config.recipe import Recipe, hypers
-from jaxnano.device import use_compile_cache
+from jaxnano.device import device_bytes, use_compile_cache
 from research.execute import Cancelled
 from research.machine import fingerprint
 
 TARGET = "research.trial:run_job"
+MEMORY_SHARE = 0.9  # of a device's memory, which a step may fill by the estimate
+TIMED_SHARE = 0.01  # of the training time, for each of two timings of a step
 WARM = ("research.trial",)  # what a worker imports before its first job
 
 
@@ -39,8 +42,9 @@ class Trial(NamedTuple):
 def run_job(args: Mapping[str, Any], report: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
     """Train and evaluate.
 
-    Args: args: recipe (plain data), total_steps, seed, splits {name: tokens}, data_hash, and checkpoint (a folder, or
-    None). report: takes {progress, loss, tokens_per_s} after every few steps.
+    Args: args: recipe (plain data), total_steps, seed, splits {name: tokens}, data_hash, checkpoint (a folder, or
+    None), and seconds (None, or the training time that decides the steps instead of total_steps). report: takes
+    {progress, loss, tokens_per_s} after every few steps.
     Returns: the body of a `result` event. A loss that is not finite is outcome `diverged`, with no number.
     Raises: ValueError if this machine's data is not the session's.
     """
@@ -55,8 +59,12 @@ def run_job(args: Mapping[str, Any], report: Callable[[Mapping[str, Any]], None]
     curve: list[tuple[float, float]] = []
     result: dict[str, Any] = {"outcome": "completed", "reason": "", "steps": steps, "loss": {}, "curve": curve}
     clock = time.process_time if jax.default_backend() == "cpu" else time.monotonic
-    start, marks = clock(), []
-    for progress in train.run(recipe, steps, seed, batches):
+    start, marks, accumulate = clock(), [], pieces(recipe)
+    if args.get("seconds"):
+        first = batches.get_state()
+        steps = result["steps"] = steps_within(recipe, args["seconds"], accumulate, next(batches), clock)
+        batches.set_state(first)
+    for progress in train.run(recipe, steps, seed, batches, accumulate=accumulate):
         loss, state = float(progress.losses.mean()), progress.state
         if not math.isfinite(loss):
             result |= {"outcome": "diverged", "reason": f"loss is {loss} at step {progress.step} of {steps}"}
@@ -84,6 +92,39 @@ def run_job(args: Mapping[str, Any], report: Callable[[Mapping[str, Any]], None]
         "tokens_per_s": tokens / step_s,
         "fingerprint": fingerprint(backend, None if backend == "cpu" else device) | {"data": corpus.data_hash},
     }
+
+
+def pieces(recipe: Recipe) -> int:
+    """Pieces the batch is taken in, so that a step fits into this device's memory.
+
+    Raises: ValueError if not even one row does.
+    """
+    room, platform = int(MEMORY_SHARE * device_bytes()), jax.default_backend()
+    found = preflight.least_accumulate(recipe, room, platform)
+    if found is None:
+        raise ValueError(f"data.batch: a step of one row does not fit into {room / 2**30:.1f} GiB of {platform} memory")
+    return found
+
+
+def steps_within(recipe: Recipe, seconds: float, accumulate: int, batch_SxBxM: np.ndarray,
+                 clock: Callable[[], float]) -> int:
+    """How many steps fit into so many seconds of training here, compiling not counted: a few are timed and forgotten.
+
+    Args: batch_SxBxM: tokens to time them on. clock: seconds.
+    """
+    compiled, values = train.program(recipe, None, accumulate), hypers(recipe, 1)
+    state = compiled.init(np.uint32(0), values)
+
+    def timed(count: int) -> float:
+        nonlocal state
+        start = clock()
+        state, losses = compiled.steps(state, batch_SxBxM, np.int32(count), values)
+        losses.block_until_ready()
+        return (clock() - start) / count
+
+    timed(1)  # compiles
+    count = min(max(1, round(TIMED_SHARE * seconds / timed(1))), train.STEPS_PER_CALL)
+    return max(1, int(seconds / min(timed(count), timed(count))))
 
 
 def _evaluated(recipe: Recipe, state: Any, steps: int, corpus: data.Corpus, splits: Mapping[str, int]):

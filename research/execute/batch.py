@@ -17,10 +17,11 @@ from research.execute.local import LocalExecutor
 from research.trial import TARGET, WARM, Trial
 
 
-def job(recipe: Recipe, horizon: float, seed: int, steps: int, splits: Mapping[str, int], data_hash: str) -> Job:
-    """A trial as a job; its folder is filled in by `run_batch`."""
+def job(recipe: Recipe, horizon: float, seed: int, steps: int, splits: Mapping[str, int], data_hash: str,
+        seconds: float | None = None) -> Job:
+    """A trial as a job; its folder is filled in by `run_batch`. seconds: of training, to decide the steps instead."""
     args = {"recipe": dump(recipe), "total_steps": steps, "seed": seed, "splits": dict(splits), "data_hash": data_hash,
-            "checkpoint": None}
+            "checkpoint": None, "seconds": seconds}
     return Job(id=Trial(recipe_id(recipe), horizon, seed).key, attempt=1, dir="", target=TARGET, args=args)
 
 

@@ -169,3 +169,18 @@ def test_stop_ends_runs_as_interrupted(track, tmp_path):
 def test_unknown_lanes_are_named():
     with pytest.raises(ValueError, match="--lanes: 'dream': no such lane; catalogue, tuner"):
         lanes_of(["tuner", "dream"], lanes())
+
+
+def test_where_time_is_the_budget_the_base_runs_first_and_sets_it(tmp_path, track):
+    """StandIn's runs make 1e5 tokens a second."""
+    raced = track.model_validate(
+        track.model_dump(mode="json") | {"objective": {"kind": "time_to_target", "target": 5.0}}, strict=False)
+    with created(tmp_path / "s") as session:
+        executor = StandIn()
+        found, _ = drive(session, raced, executor)
+    first, *others = executor.jobs
+    assert first["id"] == f"{base_id()}-0.5-0" and first["args"]["seconds"] is None
+    runs = {job["id"]: job["args"]["seconds"] for job in others if not job["id"].startswith(base_id())}
+    full_s = track.full_steps * track.base_cost.tokens_per_step / 1e5
+    assert runs and runs == pytest.approx({key: full_s * float(key.split("-")[1]) for key in runs})
+    assert found.state.decisions[0].body["purpose"] == "base"

@@ -1,5 +1,6 @@
 """Tracks: the contract is read whole or refused, and gives every recipe the same training FLOPs."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -36,10 +37,31 @@ def test_equal_flops_not_equal_steps(changes, horizon):
 
 
 def test_steps_to_target_counts_steps_whatever_they_cost():
-    track = load_track("optimizer-124m") if "optimizer-124m" in tracks() else load_track("tiny")
-    objective = {"kind": "steps_to_target", "target": 3.28}
-    track = track.model_validate(track.model_dump(mode="json") | {"objective": objective}, strict=False)
+    track = with_objective("optimizer-124m", kind="steps_to_target", target=3.28)
     assert track.steps(load(CONFIGS / "gpt2-tiny.yaml"), 0.5) == round(track.full_steps * 0.5)
+
+
+def with_objective(name, **objective):
+    track = load_track(name)
+    return track.model_validate(track.model_dump(mode="json") | {"objective": objective}, strict=False)
+
+
+def test_a_budget_of_time_is_shared_by_horizon():
+    timed = with_objective("tiny", kind="loss_at_seconds", seconds=300.0)
+    assert [timed.seconds(h, None) for h in timed.horizons] == [37.5, 75.0, 150.0, 300.0]
+    raced = with_objective("tiny", kind="time_to_target", target=2.0)
+    assert raced.seconds(0.5, None) is None  # nobody knows before the base has run
+    assert raced.seconds(0.5, 0.25) == raced.full_steps * 0.5 * 0.25
+    assert load_track("tiny").seconds(1.0, 0.25) is None
+
+
+def test_a_target_is_reached_on_a_line_in_the_budgets_logarithm():
+    target = with_objective("tiny", kind="steps_to_target", target=3.28).objective
+    losses = {h: 3.28 - 0.1 * math.log(h / 0.6) for h in (0.125, 0.25, 0.5, 1.0)}
+    assert target.reached(losses) == pytest.approx(0.6)
+    assert target.reached({0.5: 3.4, 1.0: 3.3}) is None and target.reached({}) is None
+    assert target.reached({0.5: 3.2, 1.0: 3.1}) == 0.5
+    assert target.met([3.27] * 4) and not target.met([3.279] * 4) and not target.met([])
 
 
 def test_identity_covers_contract_and_base(tmp_path):

@@ -1,5 +1,6 @@
 """One trial: what it returns, what it repeats to the bit, and what becomes of runs that go wrong."""
 
+import itertools
 import math
 
 import numpy as np
@@ -11,7 +12,7 @@ from jaxnano.config.base import dump
 from jaxnano.config.recipe import hypers, recipe_id
 from research.execute import Cancelled
 from research.track import load_track
-from research.trial import Trial, run_job
+from research.trial import Trial, run_job, steps_within
 
 STEPS = 25
 
@@ -73,6 +74,18 @@ def test_the_same_trial_again_is_the_same_and_another_seed_is_not(ran, job):
     assert run_job(job(seed=4), lambda values: None)["loss"] != ran[0]["loss"]
 
 
+def test_a_budget_of_seconds_decides_the_steps(recipe, job):
+    """On a clock that goes on by 1/128 s whenever it is read, every call takes 1/128 s."""
+    corpus, clock = data.load(recipe.data), itertools.count(0.0, 1 / 128)
+    batch = next(data.train_batches(corpus, recipe.data.batch, recipe.data.length, 0, train.STEPS_PER_CALL))
+    assert steps_within(recipe, 1.0, 1, batch, lambda: next(clock)) == 128
+    assert steps_within(recipe, 5.0, 1, batch, lambda: next(clock)) == 5 * 6 * 128  # 6 steps a call are timed
+    timed = run_job(job(seconds=0.05), lambda values: None)
+    assert timed["curve"][-1][0] == 1.0 and timed["outcome"] == "completed"
+    again = run_job(job(total_steps=timed["steps"]), lambda values: None)
+    assert (again["loss"], again["curve"]) == (timed["loss"], timed["curve"])  # timing has left no trace
+
+
 def test_a_checkpoint_is_this_attempt_s_whatever_an_earlier_one_left(ran, job, recipe, tmp_path):
     folder = tmp_path / "checkpoint"
     run_job(job(seed=9, checkpoint=str(folder)), lambda values: None)  # was interrupted before its result was written
@@ -85,7 +98,7 @@ def test_a_checkpoint_is_this_attempt_s_whatever_an_earlier_one_left(ran, job, r
 
 
 def test_a_loss_that_is_not_finite_is_an_outcome_and_no_number(job, recipe, monkeypatch):
-    def broken(recipe, steps, seed, batches):
+    def broken(recipe, steps, seed, batches, accumulate):
         for step, loss in ((10, 2.0), (20, math.nan), (25, 1.0)):
             yield train.Progress(step, np.full(10, loss), 0.0, None, True)
 
