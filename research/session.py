@@ -1,7 +1,7 @@
 """A session's folder: its ledger, one folder a trial, the champion; locked by the loop, bounded on disk.
 
     ledger.sqlite
-    trials/KEY/{metrics.jsonl, log.txt, result.json}    plus what a trial leaves, until it is tidied away
+    trials/KEY/{metrics.jsonl, log.txt, result.json}    plus what a trial leaves, until it is tidied away (but curves)
     champion/{recipe.yaml, diff.md, checkpoint/}
     workers/worker-N.log                                what a worker says between trials
 
@@ -20,9 +20,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxnano.curves import EVENTS, METRICS
 from research.ledger import FILE, Ledger, SessionError, encode
 
-KEPT = frozenset({"metrics.jsonl", "log.txt", "result.json"})
+KEPT = frozenset({METRICS, "log.txt", "result.json"})
 LOG_BYTES = 256 * 1024  # a tidied log keeps its last so many bytes
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
@@ -108,7 +109,7 @@ class Session:
             if folder.name in keep or not folder.is_dir():
                 continue
             for item in folder.iterdir():
-                if item.name not in KEPT:
+                if item.name not in KEPT and not item.name.startswith(EVENTS):
                     freed += folder_bytes(item)
                     shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
             freed += _shorten(folder / "log.txt")

@@ -1,12 +1,13 @@
 """Where trials run. An executor offers a number of workers, each of which runs one job at a time.
 
-`local` keeps one process a core (or a device) alive between jobs. Other executors keep this protocol. An executor
-knows nothing of the ledger: it moves jobs and messages, and the loop writes down what they mean.
+`local` keeps one process a core (or a device) alive between jobs; `ray` does so on a cluster. An executor knows nothing
+of the ledger: it moves jobs and messages, and the loop writes down what they mean.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypedDict
+from pathlib import Path
+from typing import Any, Literal, NotRequired, Protocol, TypedDict
 
 Report = Callable[[Mapping[str, Any]], None]  # what a target calls with its progress; raises Cancelled
 
@@ -15,7 +16,8 @@ class Job(TypedDict):
     """One attempt at a trial. Plain JSON data, since it may travel.
 
     id: the trial's key. attempt: 1, 2, ... dir: the trial's folder, absolute. target: "module:function", called as
-    function(args, report) -> result (a dict with an `outcome`). args: what it is called with.
+    function(args, report) -> result (a dict with an `outcome`). args: what it is called with; paths below `dir` are
+    the job's own and go where its folder goes. about: for people, shown beside its curves, by heading.
     """
 
     id: str
@@ -23,6 +25,7 @@ class Job(TypedDict):
     dir: str
     target: str
     args: dict[str, Any]
+    about: NotRequired[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,10 @@ class Executor(Protocol):
         """Number of workers; they are numbered from 0."""
         ...
 
+    def present(self, worker: int) -> bool:
+        """Whether the worker is there to take a job; not so while a cluster has no place for it."""
+        ...
+
     def submit(self, worker: int, job: Job) -> None:
         """Give an idle worker a job. Raises: ValueError if it has one."""
         ...
@@ -79,9 +86,31 @@ class Executor(Protocol):
         ...
 
     def pid(self, worker: int) -> int:
-        """Process number of the worker, for the ledger."""
+        """Process number of the worker on its machine, for the ledger; 0 while it is not known."""
         ...
 
     def close(self) -> None:
         """End all workers; their jobs are lost."""
+        ...
+
+
+class Offer(Protocol):
+    """What an executor could run on, known before anything is started."""
+
+    @property
+    def workers(self) -> int:
+        """Number of workers."""
+        ...
+
+    @property
+    def device_bytes(self) -> int | None:
+        """Memory a worker may fill, in bytes; None if that is an accelerator's own."""
+        ...
+
+    def start(self, log_dir: Path, warm: tuple[str, ...], tensorboard: bool = False) -> Executor:
+        """The executor, its workers being started.
+
+        Args: log_dir: for what workers say between jobs. warm: modules they import first. tensorboard: write event
+        files beside metrics.jsonl.
+        """
         ...

@@ -17,18 +17,47 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from research import machine
 from research.execute import ExecutorError, Job, Message
 from research.machine import ROOT, Place
 from research.session import read_result
 
 START_ATTEMPTS = 3  # a worker that dies so often before it is ready will not start at all
 CLOSE_S = 2.0
+WORKER_MB, MEMORY_SHARE = 3000.0, 0.7  # a worker above this is replaced: each new structure costs it 42 MB for good
 SINGLE_THREAD = {
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
 }
+
+
+def rss_limit_mb(workers: int) -> float:
+    """Resident memory, in 2**20 bytes, above which one of so many workers on this machine is replaced."""
+    return min(WORKER_MB, MEMORY_SHARE * machine.memory_bytes() / 2**20 / workers)
+
+
+@dataclass(frozen=True)
+class ThisMachine:
+    """An Offer of this machine's places; see research.machine.places."""
+
+    places: Sequence[Place]
+
+    @property
+    def workers(self) -> int:
+        """Number of places."""
+        return len(self.places)
+
+    @property
+    def device_bytes(self) -> int | None:
+        """A place's share of this machine's memory, in bytes; None if the places are GPUs."""
+        return None if machine.gpus() else machine.memory_bytes() // self.workers
+
+    def start(self, log_dir: Path, warm: tuple[str, ...], tensorboard: bool = False) -> "LocalExecutor":
+        """Start a worker a place."""
+        return LocalExecutor(self.places, log_dir, rss_limit_mb=rss_limit_mb(self.workers), warm=warm,
+                             tensorboard=tensorboard)
 
 
 class _Process:
@@ -107,14 +136,16 @@ class LocalExecutor:
         rss_limit_mb: float | None = None,
         warm: Sequence[str] = ("jax",),
         env: Mapping[str, str] | None = None,
+        tensorboard: bool = False,
     ) -> None:
         """Start the workers, without waiting for them.
 
         Args: places: see research.machine.places. log_dir: folder for worker-N.log. rss_limit_mb: a worker above this
         is replaced after its job. warm: modules a worker imports before it says `ready`. env: variables to add.
+        tensorboard: write event files beside metrics.jsonl.
         """
         self._log_dir, self._rss_limit_mb, self._warm = log_dir, rss_limit_mb, list(warm)
-        self._env = dict(env or {})
+        self._env, self._tensorboard = dict(env or {}), tensorboard
         self._selector = selectors.DefaultSelector()
         self._pending: deque[Message] = deque()
         log_dir.mkdir(parents=True, exist_ok=True)
@@ -134,6 +165,14 @@ class LocalExecutor:
     def pid(self, worker: int) -> int:
         """Process number of a worker's present process."""
         return self._slots[worker].current.popen.pid
+
+    def present(self, worker: int) -> bool:
+        """Always: this machine is where the loop is."""
+        return True
+
+    def fileno(self) -> int:
+        """A descriptor that can be read from when `poll` would not wait."""
+        return self._selector.fileno()
 
     def submit(self, worker: int, job: Job) -> None:
         """Give an idle worker a job; one that is not ready yet takes it when it is.
@@ -190,6 +229,7 @@ class LocalExecutor:
         env = {**os.environ, "PYTHONPATH": path, **cpu, **self._env}
         command = [sys.executable, "-m", "research.execute.worker", "--parent", str(os.getpid())]
         command += ["--cores", *map(str, place.cores), "--warm", *self._warm]
+        command += ["--tensorboard"] * self._tensorboard
         process = _Process(command, env, self._log(number))
         self._selector.register(process.stdout, selectors.EVENT_READ, (number, process))
         return process

@@ -24,10 +24,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from jaxnano.curves import Curves
 from research import machine
 from research.execute import Cancelled, Job, Report
 from research.ledger import encode
 from research.session import write_result
+from research.text import clean
 
 Target = Callable[[dict[str, Any], Report], dict[str, Any]]
 _PR_SET_PDEATHSIG = 1
@@ -83,6 +85,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--parent", type=int, required=True, help="process number of the loop")
     parser.add_argument("--cores", type=int, nargs="*", default=[], help="cores to run on")
     parser.add_argument("--warm", nargs="*", default=[], help="modules to import before the first job")
+    parser.add_argument("--tensorboard", action="store_true", help="write event files beside metrics.jsonl")
     options = parser.parse_args(argv)
     _die_with(options.parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the loop's to answer
@@ -96,22 +99,23 @@ def main(argv: list[str] | None = None) -> None:
     outbox.send("ready")
     while True:
         job = inbox.jobs.get()
-        result = run(job, inbox, outbox)
+        result = run(job, inbox, outbox, options.tensorboard)
         outbox.send("result", job, result)
 
 
-def run(job: Job, inbox: Inbox, outbox: Outbox) -> dict[str, Any]:
+def run(job: Job, inbox: Inbox, outbox: Outbox, tensorboard: bool = False) -> dict[str, Any]:
     """Run one job with its output in its log; returns the result as written to its folder."""
     folder = Path(job["dir"])
     folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
-    with _output_to(folder / "log.txt"), open(folder / "metrics.jsonl", "w", encoding="utf-8") as metrics:
+    about = {heading: clean(text) for heading, text in job.get("about", {}).items()}
+    with _output_to(folder / "log.txt"), Curves(folder, tensorboard=tensorboard, about=about) as curves:
         print(f"--- attempt {job['attempt']}, process {os.getpid()}, {time.strftime('%Y-%m-%d %H:%M:%S')}", flush=True)
 
         def report(values: Mapping[str, Any]) -> None:
-            metrics.write(encode(values) + "\n")
-            metrics.flush()
-            outbox.send("progress", job, values)
+            row = json.loads(encode(values))
+            curves.write([row])
+            outbox.send("progress", job, row)
             reason = inbox.reason_to_stop(job)
             if reason is not None:
                 raise Cancelled(reason)
@@ -122,7 +126,8 @@ def run(job: Job, inbox: Inbox, outbox: Outbox) -> dict[str, Any]:
             result = target(job["args"], report)
             if not isinstance(result, dict) or "outcome" not in result:
                 raise TypeError(f"{job['target']} returned {result!r:.80}, not a dict with an outcome")
-            encode(result)  # a result that is not JSON data is the target's failure, not this worker's
+            plain = json.loads(encode(result))  # one that is not JSON data is the target's failure, not this worker's
+            curves.final(plain.get("steps"), plain.get("loss") or {})
         except Cancelled as reason:
             result = {"outcome": "killed", "reason": str(reason)}
         except (Exception, SystemExit) as error:  # whatever a trial does, the worker goes on and the loop hears of it

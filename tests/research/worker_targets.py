@@ -79,3 +79,16 @@ def leave(args, report):
 def bad_result(args, report):
     """Return what JSON cannot hold."""
     return {"outcome": "completed", "what": object()}
+
+
+def leave_files(args, report):
+    """Leave a folder with files larger than one message, at the place that the arguments name."""
+    from pathlib import Path
+
+    print("left something")
+    report({"step": 1, "loss": float("nan")})
+    repeats = 70_000  # 17 MiB
+    (Path(args["folder"]) / "deep").mkdir(parents=True)
+    (Path(args["folder"]) / "deep" / "weights").write_bytes(bytes(range(256)) * repeats)
+    (Path(args["folder"]) / "empty").touch()
+    return {"outcome": "completed", "loss": {"search": args["loss"]}, "here": args["folder"], "repeats": repeats}

@@ -1,0 +1,149 @@
+"""One worker slot on a cluster's node: a LocalExecutor of one place, and the way back for what its job leaves.
+
+The job runs in a folder of the node's own, for the cluster need not share a file system. What the job writes there
+travels to the loop ahead of its result, piece by piece; its progress travels as it is made. All methods run on one
+thread, the actor's event loop, as a LocalExecutor asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from jaxnano.curves import METRICS
+from research import machine
+from research.execute import Job, Message
+from research.execute.local import LocalExecutor, rss_limit_mb
+from research.machine import Place
+from research.session import LOG_BYTES
+
+CHUNK_BYTES = 16 * 2**20
+LOG = "log.txt"
+_STAYS = frozenset({METRICS, LOG, "result.json"})  # the loop writes them itself, of what it is told
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The next bytes of a file in the job's folder; path: below that folder, with slashes."""
+
+    path: str
+    data: bytes
+
+
+class NodeWorker:
+    """What runs on the node. Made an actor by research.execute.ray; methods are called from the loop."""
+
+    def __init__(self, kind: str, cpus: float, warm: tuple[str, ...]) -> None:
+        """Args: kind: GPU, TPU or CPU. cpus: the worker's share of cores. warm: modules it imports first."""
+        self._kind, self._cpus, self._warm = kind, cpus, warm
+        self._outgoing: Iterator[Message | Chunk] = iter(())
+
+    async def start(self) -> tuple[str, str]:
+        """Start the worker; returns the node's name and the hash of its code."""
+        number, self._folder, self._lock = _claim(Path(tempfile.gettempdir()) / f"jaxnano-{os.getuid()}")
+        place, env, cores = Place(()), {}, machine.cores()
+        if self._kind == "CPU":
+            place = Place((cores[number % len(cores)],))
+        elif self._kind == "GPU":
+            place = Place((), os.environ.get("CUDA_VISIBLE_DEVICES", "0"))
+        else:
+            env = {"JAX_PLATFORMS": "tpu"}
+        limit_mb = rss_limit_mb(max(1, int(len(cores) / self._cpus))) if self._kind == "CPU" else None
+        self._local = LocalExecutor([place], self._folder, rss_limit_mb=limit_mb, warm=self._warm, env=env)
+        return machine.host(), machine.code_hash()
+
+    async def submit(self, job: Job) -> None:
+        """Run a job in an empty folder here; paths below the job's own folder move with it."""
+        here = self._folder / "job"
+        shutil.rmtree(here, ignore_errors=True)
+        args = {name: _moved(value, job["dir"], str(here)) for name, value in job["args"].items()}
+        self._local.submit(0, Job(**{**job, "dir": str(here), "args": args}))
+
+    async def receive(self) -> Message | Chunk:
+        """The next thing to tell the loop, when there is one."""
+        while True:
+            for item in self._outgoing:
+                return item
+            self._outgoing = self._news()
+            for item in self._outgoing:
+                return item
+            await self._stirs()
+
+    async def cancel(self, reason: str) -> None:
+        """Ask the job to stop at its next report."""
+        self._local.cancel(0, reason)
+
+    async def kill(self) -> None:
+        """End the worker's process; another is started."""
+        self._local.kill(0)
+
+    async def close(self) -> None:
+        """End the worker."""
+        self._local.close()
+
+    def _news(self) -> Iterator[Message | Chunk]:
+        """Messages, each end of a job with the files that it left before it."""
+        for message in self._local.poll(0.0):
+            if message.id is not None and message.kind in ("result", "died"):
+                yield from _log(self._folder / "job" / LOG)
+            if message.id is not None and message.kind == "result":
+                yield from _files(self._folder / "job")
+            yield message
+
+    async def _stirs(self) -> None:
+        """Until the worker has said something, or ended."""
+        stirs, loop = asyncio.Event(), asyncio.get_running_loop()
+        loop.add_reader(self._local.fileno(), stirs.set)
+        try:
+            await stirs.wait()
+        finally:
+            loop.remove_reader(self._local.fileno())
+
+
+def _claim(root: Path) -> tuple[int, Path, IO[str]]:
+    """The first of the node's worker folders that no living process holds: its number, it, and the lock that holds it.
+
+    The number tells the slots of a node apart, those of other sessions too: each has a core of its own.
+    """
+    for number in itertools.count():
+        folder = root / f"worker-{number}"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = open(folder / "lock", "w")  # noqa: SIM115 - held until the process ends
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return number, folder, lock
+        except BlockingIOError:
+            lock.close()
+    raise AssertionError("numbers do not end")
+
+
+def _moved(value: Any, origin: str, here: str) -> Any:
+    inside = isinstance(value, str) and value.startswith(origin + os.sep)
+    return here + value[len(origin) :] if inside else value
+
+
+def _log(log: Path) -> Iterator[Chunk]:
+    """The log's last LOG_BYTES."""
+    if log.exists():
+        with open(log, "rb") as file:
+            file.seek(max(0, log.stat().st_size - LOG_BYTES))
+            yield Chunk(LOG, file.read(LOG_BYTES))
+
+
+def _files(folder: Path) -> Iterator[Chunk]:
+    """All files of a folder but those that stay; an empty one too is a chunk."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in _STAYS:
+            with open(path, "rb") as file:
+                yield Chunk(name, file.read(CHUNK_BYTES))
+                while data := file.read(CHUNK_BYTES):
+                    yield Chunk(name, data)

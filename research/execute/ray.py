@@ -1,0 +1,286 @@
+"""Workers on a Ray cluster: one trial a GPU, a TPU host, or a CPU. Ray is an extra, imported by `connect`.
+
+    python -m research.loop --executor ray                               # Ray on this machine
+    python -m research.loop --executor ray --ray-address 10.0.0.1:6379   # a cluster this machine is a node of
+
+Each slot is an actor that lives as long as the session, so that compiled programs stay (research.execute.node). The
+ledger and the session's folder stay with the loop, and nodes share no files with it: results, curves, logs and the
+checkpoint of a run that may be shipped travel as messages, and are on the loop's disk before it hears of a result.
+All nodes have the loop's version of this package installed, which is checked; data is prepared and cached per node.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jaxnano.cli import Failure
+from research import machine
+from research.execute import ExecutorError, Job, Message
+from research.execute.landing import Landing
+from research.execute.local import CLOSE_S, START_ATTEMPTS
+from research.execute.node import Chunk, NodeWorker
+from research.text import clean
+
+KINDS = ("GPU", "TPU", "CPU")  # a cluster's workers are of the first kind that it has: results of two do not compare
+STORE_BYTES = 2**28  # of a Ray of our own: for files under way, a few pieces at a time
+CONNECT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What one worker asks of the cluster. kind: of KINDS. amount: of that resource. share_bytes: of its node's
+    memory."""
+
+    kind: str
+    amount: float
+    share_bytes: int
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """As Ray takes it. An accelerator's worker asks for no CPU: the accelerator is what is scarce."""
+        match self.kind:
+            case "GPU":
+                return {"num_gpus": self.amount, "num_cpus": 0}
+            case "TPU":
+                return {"resources": {"TPU": self.amount}, "num_cpus": 0}
+        return {"num_cpus": self.amount}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """An Offer of a Ray cluster's slots, connected to."""
+
+    slots: tuple[Slot, ...]
+
+    @property
+    def workers(self) -> int:
+        """Number of slots."""
+        return len(self.slots)
+
+    @property
+    def device_bytes(self) -> int | None:
+        """The smallest share of a node's memory, in bytes; None if the slots are accelerators."""
+        return min(slot.share_bytes for slot in self.slots) if self.slots[0].kind == "CPU" else None
+
+    def start(self, log_dir: Path, warm: tuple[str, ...], tensorboard: bool = False) -> RayExecutor:
+        """Start an actor a slot; what workers say between jobs stays on their nodes, log_dir is not used."""
+        return RayExecutor(self.slots, warm, tensorboard)
+
+
+def connect(address: str | None = None, workers: int | None = None, cpus: float = 1.0) -> Cluster:
+    """Connect to a cluster, or start a Ray on this machine alone.
+
+    Args: address: host:port, or "auto" for the one this machine is a node of; None: RAY_ADDRESS, or a Ray of our own.
+    workers: at most. cpus: for each worker where there are neither GPUs nor TPUs.
+    Raises: ValueError if Ray is not installed or the address is none; Failure if nothing answers there.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # a lost node's last words would go through the display
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray will do one day, without its warning
+    try:
+        import ray
+    except ImportError as error:
+        raise ValueError('--executor ray: Ray is not installed; pip install "jaxnano[ray]" would do') from error
+    address = address or os.environ.get("RAY_ADDRESS")
+    _answers(address)
+    own = {"num_cpus": len(machine.cores()), "num_gpus": len(machine.gpus()), "include_dashboard": False,
+           "object_store_memory": STORE_BYTES}
+    try:
+        ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if address else own))
+    except (Exception, SystemExit) as error:  # SystemExit: Ray's way to say that what listens there is no Ray
+        raise Failure(f"--ray-address: {address or 'this machine'}: {_line(error)}") from error
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    slots = tuple(offered(nodes, cpus))[:workers]
+    if not slots:
+        ray.shutdown()
+        raise Failure(f"--ray-address: {address or 'this machine'}: {len(nodes)} nodes without a GPU, a TPU or "
+                      f"{cpus:g} CPUs")
+    return Cluster(slots)
+
+
+def _answers(address: str | None) -> None:
+    """Raises: what `connect` does for an address; Ray itself would try for two minutes."""
+    if address in (None, "auto", "local"):
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in address:
+        raise ValueError(f"--ray-address: {clean(address)}: HOST:PORT of the cluster's head would do, or auto; the "
+                         "loop runs on one of its nodes")
+    try:
+        socket.create_connection((host, int(port)), CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise Failure(f"--ray-address: {clean(address)}: no Ray answers there ({error})") from error
+
+
+def offered(nodes: Sequence[Mapping[str, float]], cpus: float = 1.0) -> Iterator[Slot]:
+    """The slots of nodes: one a GPU, or else one a TPU host, or else one for every `cpus` CPUs.
+
+    Args: nodes: their resources by Ray's names, memory in bytes.
+    """
+    kind = next((kind for kind in KINDS if any(node.get(kind) for node in nodes)), "CPU")
+    for node in nodes:
+        amount = node.get(kind, 0.0)
+        each = {"GPU": 1.0, "TPU": amount, "CPU": cpus}[kind]
+        count = int(amount / each) if each else 0
+        yield from [Slot(kind, each, int(node.get("memory", 0.0)) // count)] * count
+
+
+@dataclass
+class _Worker:
+    """A slot in use: its actor, the actor's answer that is awaited, and the job under way."""
+
+    number: int
+    slot: Slot
+    actor: Any = None
+    answer: Any = None
+    host: str = ""  # the node's; empty until the actor has a place
+    pid: int = 0  # of the worker process; 0 until it is ready
+    landing: Landing | None = None
+    failed_starts: int = 0
+
+
+class RayExecutor:
+    """An Executor over slots of the cluster that this process is connected to; `close` ends that connection."""
+
+    def __init__(self, slots: Sequence[Slot], warm: tuple[str, ...], tensorboard: bool = False) -> None:
+        """Ask for the actors, without waiting for them; see research.execute.Offer.start."""
+        import ray
+
+        self._ray, self._warm, self._tensorboard = ray, warm, tensorboard
+        self._remote = ray.remote(NodeWorker)
+        self._pending: list[Message] = []
+        self._workers = [_Worker(number, slot) for number, slot in enumerate(slots)]
+        for worker in self._workers:
+            self._start(worker)
+
+    @property
+    def workers(self) -> int:
+        """Number of workers."""
+        return len(self._workers)
+
+    def present(self, worker: int) -> bool:
+        """Whether the worker's actor has a place and has said that it is ready."""
+        return self._workers[worker].pid != 0
+
+    def pid(self, worker: int) -> int:
+        """Process number of the worker on its node; 0 while it is not there."""
+        return self._workers[worker].pid
+
+    def submit(self, worker: int, job: Job) -> None:
+        """Give an idle worker a job; one that is not present takes it when it is.
+
+        Raises: ValueError if the worker has a job.
+        """
+        known = self._workers[worker]
+        if known.landing is not None:
+            raise ValueError(f"worker {worker} still has {known.landing.job['id']}")
+        known.landing = Landing(job, self._tensorboard)
+        known.actor.submit.remote(job)
+
+    def cancel(self, worker: int, reason: str) -> None:
+        """Ask the worker's job to stop at its next report."""
+        self._workers[worker].actor.cancel.remote(reason)
+
+    def kill(self, worker: int) -> None:
+        """End the worker's process, or its actor where that has none yet; `died` follows and another is started."""
+        known = self._workers[worker]
+        if known.pid:
+            known.actor.kill.remote()
+        else:
+            self._ray.kill(known.actor)
+
+    def poll(self, timeout_s: float) -> list[Message]:
+        """Messages since the last call; waits up to timeout_s seconds for the first one.
+
+        Raises: ExecutorError if a worker cannot be started, or is of another version.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            left_s = deadline - time.monotonic()
+            awaited = {worker.answer: worker for worker in self._workers}
+            done, _ = self._ray.wait(list(awaited), timeout=0.0 if self._pending else max(0.0, left_s))
+            for answer in done:
+                self._receive(awaited[answer])
+            if left_s <= 0 or (self._pending and not done):
+                messages, self._pending = self._pending, []
+                return messages
+
+    def close(self) -> None:
+        """End all workers and leave the cluster."""
+        ends = [worker.actor.close.remote() for worker in self._workers if worker.pid]
+        if ends:
+            self._ray.wait(ends, num_returns=len(ends), timeout=CLOSE_S)
+        for worker in self._workers:
+            self._ray.kill(worker.actor)
+            if worker.landing is not None:
+                worker.landing.drop()
+        self._workers = []
+        self._ray.shutdown()
+
+    def _start(self, worker: _Worker) -> None:
+        """Ask for an actor; it starts when the cluster has room."""
+        spread = self._remote.options(scheduling_strategy="SPREAD", **worker.slot.options)
+        worker.actor = spread.remote(worker.slot.kind, worker.slot.amount, self._warm)
+        worker.host, worker.pid, worker.answer = "", 0, worker.actor.start.remote()
+
+    def _receive(self, worker: _Worker) -> None:
+        try:
+            answer = self._ray.get(worker.answer)
+        except self._ray.exceptions.RayTaskError as error:  # raised by the code there, and would be again
+            raise ExecutorError(f"worker {worker.number} on {worker.host or 'a node'}: {_line(error.cause)}") from error
+        except self._ray.exceptions.RayError as error:
+            return self._lost(worker, _line(error))
+        worker.answer = worker.actor.receive.remote()
+        match answer:
+            case Chunk():
+                if worker.landing is not None:
+                    worker.landing.add(answer)
+            case Message():
+                self._take(worker, replace(answer, worker=worker.number))
+            case (host, code):
+                worker.host = clean(host)
+                if code != machine.code_hash():
+                    raise ExecutorError(f"node {worker.host} has other code ({code}) than the loop "
+                                        f"({machine.code_hash()}); the same version on all nodes would do")
+
+    def _take(self, worker: _Worker, message: Message) -> None:
+        """Write down what a message brings, then pass it on."""
+        landing = worker.landing
+        if message.kind == "ready":
+            worker.pid, worker.failed_starts = message.body["pid"], 0
+        elif landing is not None and message.kind == "progress":
+            landing.curves.write([message.body])
+        elif landing is not None and message.id is not None:
+            body = landing.finish(message.body if message.kind == "result" else None)
+            message, worker.landing = replace(message, body=body or message.body), None
+        self._pending.append(message)
+
+    def _lost(self, worker: _Worker, why: str) -> None:
+        """The actor has ended, or its node is out of reach: say so, and ask for another one."""
+        worker.failed_starts += not worker.pid
+        if worker.failed_starts >= START_ATTEMPTS:
+            raise ExecutorError(f"worker {worker.number} ended {START_ATTEMPTS} times before it was ready: {why}")
+        with contextlib.suppress(self._ray.exceptions.RayError):
+            self._ray.kill(worker.actor)  # out of reach is not gone: nothing it says will be read
+        about: tuple[str | None, int | None] = (None, None)
+        if worker.landing is not None:
+            about = (worker.landing.job["id"], worker.landing.job["attempt"])
+            worker.landing = worker.landing.drop()
+        reason = f"the worker on {worker.host or 'a node'} was lost: {why}"
+        self._pending.append(Message("died", worker.number, *about, {"exit": -signal.SIGKILL, "reason": reason}))
+        self._start(worker)
+
+
+def _line(error: BaseException) -> str:
+    """The last line of an error, which in Ray's long ones says what happened."""
+    lines = [clean(line).strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__
