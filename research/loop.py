@@ -3,6 +3,7 @@
     python -m research.loop                     # track tiny, ten minutes
     python -m research.loop --minutes 60 --session runs/night
     python -m research.loop --session runs/night --resume
+    python -m research.loop --executor ray --ray-address 10.0.0.1:6379
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ import argparse
 import os
 import signal
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from jaxnano.cli import report_errors
 from jaxnano.config.base import dump, dump_full
 from jaxnano.config.recipe import recipe_id
+from jaxnano.curves import require_tensorboard
 from research import machine
+from research.execute import Offer
 from research.propose import Proposal, build, lanes_of, parts_of
 from research.propose import lanes as known_lanes
 from research.scheduler import Scheduler
@@ -26,7 +30,6 @@ from research.state import fold
 from research.track import Track, load_track, tracks
 
 MINUTES = 10.0
-WORKER_MB, MEMORY_SHARE = 3000.0, 0.7  # a worker above this is replaced: each new structure costs it 42 MB for good
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -36,6 +39,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, help=f"report included (default {MINUTES:g}; --resume: what was left)")
     parser.add_argument("--max-trials", type=int, help="search runs at most")
     parser.add_argument("--workers", type=int, help="one a core, or one a device, by default")
+    parser.add_argument("--executor", choices=("local", "ray"), default="local", help="this machine, or a Ray cluster")
+    parser.add_argument("--ray-address", metavar="HOST:PORT", help="the cluster's head, or auto; a Ray here by default")
+    parser.add_argument("--ray-cpus", type=float, default=1.0, help="a worker's, where the cluster has only CPUs (1)")
+    parser.add_argument("--tensorboard", action="store_true", help="event files too: tensorboard --logdir S/trials")
     parser.add_argument("--seed", type=int, default=0, help="of the researcher's own choices")
     parser.add_argument("--session", type=Path, help="folder; runs/TRACK-TIME by default")
     parser.add_argument("--lanes", help=f"comma-separated, of {', '.join(known_lanes())} (all by default)")
@@ -43,15 +50,30 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--require-review", action="store_true", help="crown only what a person approved")
     parser.add_argument("--resume", action="store_true", help="go on with --session")
     options = parser.parse_args(argv)
-    for name in ("minutes", "max_trials", "workers"):
+    for name in ("minutes", "max_trials", "workers", "ray_cpus"):
         if (value := getattr(options, name)) is not None and value <= 0:
             raise ValueError(f"--{name.replace('_', '-')}: {value}: above 0 would do")
     if options.resume and options.session is None:
         raise ValueError("--resume: absent: --session SESSION names the folder to go on with")
+    if options.ray_address and options.executor != "ray":
+        raise ValueError(f"--ray-address: {options.ray_address}: --executor ray would use it")
+    if options.tensorboard:
+        require_tensorboard()
     return options
 
 
-Opened = tuple[Session, Track, dict[str, Any]]
+Opened = tuple[Session, Track, dict[str, Any], Offer]
+
+
+def offer(options: argparse.Namespace, workers: int | None) -> Offer:
+    """Where trials may run: on so many workers, or on all that there are."""
+    if options.executor == "ray":
+        from research.execute.ray import connect
+
+        return connect(options.ray_address, workers, options.ray_cpus)
+    from research.execute.local import ThisMachine
+
+    return ThisMachine(machine.places(workers))
 
 
 def start(options: argparse.Namespace) -> Opened:
@@ -62,12 +84,12 @@ def start(options: argparse.Namespace) -> Opened:
     lanes_of(lanes, known_lanes())
     track = load_track(options.track)
     source = options.track if options.track in tracks() else str(Path(options.track).resolve())
-    places = machine.places(options.workers)
+    offered = offer(options, options.workers)
     corpus = data.load(track.base_recipe.data)
     body = {"track": track.name, "source": source, "contract": dump_full(track), "track_hash": track.identity,
             "data_hash": corpus.data_hash, "seed": options.seed, "minutes": options.minutes or MINUTES,
-            "max_trials": options.max_trials, "workers": len(places), "lanes": lanes, "pid": os.getpid(),
-            "require_review": options.require_review,
+            "max_trials": options.max_trials, "workers": offered.workers, "lanes": lanes, "pid": os.getpid(),
+            "require_review": options.require_review, "executor": options.executor,
             "versions": machine.versions(), "argv": sys.argv[1:]}
     inherited = inherit(options.origin, body) if options.origin else None
     session = Session.create(options.session or default_session_dir(track.name))
@@ -75,7 +97,7 @@ def start(options: argparse.Namespace) -> Opened:
     if inherited is not None:
         recipe = build(track.base_recipe, inherited.parts)
         session.ledger.append("proposal", recipe_id(recipe), {"proposal": inherited.as_dict(), "recipe": dump(recipe)})
-    return session, track, body
+    return session, track, body, offered
 
 
 def resume(options: argparse.Namespace) -> Opened:
@@ -93,9 +115,9 @@ def resume(options: argparse.Namespace) -> Opened:
             session.close()
             raise SessionError(f"{options.session}: {name} is {value[:12]} here, {body[name][:12]} there: "
                                "another track or data; start a new session")
-    places = machine.places(options.workers or body["workers"])
-    session.ledger.append("resume", "", {"pid": os.getpid(), "workers": len(places)})
-    return session, track, body | {"workers": len(places)}
+    offered = offer(options, options.workers or body["workers"])
+    session.ledger.append("resume", "", {"pid": os.getpid(), "workers": offered.workers, "executor": options.executor})
+    return session, track, body, offered
 
 
 def inherit(origin: Path, body: dict[str, Any]) -> Proposal:
@@ -116,22 +138,19 @@ def inherit(origin: Path, body: dict[str, Any]) -> Proposal:
 
 def run(options: argparse.Namespace) -> int:
     """One session from start to report."""
-    from research.execute.local import LocalExecutor
     from research.report import write_report
     from research.trial import WARM
     from research.view import View
 
-    session, track, body = (resume if options.resume else start)(options)
+    session, track, body, offered = (resume if options.resume else start)(options)
     state = fold(session.ledger.events())
     minutes = options.minutes or body["minutes"]
     spent_s = 0.0 if options.minutes or not options.resume else state.wall_s
-    places = machine.places(body["workers"])
-    limit_mb = min(WORKER_MB, MEMORY_SHARE * machine.memory_bytes() / 2**20 / len(places))
-    executor = LocalExecutor(places, session.workers, rss_limit_mb=limit_mb, warm=WARM)
-    with session, executor, View(sys.stdout) as view:
+    executor = offered.start(session.workers, WARM, options.tensorboard)
+    with session, closing(executor), View(sys.stdout) as view:
         scheduler = Scheduler(session, track, executor, lanes_of(body["lanes"], known_lanes()),
                               budget_s=60 * minutes - spent_s, max_trials=options.max_trials or body["max_trials"],
-                              device_bytes=None if machine.gpus() else machine.memory_bytes() // len(places),
+                              device_bytes=offered.device_bytes,
                               on_change=view.update)
         view.update(scheduler)
         previous = [signal.signal(s, lambda *_: scheduler.stop()) for s in (signal.SIGINT, signal.SIGTERM)]

@@ -19,7 +19,7 @@ from research.execute import Executor, Job, Message
 from research.gate import Gate
 from research.intake import Intake
 from research.plan import Plan
-from research.proof import Proof, best_single
+from research.proof import Proof, best_single, pending
 from research.propose import Proposer
 from research.session import Session, read_result
 from research.state import State
@@ -136,7 +136,7 @@ class Scheduler:
             self.book.refresh()
             self.intake.judge()
             self._crown()
-            idle = [w for w in range(self.executor.workers) if w not in self.flights]
+            idle = [w for w in range(self.executor.workers) if w not in self.flights and self.executor.present(w)]
             if self.searching and (not idle or not self.flights):  # nobody who could work waits for the lanes
                 self.intake.stock()
             for worker in idle if not self.stopping else ():
@@ -155,17 +155,19 @@ class Scheduler:
         """Why the loop ends now."""
         if self.stopping:
             return "stopped"
-        return "out of time before the seal" if self._proof() else "awaiting review" if self._passed() else "finished"
+        if self._proof():
+            return "out of time before the seal"
+        return "awaiting review" if pending(self.snapshot) else "finished"
 
     def needed(self) -> set[str]:
         """Trials whose checkpoint a proof under way, or a review, still needs."""
-        proofs = (self._proof(), self._passed())
+        proofs = (self._proof(), *pending(self.snapshot))
         return {proof.shipped.key for proof in proofs if proof is not None and proof.shipped is not None}
 
     @property
     def _waiting(self) -> bool:
         """Whether there is time, and a champion to be that a person has not looked at yet."""
-        return self.left_s > 0 and self._passed() is not None
+        return self.left_s > 0 and bool(pending(self.snapshot))
 
     def stop(self) -> None:
         """Have `run` start nothing more and end what runs, as interrupted. Signal handlers may call this."""
@@ -218,7 +220,10 @@ class Scheduler:
         self.record("attempt", trial.key, {
             "attempt": attempt, "worker": worker, "pid": self.executor.pid(worker), **trial._asdict(),
             "purpose": decision["purpose"], "splits": splits, "steps": self.track.steps(arm.recipe, trial.horizon)})
-        self.executor.submit(worker, Job(id=trial.key, attempt=attempt, dir=str(folder), target=TARGET, args={
+        told = self.state.proposals[trial.recipe_id]["proposal"]
+        about = {"recipe": trial.recipe_id, "name": told["name"], "hypothesis": told["hypothesis"]}
+        self.executor.submit(worker, Job(id=trial.key, attempt=attempt, dir=str(folder), target=TARGET, about=about,
+                                         args={
             "recipe": dump(arm.recipe), "total_steps": self.track.steps(arm.recipe, trial.horizon),
             "seconds": self.snapshot.budget_s(arm, trial.horizon),
             "seed": trial.seed, "splits": splits, "data_hash": self.state.session["data_hash"],
@@ -283,25 +288,15 @@ class Scheduler:
 
     # ---- proving
 
-    def _passed(self) -> Proof | None:
-        """The proof that passed last, while its candidate may still be crowned: nobody vetoed or overtook it."""
-        event = next((e for e in reversed(self.state.verifications) if e.body["passed"]), None)
-        if event is None or self.state.review(event.subject) == "veto":
-            return None
-        if any(crowned.seq > event.seq for crowned in self.state.crowned):
-            return None
-        nominated = next(e for e in self.state.nominated if e.body["number"] == event.body["nomination"])
-        return Proof(self.snapshot, nominated.subject, nominated.body)
-
     def _crown(self) -> None:
         """Crown what passed, once a person approved it where one has to, and nobody holds it."""
-        proof = self._passed()
-        if proof is None or proof.sealed is None or proof.shipped is None:
-            return
-        review, required = self.state.review(proof.sealed.subject), self.state.session.get("require_review")
-        if review == "approve" or (review is None and not required):
-            arm = self.snapshot.arms[self.snapshot.index[proof.sealed.subject]]
-            self.record("crowned", arm.recipe_id, crown(self.session, self.track, arm, proof.shipped.key))
+        for proof in pending(self.snapshot):
+            assert proof.sealed is not None and proof.shipped is not None
+            review, required = self.state.review(proof.sealed.subject), self.state.session.get("require_review")
+            if review == "approve" or (review is None and not required):
+                arm = self.snapshot.arms[self.snapshot.index[proof.sealed.subject]]
+                self.record("crowned", arm.recipe_id, crown(self.session, self.track, arm, proof.shipped.key))
+                return
 
     def _proof(self) -> Proof | None:
         """The proof under way."""
@@ -316,7 +311,8 @@ class Scheduler:
         if self.stopping or self._round > self.plan.rounds or self.plan.too_late(self.snapshot):
             return None
         mean, _ = self.snapshot.effects
-        bar = float(mean[self.snapshot.index[self.snapshot.incumbent]]) + self.track.epsilon
+        proven = [self.snapshot.incumbent, *(p.sealed.subject for p in pending(self.snapshot) if p.sealed is not None)]
+        bar = max(float(mean[self.snapshot.index[recipe_id]]) for recipe_id in proven) + self.track.epsilon
         tried = {e.subject for e in (*self.state.nominated, *self.state.sealed)}
         tried |= {e.subject for e in self.state.reviews if self.state.review(e.subject) == "veto"}
         able = [k for k in self.snapshot.view().known if k.runs and k.mean > bar and k.recipe_id not in tried]

@@ -72,7 +72,8 @@ def run_job(args: Mapping[str, Any], report: Callable[[Mapping[str, Any]], None]
         curve.append((progress.step / steps, loss))
         marks.append((progress.step, clock()))
         try:
-            report({"progress": progress.step / steps, "loss": loss, "tokens_per_s": tokens / _step_seconds(marks)})
+            report({"step": progress.step, "progress": progress.step / steps, "loss": loss,
+                    "tokens_per_s": tokens / _step_seconds(marks)})
         except Cancelled as reason:  # what it has cost is still to be known
             result |= {"outcome": "killed", "reason": str(reason), "steps": progress.step}
             break

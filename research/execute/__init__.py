@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NotRequired, Protocol, TypedDict
 
+from jaxnano.cli import Failure
+
 Report = Callable[[Mapping[str, Any]], None]  # what a target calls with its progress; raises Cancelled
 
 
@@ -53,8 +55,8 @@ class Cancelled(Exception):
     """
 
 
-class ExecutorError(RuntimeError):
-    """Workers cannot be kept running; the message is one line for the user."""
+class ExecutorError(Failure):
+    """Workers cannot be kept running."""
 
 
 class Executor(Protocol):
