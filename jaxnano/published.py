@@ -1,7 +1,7 @@
 """A published model: a folder that any change shows in, written whole or not at all, here or in a bucket.
 
     recipe.yaml  diff.md  README.md  card.json  checkpoint/...    what `research.share` publishes
-    manifest.json                                                 size and SHA-256 of every other file; written last
+    manifest.json                                                 SHA-256 of every other file; written last
 
 The SHA-256 of the manifest itself names the whole. The manifest finds damage and careless edits; whoever rewrites it
 too is found out by that name alone, which `load` takes as `digest`.
@@ -63,10 +63,14 @@ def load(path: str | os.PathLike[str], mesh: Mesh | str | None = None,
 
 def seal(folder: Path) -> str:
     """Write the manifest of all that lies in `folder`. Returns: its SHA-256, the model's id."""
-    files = {name: {"bytes": item.stat().length, "sha256": _read(item)} for name, item in _files(epath.Path(folder))}
-    text = json.dumps({"format": FORMAT, "files": dict(sorted(files.items()))}, indent=1) + "\n"
-    (folder / MANIFEST).write_text(text)
-    return hashlib.sha256(text.encode()).hexdigest()
+    text = _manifest({name: _read(item) for name, item in _files(epath.Path(folder))})
+    (folder / MANIFEST).write_bytes(text)
+    return hashlib.sha256(text).hexdigest()
+
+
+def _manifest(files: dict[str, str]) -> bytes:
+    """The one way to write it down, so that no byte of it can change unseen either."""
+    return (json.dumps({"format": FORMAT, "files": files}, indent=1, sort_keys=True) + "\n").encode()
 
 
 def verify(place: epath.Path, into: Path | None = None, digest: str | None = None) -> str:
@@ -98,9 +102,12 @@ def _recorded(place: epath.Path, text: bytes) -> dict[str, str]:
         content = json.loads(text)
         if content["format"] != FORMAT:
             raise ValueError(f"{place}: {MANIFEST}: format {content['format']!r}; this version reads {FORMAT}")
-        return {str(file): str(row["sha256"]) for file, row in content["files"].items()}
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{place}: {MANIFEST}: not a manifest; another copy would do") from None
+        files = content["files"]
+        if _manifest(files) == text and all(isinstance(sha256, str) for sha256 in files.values()):
+            return files
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise ValueError(f"{place}: {MANIFEST}: changed, or never a manifest; another copy would do")
 
 
 def _files(place: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath.Path]]:

@@ -88,7 +88,10 @@ def _copy(source: Path, folder: Path, expected: dict[str, Any]) -> None:
 
 def _measure(folder: Path, split: str, tokens: int) -> float:
     """The loss of what is about to be published, on this machine."""
-    recipe, params, about = published.load(folder)
+    try:
+        recipe, params, about = published.load(folder)
+    except Exception as error:  # of a damaged file, Orbax and TensorStore say what they like, at any length
+        raise Failure(f"champion/{checkpoint.FOLDER}: cannot be read ({type(error).__name__}); not published") from None
     corpus = data.load(recipe.data)
     if corpus.data_hash != about["data_hash"]:
         raise ValueError(f"data: {corpus.data_hash[:12]} on this machine, the champion's is {about['data_hash'][:12]}; "
