@@ -82,7 +82,11 @@ def _verdict(facts: Facts, drawn: dict[str, Figure]) -> list[Block]:
             f"{count(sum(counts.values()), 'trial')}" + (f" ({ran})" if ran else "") + f". Losses are in {facts.unit}; "
             "an effect is how much lower a loss is than the base's on the same seed, so more is better. Each run links "
             "to its row at the end.")
-    return [Banner(kind, text), Paragraph(line), *_figure(drawn, "progress")]
+    best = state.champion or next((row["recipe_id"] for row in facts.frontier(1)), None)
+    sides = {facts.name(rid): facts.measure(rid) for rid in (facts.base, best) if rid}
+    measured = "; ".join(f"{name}: {text}" for name, text in sides.items() if text)
+    blocks = [Banner(kind, text), Paragraph(line), *([Paragraph(f"{measured}.")] if measured else [])]
+    return [*blocks, *_figure(drawn, "progress")]
 
 
 def _champion(facts: Facts, drawn: dict[str, Figure]) -> list[Block]:

@@ -76,6 +76,8 @@ def _rows(found: dict[str, Any]):
             losses = ", ".join(f"{split} {loss(by['mean'])}" for split, by in side["loss"].items())
             yield role.replace("_", " "), _plain(f"{side['recipe_id']} {side['name']}")
             yield "", f"{losses or 'no full run yet'} (n = {side['n_seeds']})"
+            if side["measure"]:
+                yield "", side["measure"]
 
 
 def _plain(text: str) -> Text:

@@ -17,7 +17,7 @@ from research.compare import compare
 from research.ledger import Event, SessionError
 from research.state import State, Trial
 from research.text import count, effect, spread
-from research.track import Track
+from research.track import LossAtSeconds, StepsToTarget, TimeToTarget, Track
 
 NORMAL_95 = 1.96  # standard deviations to either side of a Gaussian's 95 % interval
 
@@ -111,6 +111,21 @@ class Facts:
                 found[splits.heldout] = {event.body["seed"]: event.body["heldout"]}
         return {split: losses for split, losses in found.items() if losses}
 
+    def measure(self, recipe_id: str) -> str | None:
+        """A recipe in the objective's own terms, from its losses on the search split; None where that says no more."""
+        split, objective, full = self.track.splits.search, self.track.objective, self.track.full_steps
+        by_horizon = {h: list(self.state.losses(recipe_id, h, split).values()) for h in self.track.horizons}
+        means = {h: float(np.mean(losses)) for h, losses in by_horizon.items() if losses}
+        match objective:
+            case LossAtSeconds(seconds=seconds) if 1.0 in means and self.state.session.get("bytes_per_token"):
+                bits = means[1.0] / np.log(2) / self.state.session["bytes_per_token"]
+                return f"{bits:.4f} bits per byte after {seconds:g} s"
+            case StepsToTarget() if share := objective.reached(means):
+                return f"loss {objective.target:g} after about {share * full:,.0f} steps"
+            case TimeToTarget() if (share := objective.reached(means)) and (step_s := self.snapshot.base_step_s):
+                return f"loss {objective.target:g} after about {share * full * step_s:,.0f} s"
+        return None
+
     def side(self, recipe_id: str, comparison: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """One side of the result: who, its losses, and how it compares."""
         losses, test = self.losses(recipe_id), comparison or {}
@@ -122,6 +137,7 @@ class Facts:
             "n_seeds": max((len(by) for by in losses.values()), default=0),
             **{key: test.get(key) for key in ("effect", "interval", "p_value", "p_adjusted")},
             "diff": self.edits(recipe_id),
+            "measure": self.measure(recipe_id),
         }
 
     def champion(self) -> dict[str, Any] | None:

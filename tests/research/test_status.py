@@ -1,6 +1,7 @@
 """What status says is what the ledger holds."""
 
 import json
+import math
 
 import pytest
 from sessions import Story
@@ -8,6 +9,7 @@ from sessions import Story
 from jaxnano.cli import report_errors
 from research import status
 from research.compare import compare
+from research.summary import Facts
 
 
 def run(capsys, *arguments):
@@ -59,6 +61,25 @@ def test_table_names_the_champion(tmp_path, capsys):
     path, state = Story(tmp_path / "session").search().nominate().seal().end()
     text = run(capsys, path)
     assert state.champion in text and "model.position: learned() -> rotary()" in text and "\x1b[2J" not in text
+
+
+def test_losses_are_also_said_in_the_objectives_terms(tmp_path):
+    story = Story(tmp_path / "session").search()
+    _, state = story.close()
+    half, full = (state.losses(story.base, h, "search")[0] for h in (0.25, 1.0))
+    found = {}
+    for name, objective in {"seconds": {"kind": "loss_at_seconds", "seconds": 300.0},
+                            "steps": {"kind": "steps_to_target", "target": (half + full) / 2},
+                            "time": {"kind": "time_to_target", "target": (half + full) / 2},
+                            "flops": {"kind": "loss_at_flops"}}.items():
+        state.session["contract"] |= {"objective": objective}
+        state.session["bytes_per_token"] = 4.0
+        found[name] = Facts.of(state).measure(story.base)
+    assert found["seconds"] == f"{full / math.log(2) / 4:.4f} bits per byte after 300 s"
+    assert found["steps"].endswith(f"after about {story.track.full_steps / 2:,.0f} steps")  # halfway in the logarithm
+    step_s = story.track.base_cost.tokens_per_step / 5e4  # the story's runs make 5e4 tokens a second
+    assert found["time"].endswith(f"after about {story.track.full_steps / 2 * step_s:,.0f} s")
+    assert found["flops"] is None
 
 
 def test_no_session_is_one_line_and_code_2(tmp_path, capsys):
