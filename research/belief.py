@@ -254,9 +254,10 @@ class Snapshot:
     def promised(self, worker: int, left_s: float) -> tuple[Trial, dict[str, Any]] | None:
         """The first run of the oldest proposal from the inbox that has none; at most every second search run is one.
 
-        The shortest horizon that fits, where the base goes first. Returns: as `decide`.
+        At the shortest horizon, where the base goes first; one that was interrupted is still owed. Returns: as
+        `decide`.
         """
-        tried = {trial.recipe_id for trial in self.state.trials.values()}
+        tried = {*self.over, *(trial.recipe_id for trial in self.running)}
         arm = next((a for a in self.arms if a.lane == INBOX and a.recipe_id not in tried), None)
         horizon = min(self.belief.track.horizons)
         kept = sum(bool(e.body.get("promised")) for e in self.state.decisions)

@@ -7,16 +7,17 @@ and the held-out split, of which only pass or fail is said.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from jaxnano.config.base import ConfigError, Node, Problem, validate
-from jaxnano.config.recipe import recipe_id
+from jaxnano.config.base import ConfigError, Node, Problem, unique_names, validate
+from jaxnano.config.recipe import Recipe, recipe_id
 from research.belief import INBOX, Belief, Snapshot
 from research.gate import Gate, Verdict
 from research.ledger import Event
@@ -29,6 +30,7 @@ from research.track import Track
 from research.trial import Trial
 
 CLAIM = 0.1  # nats: what a promise from outside may move the prior by
+MOST = 32  # edits of a part, and parts of a proposal: each part is built on the one before
 POLL_S = 0.1
 
 
@@ -38,7 +40,7 @@ class Ask(Idea):
     on: `best` (the champion, or else the candidate that leads), `base`, or a recipe's id.
     """
 
-    edits: tuple[IdeaEdit, ...] = Field(min_length=1, max_length=32)
+    edits: tuple[IdeaEdit, ...] = Field(min_length=1, max_length=MOST)
     why: str = Field(min_length=1, max_length=2000)
     name: str = Field(default="", max_length=80)
     effect: float = Field(default=0.0, ge=-10, le=10)
@@ -48,7 +50,7 @@ class Ask(Idea):
 
 class _Part(Node):
     name: str
-    edits: tuple[IdeaEdit, ...] = Field(min_length=1)
+    edits: tuple[IdeaEdit, ...] = Field(min_length=1, max_length=MOST)
     effect: float = Field(ge=-1, le=1)
     source: str
 
@@ -57,12 +59,17 @@ class _Submission(Node):
     """What a submission holds, whoever wrote it."""
 
     name: str
-    parts: tuple[_Part, ...] = Field(min_length=1)
+    parts: tuple[_Part, ...] = Field(min_length=1, max_length=MOST)
     hypothesis: str
     lane: Literal["inbox", "llm"]
     origin: str
     parents: tuple[str, ...]
     expected_effect: float
+
+    @model_validator(mode="after")
+    def _named(self) -> _Submission:
+        unique_names(self.parts, "parts")  # the ablation tells parts apart by their names
+        return self
 
 
 def proposal_of(body: Mapping[str, Any]) -> Proposal:
@@ -85,6 +92,8 @@ def visible(events: Iterable[Event], track: Track) -> Iterator[Event]:
                 body = body | {"loss": {name: loss for name, loss in body["loss"].items() if name == split}}
             case "verification" | "crowned":
                 body = {name: value for name, value in body.items() if name in kept}
+            case "review":  # who reviews has seen the proof, and a note may quote it
+                body = {name: value for name, value in body.items() if name != "note"}
         yield replace(event, body=body)
 
 
@@ -136,9 +145,17 @@ class Inbox:
             self._snapshot = None
         for arm in self.belief.arms(self.state):
             if arm.recipe_id not in self._remembered:
-                self.gate.remember(arm.recipe)
-                self._remembered.add(arm.recipe_id)
+                self._remember(arm.recipe)
         return self.state
+
+    def _remember(self, recipe: Recipe) -> None:
+        self.gate.remember(recipe)
+        self._remembered.add(recipe_id(recipe))
+
+    @property
+    def running(self) -> bool:
+        """Whether a loop is there to take a submission in; if not, the next one that resumes the session does."""
+        return self.session.ledger.held()
 
     @property
     def snapshot(self) -> Snapshot:
@@ -171,7 +188,10 @@ class Inbox:
         parent, parts = self.parts_on(ask.on)
         name = ask.name or ", ".join(edit.path.rpartition(".")[2] for edit in ask.edits)[:80]
         new = replace(part(ask), name=name, effect=min(max(ask.effect, -CLAIM), CLAIM))
-        parts = (*(old for old in parts if not replaces(new, old)), new)
+        kept = [old for old in parts if not replaces(new, old)]
+        taken = {old.name for old in kept}
+        name = next(n for n in (name, *(f"{name} {i}" for i in itertools.count(2))) if n not in taken)
+        parts = (*kept, replace(new, name=name))
         return Proposal(title(parts), parts, ask.why, lane, origin, (parent,) if parent else ())
 
     def judge(self, proposal: Proposal) -> Verdict:
@@ -190,17 +210,22 @@ class Inbox:
         proposal = self.compose(ask, lane, origin)
         verdict = self.judge(proposal)
         number = self.session.ledger.append("submission", "", {"proposal": proposal.as_dict()})
-        recipe = verdict.recipe
-        trial = Trial(recipe_id(recipe), self.track.horizons[0], 0).key if recipe is not None else None
-        return Submitted(number, proposal, verdict, trial)
+        if verdict.recipe is None:
+            return Submitted(number, proposal, verdict, None)
+        self._remember(verdict.recipe)  # before the loop has said so: asked again at once, it is a duplicate
+        first = Trial(recipe_id(verdict.recipe), min(self.track.horizons), 0)
+        return Submitted(number, proposal, verdict, first.key)
 
     def outcome(self, number: int) -> dict[str, Any] | None:
         """The loop's answer to a submission: its verdict and, once its first run is over, what came of its runs.
 
         Returns: {accepted, recipe_id, refusals, runs: {trial key: outcome, loss, gain}, effect: [mean, sd]}; None
         while the loop has not judged it, or its first run is not over.
+        Raises: ConfigError if there is no submission of this number.
         """
         answer = self.refresh().answers.get(number)
+        if number not in self.state.submissions:
+            raise ConfigError([Problem("number", number, "no such submission; the number that came with it would do")])
         if answer is None:
             return None
         found, body = answer

@@ -203,6 +203,12 @@ class Ledger:
             self._refuse_living(pid, identity)
             db.execute("UPDATE lease SET fence = fence + 1, pid = NULL, host = NULL, identity = NULL")
 
+    def held(self) -> bool:
+        """Whether somebody who is alive holds the lease; a holder on another machine is taken to be."""
+        with self._lock:
+            pid, host, identity = self._db.execute("SELECT pid, host, identity FROM lease").fetchone()
+        return pid is not None and (host != machine.host() or machine.process_identity(pid) == identity)
+
     def _refuse_living(self, pid: int | None, identity: str | None) -> None:
         if pid is not None and machine.process_identity(pid) == identity:
             raise SessionBusy(

@@ -88,8 +88,10 @@ class Proof:
 
     @property
     def done(self) -> bool:
-        """Whether the verification spoke, or only the incumbent is left to prove."""
-        return self.verified is not None or (self.sealed is None and self.final == self.snapshot.incumbent)
+        """Whether the verification spoke, or before the seal nothing is left to prove but the incumbent, or was vetoed."""
+        if self.verified is not None or self.sealed is not None:
+            return self.verified is not None
+        return self.final == self.snapshot.incumbent or self._state.review(self.final or self.recipe_id) == "veto"
 
     def seeds(self) -> list[int]:
         """Verification seeds: they follow from the seal itself, so nobody knew them before."""
@@ -229,6 +231,21 @@ def _mean_gap(a: Mapping[int, float], b: Mapping[int, float]) -> float | None:
     common = sorted(a.keys() & b.keys())
     gap = float(np.mean([a[s] - b[s] for s in common])) if common else None
     return gap if gap is not None and math.isfinite(gap) else None
+
+
+def pending(snapshot: Snapshot) -> list[Proof]:
+    """Proofs that passed but crowned nobody yet, largest effect first.
+
+    What they beat is still the incumbent, and no person vetoed them.
+    """
+    found = []
+    for event in (e for e in snapshot.state.verifications if e.body["passed"]):
+        named = next(e for e in snapshot.state.nominated if e.body["number"] == event.body["nomination"])
+        proof = Proof(snapshot, named.subject, named.body)
+        beaten = proof.sealed is not None and proof.sealed.body["incumbent"] == snapshot.incumbent
+        if beaten and snapshot.state.review(event.subject) != "veto":
+            found.append((event.body["comparisons"]["incumbent"]["effect"], event.seq, proof))
+    return [proof for _, _, proof in sorted(found, reverse=True, key=lambda row: row[:2])]
 
 
 def best_single(snapshot: Snapshot) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from research.ledger import LOOP_KINDS, Event
 
+DECISIONS = ("approve", "veto", "hold")  # what a person may say of a recipe; the last word counts
 FINAL = frozenset({"completed", "killed", "diverged", "failed", "timeout"})  # an `interrupted` run is run again
 
 
@@ -207,7 +208,7 @@ class State:
                 self.verifications.append(event)
             case "crowned":
                 self.crowned.append(event)
-            case "review":
+            case "review" if body.get("decision") in DECISIONS:  # any process may write one
                 self.reviews.append(event)
             case "end":
                 self.end = body

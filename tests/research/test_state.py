@@ -123,9 +123,11 @@ def test_proof_is_kept_in_order():
         (4, "crowned", "a", {}),
         (5, "end", "", {}),
         (9, "resume", "", {}),
-        (10, "review", "a", {"by": "someone"}),
+        (10, "review", "a", {"decision": "hold", "reviewer": "someone"}),
+        (11, "review", "a", {"decision": "burn", "reviewer": "who writes what they like"}),
     ]
     state = fold(story(rows))
     assert state.champion == "a" and state.ablations == {"a": {"removed": ["x"]}}
     assert [event.seq for event in state.sealed + state.verifications + state.crowned + state.reviews] == [3, 4, 5, 8]
+    assert state.review("a") == "hold"
     assert state.end is None and state.wall_s == 5.0
