@@ -131,7 +131,7 @@ def offered(nodes: Sequence[Mapping[str, float]], cpus: float = 1.0) -> Iterator
         amount = node.get(kind, 0.0)
         each = {"GPU": 1.0, "TPU": amount, "CPU": cpus}[kind]
         count = int(amount / each) if each else 0
-        yield from [Slot(kind, each, int(node.get("memory", 0.0)) // count)] * count
+        yield from [Slot(kind, each, int(node.get("memory", 0.0)) // max(1, count))] * count
 
 
 @dataclass
