@@ -24,7 +24,7 @@ def eval_windows(corpus: Corpus, split: str, recipe: Recipe, tokens: int = EVAL_
     Raises: ValueError if the split is shorter than one batch.
     """
     data = recipe.data
-    most = corpus.tokens(split).size // (data.length + 1)
+    most = (corpus.tokens(split).size - 1) // data.length
     batches = max(1, min(tokens // data.length, most) // data.batch)
     return eval_batches(corpus, split, data.length, batches * data.batch, data.batch)
 
@@ -32,7 +32,8 @@ def eval_windows(corpus: Corpus, split: str, recipe: Recipe, tokens: int = EVAL_
 def evaluate(recipe: Recipe, params: gpt.Params, windows_NxBxM: np.ndarray) -> float:
     """Mean cross entropy in nats per token. params: what the optimizer evaluates (`eval_params`)."""
     structure = Structure(structure_id(recipe), sharding.mesh_of(params), 1, recipe)
-    return float(_compiled(structure)(params, windows_NxBxM, hypers(recipe, 1)))
+    windows = sharding.place_rows(windows_NxBxM, structure.mesh)
+    return float(_compiled(structure)(params, windows, hypers(recipe, 1)))
 
 
 @lru_cache(maxsize=8)
@@ -46,6 +47,5 @@ def _compiled(structure: Structure) -> Any:
 
     if mesh is None:
         return jax.jit(mean_loss)
-    divides = recipe.data.batch % sharding.batch_shards(mesh) == 0  # a model may be opened on more devices than rows
-    rows = jax.NamedSharding(mesh, sharding.BATCH if divides else jax.P())
-    return jax.jit(mean_loss, in_shardings=(None, rows, None))
+    rows, whole = sharding.rows(recipe.data.batch, mesh), jax.NamedSharding(mesh, jax.P())
+    return jax.jit(mean_loss, in_shardings=(None, rows, None), out_shardings=whole)

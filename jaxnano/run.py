@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import signal
 import statistics
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +20,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxnano import data, sharding, train
+from jaxnano import data, hosts, sharding, train
 from jaxnano.checkpoint import FOLDER, Checkpoints, recorded
 from jaxnano.cli import Failure, Output, positive
 from jaxnano.config.base import validate
@@ -139,15 +137,15 @@ def fit(job: Job, console: Console | None = None, resume: bool = False) -> dict[
                                  train.STEPS_PER_CALL)
     compiled = train.program(job.recipe, job.mesh, job.accumulate)
     checkpoints, state = _open(job, corpus.data_hash, batches, resume)
-    journal = Journal(job.out, 0 if state is None else int(state.step))
+    journal = Journal(job.out if hosts.first() else None, 0 if state is None else int(state.step))
     watch, losses, search_loss, step = Stopwatch(job), np.full(1, np.nan), None, 0 if state is None else int(state.step)
 
     def measure(state: train.TrainState) -> float:
         return evaluate(job.recipe, compiled.params(state, hypers(job.recipe, job.steps)), windows)
 
-    with _signals() as stop, _bar(console, job, step) as show:
+    with hosts.signals() as stop, _bar(console, job, step) as show:
         calls = train.run(job.recipe, job.steps, job.seed, batches, mesh=job.mesh, accumulate=job.accumulate,
-                          state=state, settle=lambda step: job.pauses(step) or bool(stop))
+                          state=state, settle=lambda step: stop.due() or job.pauses(step))
         for call in calls:
             losses, state, step, elapsed_s = call.losses, call.state, call.step, journal.elapsed_s + call.elapsed_s
             rate = watch.lap(losses.size)
@@ -162,7 +160,7 @@ def fit(job: Job, console: Console | None = None, resume: bool = False) -> dict[
                 journal.write([{"step": step, f"{SPLIT}_loss": search_loss, "elapsed_s": elapsed_s}])
             if checkpoints:
                 checkpoints.save(state, batches.get_state(), search_loss)
-            if stop:
+            if stop.number is not None:
                 break
             watch.skip()
     journal.close()
@@ -171,7 +169,7 @@ def fit(job: Job, console: Console | None = None, resume: bool = False) -> dict[
     if search_loss is None and state is not None and step == job.steps:  # the run had ended before this process began
         search_loss = measure(state)
     return {"steps": step, "loss": float(losses.mean()), f"{SPLIT}_loss": search_loss, "tokens_per_s": watch.usual(),
-            "mfu": watch.mfu(watch.usual()), "out": job.out and str(job.out), "stopped_by": stop[0] if stop else None}
+            "mfu": watch.mfu(watch.usual()), "out": job.out and str(job.out), "stopped_by": stop.number}
 
 
 def _open(job: Job, data_hash: str, batches: grain.DatasetIterator, resume: bool) -> Any:
@@ -182,7 +180,8 @@ def _open(job: Job, data_hash: str, batches: grain.DatasetIterator, resume: bool
     if checkpoints.latest_step is not None and not resume:
         raise ValueError(f"--out: {job.out}: holds a checkpoint at step {checkpoints.latest_step}; --resume goes on "
                          "from it, another folder starts anew")
-    save(job.recipe, job.out / "recipe.yaml")
+    if hosts.first():
+        save(job.recipe, job.out / "recipe.yaml")
     restored = checkpoints.restore()
     if restored is None:
         return checkpoints, None
@@ -195,26 +194,6 @@ def _check(losses: np.ndarray, step: int, steps: int) -> None:
     if bad.size:
         raise Failure(f"loss: {losses[bad[0]]} at step {step - losses.size + 1 + bad[0]} of {steps}: the run diverged; "
                       "a lower learning rate or a longer warm-up would do")
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and Ctrl-C, for the loop to end after the call that runs; a second Ctrl-C ends at once."""
-    stop: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # a notebook's worker: signals are not ours
-        yield stop
-        return
-
-    def note(number: int, _: Any) -> None:
-        stop.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
@@ -235,10 +214,14 @@ def _bar(console: Console | None, job: Job, step: int) -> Iterator[Any]:
 def main(argv: list[str] | None = None) -> int:
     """The command. Exit code 0 at the end of the run, 128 + n when signal n ended it early."""
     options = _parser().parse_args(argv)
+    return hosts.run_jointly(options, lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
     use_compile_cache()
-    job = _job(options)
-    summary = fit(job, Console(stderr=True), options.resume)
-    Output(options.json).table("run", {k: v for k, v in summary.items() if v is not None and not _nan(v)})
+    summary = fit(_job(options), Console(stderr=True) if hosts.first() else None, options.resume)
+    if hosts.first():
+        Output(options.json).table("run", {k: v for k, v in summary.items() if v is not None and not _nan(v)})
     return 128 + summary["stopped_by"] if summary["stopped_by"] else 0
 
 
@@ -279,4 +262,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--eval-every", type=positive, default=0, metavar="N", help=f"steps between {SPLIT} losses")
     parser.add_argument("--save-every", type=positive, default=0, metavar="N", help="steps between checkpoints")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    hosts.add_options(parser)
     return parser

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, use_abstract_mesh
 
 from jaxnano.model.specs import Table
@@ -54,6 +55,19 @@ def parse_mesh(text: str | None) -> Mesh | None:
             raise ValueError(f"mesh: {part!r}: written as data=2,fsdp=4 with axes {', '.join(AXES)}")
         sizes[name] = int(size)
     return make_mesh(**sizes)
+
+
+def rows(batch: int, mesh: Mesh) -> NamedSharding:
+    """Where tokens [S, B, L+1] go; whole to every device if there are more devices than a batch of B divides into."""
+    return NamedSharding(mesh, BATCH if batch % batch_shards(mesh) == 0 else PartitionSpec())
+
+
+def place_rows(tokens_SxBxM: np.ndarray, mesh: Mesh | None) -> Any:
+    """Tokens [S, B, L+1] that every process holds, as one array of which each keeps its own devices' rows."""
+    if mesh is None or not mesh.is_multi_process:
+        return tokens_SxBxM  # the compiled program puts them where it wants them
+    place = rows(tokens_SxBxM.shape[1], mesh)
+    return jax.make_array_from_callback(tokens_SxBxM.shape, place, lambda index: tokens_SxBxM[index])
 
 
 def within(mesh: Mesh | None) -> AbstractContextManager[Any]:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxnano import sharding
 from jaxnano.config.recipe import Recipe, at, hypers, structure_id
@@ -138,7 +138,8 @@ def _program(structure: Structure) -> Program:
         state = sharding.state_sharding(jax.eval_shape(init, np.uint32(0), hypers(recipe, 1)), specs(recipe), mesh)
         batch = NamedSharding(mesh, sharding.BATCH)
         first = {"out_shardings": state}
-        places = {"in_shardings": (state, batch, None, None), "out_shardings": (state, None)}
+        whole = NamedSharding(mesh, PartitionSpec())
+        places = {"in_shardings": (state, batch, None, None), "out_shardings": (state, whole)}
     return Program(jax.jit(init, **first), jax.jit(steps, donate_argnums=0, **places), jax.jit(eval_params))
 
 
@@ -172,7 +173,7 @@ def run(
     step, late = int(state.step), None
     while step < total_steps:
         count = min(STEPS_PER_CALL, total_steps - step)
-        state, losses = compiled.steps(state, next(batches), np.int32(count), values)
+        state, losses = compiled.steps(state, sharding.place_rows(next(batches), mesh), np.int32(count), values)
         step += count
         if late is not None:
             yield Progress(late[0], np.asarray(late[1])[: late[2]], time.monotonic() - start, state, False)
