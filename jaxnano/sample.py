@@ -14,15 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnano import data
 from jaxnano.checkpoint import load
 from jaxnano.cli import positive, report_errors
-from jaxnano.config.base import ConfigError, Problem
 from jaxnano.config.recipe import Recipe, at, hypers, structure_id
 from jaxnano.device import use_compile_cache
 from jaxnano.model import gpt
 from jaxnano.train import Structure
-
-START = 0  # the byte that stands before every document of the corpus
 
 
 def sample(recipe: Recipe, params: gpt.Params, prompt: np.ndarray, tokens: int, seed: int = 0,
@@ -32,14 +30,14 @@ def sample(recipe: Recipe, params: gpt.Params, prompt: np.ndarray, tokens: int, 
     The model has seen `data.length` positions. Once they are full it reads the last half of the text again, as if it
     began there, and goes on: that is right for every position signal, learned ones included.
 
-    Args: params: what the optimizer evaluates. prompt: tokens [P]; empty: the start of a document. temperature: 0
-    takes the likeliest token. top_k: draw from the k likeliest alone, 0 from all.
+    Args: params: what the optimizer evaluates. prompt: tokens [P], at least one; the separator starts a document.
+    temperature: 0 takes the likeliest token. top_k: draw from the k likeliest alone, 0 from all.
     Returns: the continuation [tokens].
     Raises: ValueError for a temperature or top_k below 0.
     """
     if temperature < 0 or top_k < 0:
         raise ValueError(f"temperature {temperature:g}, top_k {top_k}: neither may be below 0")
-    text = np.asarray(prompt, np.int32) if len(prompt) else np.full(1, START, np.int32)
+    text = np.asarray(prompt, np.int32)
     length, key, made = recipe.data.length, jax.random.key(seed), 0
     settings = {"temperature": np.float32(temperature), "top_k": np.int32(top_k or recipe.model.vocab)}
     compiled = _compiled(Structure(structure_id(recipe), None, 1, recipe))
@@ -96,11 +94,10 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     use_compile_cache()
     recipe, params, _ = load(options.checkpoint)
-    if recipe.data.kind != "embedded":
-        raise ConfigError([Problem("data.kind", recipe.data.kind, "text in and out needs a model of bytes: embedded")])
-    prompt = np.frombuffer(options.prompt.encode(), np.uint8)
+    tokens = data.tokenizer_of(recipe.data)
+    prompt = tokens.encode(options.prompt) if options.prompt else np.array([tokens.separator])
     new = sample(recipe, params, prompt, options.tokens, options.seed, options.temperature, options.top_k)
-    print(options.prompt + new.clip(0, 255).astype(np.uint8).tobytes().decode("utf-8", "replace"))
+    print(options.prompt + tokens.decode(new).decode("utf-8", "replace"))
     return 0
 
 

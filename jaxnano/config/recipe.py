@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from jaxnano.config import schedule
 from jaxnano.config.base import (
@@ -27,7 +27,7 @@ from jaxnano.config.base import (
     traced_range,
     validate,
 )
-from jaxnano.config.data import Embedded, Shards
+from jaxnano.config.data import Data, Embedded
 from jaxnano.config.model import Model
 from jaxnano.config.optimizer import Optimizer
 
@@ -44,13 +44,12 @@ class Recipe(Node):
 
     model: Model = Model()
     optimizer: Optimizer = Optimizer()
-    data: Annotated[Embedded | Shards, Field(discriminator="kind")] = Embedded(kind="embedded")
+    data: Data = Embedded(kind="embedded")
     train: Train = Train()
 
     @model_validator(mode="after")
     def _agrees(self) -> Recipe:
-        least = {"embedded": 256, "shards": 50257}[self.data.kind]
-        if self.model.vocab < least:
+        if self.model.vocab < (least := self.data.vocab):
             raise refuse("model.vocab", self.model.vocab, f"{self.data.kind} data has {least} tokens; {least} would do")
         if self.model.init.zero_projections:
             for group in self.optimizer.groups:

@@ -1,44 +1,98 @@
-"""`python -m jaxnano.data`: prepare the embedded corpus and say what is in it (15 s once, then at once)."""
+"""Prepare a corpus, say what is in it, check it.
+
+    python -m jaxnano.data                                   # the embedded corpus (15 s once, then at once)
+    python -m jaxnano.data configs/track3-124m.yaml          # a recipe's
+    python -m jaxnano.data data/fineweb10B --check           # a folder of shards, or of text
+    python -m jaxnano.data '{kind: text, path: books, tokenizer: {kind: bpe}}'
+"""
+
+from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from jaxnano.data import ngram, store
+from jaxnano import data
+from jaxnano.cli import report_errors
+from jaxnano.config import recipe
+from jaxnano.config.base import Node, parse_yaml, validate
+from jaxnano.config.data import Data, Embedded, Shards
+from jaxnano.data import Corpus, ngram, shards
+
+COUNTED = 10**8  # tokens of a split that are read to describe it
 
 
-def main() -> int:
+class Source(Node):
+    """What the command describes."""
+
+    data: Data = Embedded(kind="embedded")
+
+
+def main(argv: list[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m jaxnano.data", description="Prepare and describe the corpus.")
+    parser = argparse.ArgumentParser("jaxnano.data", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("data", nargs="?", help="a recipe in YAML, a data node, or a folder or file of shards or text")
+    parser.add_argument("--check", action="store_true", help="read every shard again, and compare with the first time")
     parser.add_argument("--ngram", action="store_true", help="add bits/byte of a 5-gram model of train (10 s)")
-    arguments = parser.parse_args()
-    try:
-        corpus = store.embedded()
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    manifest = corpus.manifest()
-    print(f"{corpus.directory}\ndata hash {corpus.data_hash}")
-    print("from " + ", ".join(f"{name} {version}" for name, version in manifest["packages"].items()))
-    print("\nsplit      documents      bytes  recurring  entropy" + "  5-gram" * arguments.ngram)
-    for split, row in manifest["splits"].items():
-        tokens = np.asarray(corpus.tokens(split))
-        line = f"{split:10} {row['documents']:9,} {tokens.size:10,}  {row['recurring_share']:8.2%}"
-        line += f"  {_entropy(tokens):7.3f}"
-        if arguments.ngram and split != "train":
-            line += f"  {ngram.bits_per_byte(np.asarray(corpus.tokens('train')), tokens):6.3f}"
-        print(line)
-    print("\nrecurring: bytes in long lines that also stand in train; entropy and 5-gram: bits per byte")
+    options = parser.parse_args(argv)
+    node = parsed(options.data) if options.data else Embedded(kind="embedded")
+    if options.check and isinstance(node, Shards):
+        corpus = shards.load(node.path, node.vocab, again=True)
+    else:
+        corpus = data.load(node)  # which reads and hashes whatever is no shard every time
+    print(f"{corpus.directory}\ndata hash {corpus.data_hash}\n{corpus.vocab_size:,} tokens ({corpus.encoding})")
+    if packages := corpus.about.get("packages"):
+        print("from " + ", ".join(f"{name} {version}" for name, version in packages.items()))
+    _table(corpus, options.ngram and corpus.encoding == "bytes")
     return 0
 
 
+def parsed(text: str, given: Mapping[str, Any] | None = None) -> Data:
+    """A data node from what a person writes: a recipe's file, the node itself, or a folder or file that holds the data.
+
+    Args: given: fields that a node of text gets where it does not say otherwise.
+    Raises: ValueError if it is none of these.
+    """
+    path = Path(text).expanduser()
+    if path.suffix in (".yaml", ".yml"):
+        return recipe.load(path).data
+    if path.is_dir() and any(path.glob("*.bin")):
+        return Shards(kind="shards", path=text, vocab=shards.manifest(path)["vocab_size"])
+    if path.exists():
+        return validate(Source, {"data": {"kind": "text", "path": text, **(given or {})}}).data
+    node = parse_yaml(text, "data")
+    if not isinstance(node, dict):
+        raise ValueError(f"{text}: no such file or folder; a recipe, a folder of shards or text, or a node like "
+                         "'{kind: text, path: FOLDER}' would do")
+    return validate(Source, {"data": {**(given or {}), **node}}).data
+
+
+def _table(corpus: Corpus, with_ngram: bool) -> None:
+    print("\nsplit      documents          tokens  bytes/token  recurring  entropy" + "  5-gram" * with_ngram)
+    rows = corpus.about.get("splits", {})
+    for split in corpus.splits:
+        tokens, row = corpus.tokens(split), rows.get(split, {})
+        per_token = corpus.bytes_per_token(split) if row or tokens.size < COUNTED else None
+        cells = [f"{row['documents']:9,}" if row else f"{'':9}", f"{tokens.size:14,}",
+                 f"{per_token:11.3f}" if per_token else f"{'unknown':>11}",
+                 f"{row['recurring_share']:9.2%}" if row else f"{'':9}",
+                 f"{_entropy(tokens[:]):7.3f}" if row else ""]
+        if with_ngram and split != "train":
+            cells.append(f"{ngram.bits_per_byte(corpus.tokens('train')[:], tokens[:]):6.3f}")
+        print(f"{split:10} " + "  ".join(cells))
+    if rows:
+        print("\nrecurring: bytes in long lines that also stand in train; entropy: bits per token, of single tokens")
+
+
 def _entropy(tokens: np.ndarray) -> float:
-    """Entropy of single bytes, in bits."""
     share = np.bincount(tokens) / tokens.size
     share = share[share > 0]
     return float(-(share * np.log2(share)).sum())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(report_errors(main))

@@ -1,7 +1,8 @@
-"""The embedded corpus: docstrings of the installed wheels, so that a run needs no download.
+"""Documents: near duplicates removed, and divided into splits; and those of the embedded corpus.
 
-Sources are read and parsed, never imported. A document is the docstrings of one file. The same wheels give the same
-documents, in the same splits, on every machine.
+The embedded corpus is the docstrings of the installed wheels, so that a run needs no download. Sources are read and
+parsed, never imported. A document is the docstrings of one file. The same wheels give the same documents, in the same
+splits, on every machine.
 """
 
 import ast
@@ -21,18 +22,21 @@ MIN_DOCSTRING = 40  # characters; shorter ones ("Returns the mean.") teach nothi
 MIN_DOCUMENT = 200  # characters
 LARGEST_PART = 0.1  # of an evaluation split; one document may not decide what it measures
 LONG_LINE = 40  # characters; a line this long that recurs is a copy, not a coincidence
+SECTIONS = 1000  # that text is cut into where its documents are too few or too long to be divided
 MIN_LETTERS = 16  # a long line with fewer is a rule or a row of numbers, and says nothing about copying
 
 
 class Document(NamedTuple):
-    """The docstrings of one source file: `source` is its path inside the wheel."""
+    """Text that stays in one split. source: where it is from, a path inside the wheel or the folder of text."""
 
     source: str
     text: str
 
     @property
     def package(self) -> str:
-        return self.source.split("/", 1)[0]
+        """The first folder of the path, "" without one: splits are alike in these."""
+        folder, slash, _ = self.source.partition("/")
+        return folder if slash else ""
 
 
 def documents(packages: Sequence[str] = PACKAGES) -> list[Document]:
@@ -99,6 +103,39 @@ def split(corpus: Sequence[Document]) -> dict[str, list[Document]]:
         credit[taker] -= size
         chosen[document.source] = taker
     return {name: [document for document in corpus if chosen[document.source] == name] for name in SHARES}
+
+
+def divide(raw: Sequence[Document]) -> dict[str, list[Document]]:
+    """The splits of any documents, near duplicates removed; each evaluation split has at least half of its share.
+
+    Where whole documents are too few or too long for that (a play, ten novels), they are cut at blank lines, or at ends
+    of lines, into about SECTIONS sections, and these are divided instead.
+    Raises: ValueError if the sections are too few or too long as well.
+    """
+    for candidates in (raw, sections(raw)):
+        kept = [document for document in without_copies(candidates) if document.text.strip()]
+        parts = split(kept)
+        sizes = {name: sum(len(document.text.encode()) for document in part) for name, part in parts.items()}
+        if kept and all(size >= SHARES[name] / 2 * sum(sizes.values()) for name, size in sizes.items()):
+            return parts
+    size = sum(len(document.text) for document in raw)
+    raise ValueError(f"{len(raw)} document(s), {size:,} characters: too few lines to divide into {', '.join(SHARES)}; "
+                     f"{SECTIONS} lines of the usual length would do")
+
+
+def sections(raw: Sequence[Document]) -> list[Document]:
+    """Documents cut into about SECTIONS runs of lines, at a blank line where there is one in time."""
+    size = max(1, sum(len(document.text) for document in raw) // SECTIONS)
+    found = []
+    for document in raw:
+        text, start = document.text, 0
+        while start < len(text):
+            blank, line = text.find("\n\n", start + size), text.find("\n", start + 2 * size)
+            ends = [end + 1 for end in (blank, line) if end >= 0]
+            stop = min(ends, default=len(text))
+            found.append(Document(f"{document.source}:{start}", text[start:stop].strip("\n")))
+            start = stop
+    return found
 
 
 def recurring_share(text: str, train: str) -> float:

@@ -4,39 +4,58 @@ The order of windows is a function of the data seed and their length alone: batc
 stream, and a longer run sees what a shorter one saw, then more.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import grain
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
-from jaxnano.data import store
+from jaxnano.config import data as config
+from jaxnano.data import shards, store, text, tokenizer
 from jaxnano.data.store import Corpus
+from jaxnano.data.tokenizer import Tokenizer
+from jaxnano.data.tokens import Tokens
+
+if TYPE_CHECKING:
+    import grain
 
 CALLS = 2**40  # a stream without an end, as far as any run is concerned
+ROUNDS = 6  # of the shuffling network
+LARGE = 1 << 21  # windows an epoch; sorting as many costs 50 MB, and shuffling more is done without
 
 
-class DataNode(Protocol):
-    """What this module reads of a data node."""
-
-    @property
-    def kind(self) -> str: ...
-
-
-def load(data: DataNode) -> Corpus:
+def load(data: config.Data) -> Corpus:
     """Open a data node's corpus, preparing it first if need be.
 
-    Raises: ValueError if the kind is unknown, or the corpus cannot be prepared.
+    Raises: ValueError if its files are missing or damaged, or an extra it needs is not installed; Failure if what it
+    needs cannot be downloaded.
     """
-    match data.kind:
-        case "embedded":
+    match data:
+        case config.Embedded():
             return store.embedded()
-        case "shards":
-            raise ValueError("data.kind: shards: FineWeb is described but not read yet; track tiny runs without it")
-        case other:
-            raise ValueError(f"data.kind: no reader for {other!r}; 'embedded' would do")
+        case config.Shards():
+            return shards.load(data.path, data.vocab)
+        case config.Text() | config.Tfds():
+            return text.load(data)
+
+
+def tokenizer_of(data: config.Data) -> Tokenizer:
+    """What turns text into a node's tokens and back; without the data, unless it was trained on them.
+
+    Raises: what `load` raises; Failure where GPT-2's vocabulary cannot be downloaded.
+    """
+    match data:
+        case config.Embedded():
+            return tokenizer.build("bytes")
+        case config.Shards():
+            folder = Path(data.path).expanduser()
+            return tokenizer.beside(folder, shards.manifest(folder)["encoding"])
+        case config.Text() | config.Tfds():
+            kind = data.tokenizer.kind
+            return load(data).tokenizer() if kind == "bpe" else tokenizer.build(kind)
 
 
 def train_batches(
@@ -49,37 +68,39 @@ def train_batches(
     and `set_state` continues exactly there, in an iterator of the same arguments.
     Raises: ValueError if train is shorter than one window.
     """
-    source = _Windows(corpus.tokens("train"), batch, length, seed, steps_per_call)
-    # The tokens are in memory: threads would only contend with the training step for its core.
+    import grain  # a second and 150 MB, which reading and describing data do without
+
+    source = Windows(corpus.tokens("train"), batch, length, seed, steps_per_call)
+    # The tokens are in the system's cache: threads would only contend with the training step for its core.
     inline = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     return iter(grain.MapDataset.source(source).to_iter_dataset(inline))
 
 
 def eval_batches(corpus: Corpus, split: str, length: int, n_windows: int, batch: int) -> np.ndarray:
-    """Fixed evaluation windows, evenly spaced over a split and without overlap: the same in every run.
+    """Fixed evaluation windows, evenly spaced over a split: the same in every run. No token is predicted twice.
 
     Returns: (n_windows / batch, batch, length + 1) in the tokens' dtype.
     Raises: ValueError if the split holds fewer windows, or batches do not divide them.
     """
     tokens = corpus.tokens(split)
-    most = tokens.size // (length + 1)
+    most = (tokens.size - 1) // length
     if not 0 < n_windows <= most:
         raise ValueError(f"data: {n_windows} windows of length {length} asked of {split}; 1 to {most} would do")
     if n_windows % batch:
         raise ValueError(f"data: {n_windows} evaluation windows are not divisible into batches of {batch}")
     starts = np.arange(n_windows) * (tokens.size // n_windows)
-    return _gather(tokens, starts, length).reshape(-1, batch, length + 1)
+    return tokens.gather(starts, length + 1).reshape(-1, batch, length + 1)
 
 
 @dataclass(frozen=True)
-class _Windows:
-    """Random access to the stream of training windows, a call's worth an element.
+class Windows:
+    """Random access to the stream of training windows, a call's worth an element: (steps_per_call, batch, length + 1).
 
     An epoch cuts the tokens into windows side by side, from an offset of its own, and visits each once. Shuffling and
     batching single windows is left to NumPy: one gather a call costs less per window than Grain costs per element.
     """
 
-    tokens: np.ndarray
+    tokens: Tokens
     batch: int
     length: int
     seed: int
@@ -99,19 +120,52 @@ class _Windows:
         epochs, places = np.divmod(np.arange(index * n_windows, (index + 1) * n_windows), per_epoch)
         starts = np.concatenate(
             [
-                _epoch_starts(self.seed, int(epoch), per_epoch, self.length)[places[epochs == epoch]]
+                _starts(self.seed, int(epoch), per_epoch, self.length, places[epochs == epoch])
                 for epoch in range(epochs[0], epochs[-1] + 1)
             ]
         )
-        return _gather(self.tokens, starts, self.length).reshape(self.steps_per_call, self.batch, self.length + 1)
+        return self.tokens.gather(starts, self.length + 1).reshape(self.steps_per_call, self.batch, self.length + 1)
+
+
+def _starts(seed: int, epoch: int, per_epoch: int, length: int, places: np.ndarray) -> np.ndarray:
+    """Starts of the windows at some places of an epoch's random order, from raw bits: NumPy keeps those for ever."""
+    if per_epoch <= LARGE:
+        offset, order = _sorted_order(seed, epoch, per_epoch, length)
+        return offset + order[places] * length
+    bits = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(1 + ROUNDS)
+    return int(bits[0] % length) + permuted(places, per_epoch, bits[1:]) * length
 
 
 @lru_cache(maxsize=2)
-def _epoch_starts(seed: int, epoch: int, per_epoch: int, length: int) -> np.ndarray:
-    """Starts of one epoch's windows in their random order, from raw bits: NumPy keeps those the same for ever."""
+def _sorted_order(seed: int, epoch: int, per_epoch: int, length: int) -> tuple[int, np.ndarray]:
+    """Offset and random order of an epoch's windows: random numbers sorted."""
     bits = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(per_epoch + 1)
-    return int(bits[0] % length) + np.argsort(bits[1:], kind="stable") * length
+    return int(bits[0] % length), np.argsort(bits[1:], kind="stable")
 
 
-def _gather(tokens: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
-    return sliding_window_view(np.asarray(tokens), length + 1)[starts]
+def permuted(places: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
+    """Where a keyed permutation of range(size) takes `places`, without writing it down.
+
+    A Feistel network permutes the numbers of an even count of bits, at most 4 * size; one that lands outside the range
+    goes through it again until it is inside.
+    Args: places: (n,) int64 below size, at most 2^62. keys: (rounds,) uint64.
+    Source: Luby and Rackoff 1988; Black and Rogaway 2002 (cycle walking).
+    """
+    half = np.uint64(max(1, (int(size - 1).bit_length() + 1) // 2))
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    found = places.astype(np.uint64)
+    out = np.ones(found.shape, bool)
+    while out.any():
+        left, right = found[out] >> half, found[out] & mask
+        for key in keys:
+            left, right = right, left ^ (_mixed(right ^ key) & mask)
+        found[out] = left << half | right
+        out = found >= size
+    return found.astype(np.int64)
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    """Every bit of the result depends on every bit of x. Source: Steele et al. 2014 (SplitMix64)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -1,7 +1,7 @@
-"""Prepared data on disk: ArrayRecord files, and beside them an array of tokens a split for training to map into memory.
+"""Prepared data on disk, and the embedded corpus: ArrayRecord files, and beside them an array of tokens a split.
 
-A directory of the cache belongs to one set of wheels and one version of the extracting code. It appears by a rename,
-complete, so a killed or a second process never leaves or sees a half-written one.
+A directory of the cache belongs to one source, in one state, and one version of the code that prepares it. It appears
+by a rename, complete, so a killed or a second process never leaves or sees a half-written one.
 """
 
 import hashlib
@@ -10,13 +10,16 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from jaxnano.data import corpus
+from jaxnano.cli import Failure
+from jaxnano.data import corpus, tokenizer
+from jaxnano.data.tokens import Part, Tokens
 
 MANIFEST = "manifest.json"
 BYTE_VOCABULARY = 256
@@ -25,38 +28,77 @@ ABANDONED_S = 24 * 3600  # a temporary directory this old belongs to a process t
 
 @dataclass(frozen=True)
 class Corpus:
-    """Tokens by split, in `directory`; `data_hash` is the SHA-256 of all splits' names and tokens."""
+    """Tokens by split, and what they are.
+
+    data_hash: SHA-256 that names the tokens and their splits, the same wherever they lie. encoding: what turns text
+    into them: bytes, gpt2 or bpe. parts: {split: where its tokens are}. about: the manifest; where the data was
+    prepared here it has a row for each split: tokens, documents, bytes and the recurring share.
+    """
 
     directory: Path
     data_hash: str
     vocab_size: int
-    splits: tuple[str, ...]
+    encoding: str
+    parts: Mapping[str, tuple[Part, ...]]
+    about: Mapping[str, Any]
 
-    def tokens(self, split: str) -> np.ndarray:
-        """Tokens of one split, documents joined with NUL, as a read-only memory map.
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits."""
+        return tuple(self.parts)
 
-        Returns: (tokens,) uint8 for bytes, uint16 for larger vocabularies.
+    def tokens(self, split: str) -> Tokens:
+        """Tokens of one split, a separator between documents: uint8 for bytes, uint16 for larger vocabularies.
+
         Raises: ValueError if there is no such split.
         """
-        if split not in self.splits:
-            raise ValueError(f"data: no split {split!r}; there are {', '.join(self.splits)}")
-        return np.load(self.directory / f"{split}.npy", mmap_mode="r")
+        if split not in self.parts:
+            raise ValueError(f"data: no split {split!r}; there are {', '.join(self.parts)}")
+        return Tokens(self.parts[split], self.vocab_size)
 
-    def manifest(self) -> dict:
-        """What was prepared: versions of the packages; documents, bytes and duplicate share of each split."""
-        return json.loads((self.directory / MANIFEST).read_text())
+    def tokenizer(self, download: bool = True) -> tokenizer.Tokenizer:
+        """What turns text into these tokens and back.
+
+        Raises: ValueError or Failure if it is GPT-2's and not at hand (nor downloaded, if `download` is false).
+        """
+        return tokenizer.beside(self.directory, self.encoding, download)
+
+    def bytes_per_token(self, split: str) -> float | None:
+        """Bytes of text a token of the split stands for, a separator counting as one; None if nobody can say.
+
+        Nats per token / (log(2) * this) is bits per byte. Counted here at 100 M tokens/s where no manifest has it.
+        """
+        row = self.about.get("splits", {}).get(split, {})
+        if self.encoding == "bytes" or "tokens" in row:
+            return row["bytes"] / row["tokens"] if "tokens" in row else 1.0
+        try:
+            lengths = self.tokenizer(download=False).lengths()
+        except (ValueError, Failure):
+            return None
+        tokens = self.tokens(split)
+        total = sum(int(np.bincount(block, minlength=lengths.size) @ lengths) for block in tokens.blocks())
+        return total / tokens.size
 
 
 def embedded(packages: Sequence[str] = corpus.PACKAGES) -> Corpus:
     """The corpus of the installed wheels' docstrings, prepared if the cache does not hold it (15 s on one core).
 
-    The cache is the directory JAXNANO_CACHE, or else ~/.cache/jaxnano.
     Raises: ValueError if a package is missing or the cache cannot be written.
     """
-    directory = cache_root() / f"docstrings-{_fingerprint(packages)}"
+    found = list(corpus.versions(packages).items())
+    return cached(f"docstrings-{fingerprint(found, corpus.__file__)}", lambda directory: _write(packages, directory))
+
+
+def cached(name: str, write: Callable[[Path], None]) -> Corpus:
+    """The prepared data called `name`, written to a fresh directory by `write` if the cache does not hold it.
+
+    The cache is the directory JAXNANO_CACHE, or else ~/.cache/jaxnano.
+    Raises: ValueError if the cache cannot be written.
+    """
+    directory = cache_root() / name
     opened = _open(directory)
     if opened is None:
-        _prepare(packages, directory)
+        _prepare(directory, write)
         opened = _open(directory)
     if opened is None:
         raise ValueError(f"data: {directory} does not hold what was just written there; is the disk full?")
@@ -76,30 +118,52 @@ def cache_root() -> Path:
     return root
 
 
-def _fingerprint(packages: Sequence[str]) -> str:
-    """Name what decides the data, without extracting it: the wheels, in order, and the code that reads them."""
-    digest = hashlib.sha256(json.dumps(list(corpus.versions(packages).items())).encode())
-    for code in (corpus.__file__, __file__):
-        digest.update(Path(code).read_bytes())
+def fingerprint(source: Any, *code: str) -> str:
+    """Name what decides prepared data, without preparing it: its source, as JSON, and the files that read it."""
+    digest = hashlib.sha256(json.dumps(source).encode())
+    for path in (*code, __file__):
+        digest.update(Path(path).read_bytes())
     return digest.hexdigest()[:16]
+
+
+def save(directory: Path, tokens: Mapping[str, np.ndarray], rows: Mapping[str, Mapping[str, Any]],
+         **identity: Any) -> None:
+    """Write tokens and manifest. rows: what is known of each split. identity: vocab_size, encoding, and what else."""
+    for split, array in tokens.items():
+        np.save(directory / f"{split}.npy", array)
+    splits = {split: {"tokens": tokens[split].size, **row} for split, row in rows.items()}
+    about = {"data_hash": hash_of(tokens), **identity, "splits": splits}
+    (directory / MANIFEST).write_text(json.dumps(about, indent=2))
+
+
+def hash_of(tokens: Mapping[str, np.ndarray | Tokens]) -> str:
+    """SHA-256 over splits and tokens. Separators part documents, so it also covers where each begins and ends."""
+    digest = hashlib.sha256()
+    for split, array in tokens.items():
+        digest.update(f"{split}:{array.dtype.str}:{array.size}\n".encode())
+        for block in array.blocks() if isinstance(array, Tokens) else [array]:
+            digest.update(np.ascontiguousarray(block).data)
+    return digest.hexdigest()
 
 
 def _open(directory: Path) -> Corpus | None:
     """Open prepared data; None if it is missing or its tokens are not those of its manifest."""
     try:
-        manifest = json.loads((directory / MANIFEST).read_text())
-        found = Corpus(directory, manifest["data_hash"], manifest["vocab_size"], tuple(manifest["splits"]))
-        actual = _hash({split: found.tokens(split) for split in found.splits})
+        about = json.loads((directory / MANIFEST).read_text())
+        parts = {split: (Part.of_array(directory / f"{split}.npy"),) for split in about["splits"]}
+        found = Corpus(directory, about["data_hash"], about["vocab_size"], about["encoding"], parts, about)
+        actual = hash_of({split: found.tokens(split) for split in found.splits})
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return found if actual == found.data_hash else None
 
 
-def _prepare(packages: Sequence[str], directory: Path) -> None:
+def _prepare(directory: Path, write: Callable[[Path], None]) -> None:
     _remove_abandoned(directory.parent)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".preparing-") as temporary:
         complete = Path(temporary) / "complete"
-        _write(packages, complete)
+        complete.mkdir()
+        write(complete)
         try:
             complete.rename(directory)
         except OSError:
@@ -109,35 +173,24 @@ def _prepare(packages: Sequence[str], directory: Path) -> None:
 
 
 def _write(packages: Sequence[str], directory: Path) -> None:
-    """Extract the corpus into ArrayRecord files, then read them back into arrays of tokens."""
+    """Extract the embedded corpus into ArrayRecord files, then read them back into arrays of tokens."""
     from jaxnano.data import tfds_text  # half a second to import, and needed once per machine
 
     documents = corpus.split(corpus.documents(packages))
     tokens = {split: _join([document.text.encode() for document in chosen]) for split, chosen in documents.items()}
-    data_hash = _hash(tokens)
-    tfds_text.write(documents, data_hash[:16], directory / "tfds")
+    name = hash_of(tokens)[:16]
+    tfds_text.write(documents, name, directory / "tfds")
     train = tokens["train"].tobytes().decode()
     rows = {}
     for split, chosen in documents.items():
-        stored = _join(tfds_text.read(data_hash[:16], directory / "tfds", split))
-        np.save(directory / f"{split}.npy", stored)
-        copied = 0.0 if split == "train" else corpus.recurring_share(stored.tobytes().decode(), train)
-        rows[split] = {"documents": len(chosen), "bytes": len(stored), "recurring_share": copied}
-    identity = {"data_hash": data_hash, "vocab_size": BYTE_VOCABULARY, "packages": corpus.versions(packages)}
-    (directory / MANIFEST).write_text(json.dumps(identity | {"splits": rows}, indent=2))
+        tokens[split] = _join(tfds_text.read(name, directory / "tfds", split))
+        copied = 0.0 if split == "train" else corpus.recurring_share(tokens[split].tobytes().decode(), train)
+        rows[split] = {"documents": len(chosen), "bytes": tokens[split].size, "recurring_share": copied}
+    save(directory, tokens, rows, vocab_size=BYTE_VOCABULARY, encoding="bytes", packages=corpus.versions(packages))
 
 
 def _join(texts: Sequence[bytes]) -> np.ndarray:
     return np.frombuffer(b"\0".join(texts), np.uint8)
-
-
-def _hash(tokens: dict[str, np.ndarray]) -> str:
-    """SHA-256 over splits and tokens. NUL parts documents, so it also covers where each begins and ends."""
-    digest = hashlib.sha256()
-    for split, array in tokens.items():
-        digest.update(f"{split}:{array.dtype.str}:{array.size}\n".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
 
 
 def _remove_abandoned(root: Path) -> None:

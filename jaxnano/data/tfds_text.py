@@ -9,9 +9,12 @@ from typing import cast
 import tensorflow_datasets as tfds
 from absl import logging
 
+from jaxnano.cli import Failure
+from jaxnano.config.data import SHAKESPEARE
 from jaxnano.data.corpus import Document
 
 VERSION = "1.0.0"
+SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 
 
 class TextDocuments(tfds.core.GeneratorBasedBuilder):
@@ -50,6 +53,43 @@ def read(name: str, directory: Path, split: str) -> list[bytes]:
     with _quiet():
         source = tfds.data_source(f"text_documents/{name}:{VERSION}", data_dir=directory, split=split)
     return [example["text"] for example in cast(Sequence[dict[str, bytes]], source)]
+
+
+def documents(name: str, data_dir: str | None, feature: str) -> Iterator[Document]:
+    """Every example of a prepared data set as a document, its splits in the order of their names.
+
+    Raises: ValueError if the feature is not text, or the files can only be read with TensorFlow.
+    """
+    with _refusals(name), _quiet():
+        sources = tfds.data_source(name, data_dir=data_dir, download=False)
+    for split in sorted(sources):
+        for index, example in enumerate(cast(Sequence[dict[str, bytes]], sources[split])):
+            if not isinstance(example.get(feature), bytes):
+                texts = [key for key, value in example.items() if isinstance(value, bytes)]
+                raise ValueError(f"data.feature: {feature}: no text in {name}; one of {', '.join(texts)} would do")
+            yield Document(f"{split}/{index}", example[feature].decode("utf-8", "replace"))
+
+
+def prepare(name: str, data_dir: str | None) -> None:
+    """Download a data set and prepare it as ArrayRecord files; raises Failure if that does not work."""
+    with _refusals(name), _quiet():
+        tfds.builder(name, data_dir=data_dir, file_format="array_record").download_and_prepare()
+
+
+@contextlib.contextmanager
+def _refusals(name: str) -> Iterator[None]:
+    """Tell in one line what TFDS says in many, or by an error of any type."""
+    shakespeare = f"; data.path=FILE, a copy of {SHAKESPEARE_URL}, would do" if name == SHAKESPEARE else ""
+    try:
+        yield
+    except tfds.core.DatasetNotFoundError:
+        raise ValueError(f"data.name: {name}: TFDS and data_dir have no such data set{shakespeare}") from None
+    except NotImplementedError:
+        raise ValueError(f"data.name: {name}: prepared in files that need TensorFlow; prepared with "
+                         "file_format='array_record' it would do") from None
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise Failure(f"TFDS cannot provide {name}: {reason}{shakespeare}") from None
 
 
 @contextlib.contextmanager

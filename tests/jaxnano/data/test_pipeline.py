@@ -1,12 +1,12 @@
 """Batches: the order of windows, its resume, and the fixed evaluation windows."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from jaxnano.data import Corpus, eval_batches, load, store, train_batches
+from jaxnano.data import Corpus, eval_batches, pipeline, train_batches
+from jaxnano.data.tokens import Part
 
 LENGTH = 7
 
@@ -16,7 +16,8 @@ def corpus(tmp_path) -> Corpus:
     """Tokens that tell their own position: token i is i."""
     np.save(tmp_path / "train.npy", np.arange(1003, dtype=np.uint16))
     np.save(tmp_path / "search.npy", np.arange(500, dtype=np.uint16))
-    return Corpus(tmp_path, "0" * 64, 65536, ("train", "search"))
+    parts = {split: (Part.of_array(tmp_path / f"{split}.npy"),) for split in ("train", "search")}
+    return Corpus(tmp_path, "0" * 64, 65536, "gpt2", parts, {})
 
 
 def _windows(corpus: Corpus, n: int, batch: int = 4, seed: int = 0, steps_per_call: int = 1) -> np.ndarray:
@@ -47,6 +48,41 @@ def test_order_depends_on_the_seed_alone(corpus):
     assert not np.array_equal(stream, _windows(corpus, 480, batch=4, seed=1))
 
 
+def test_the_order_is_the_one_it_has_always_been(corpus):
+    """Ledgers hold losses of this order: random numbers from the seed and the epoch, sorted."""
+    expected = []
+    for epoch in range(3):
+        bits = np.random.PCG64(np.random.SeedSequence([9, epoch])).random_raw(1 + (1003 - LENGTH) // LENGTH)
+        expected += [int(bits[0]) % LENGTH + LENGTH * place for place in np.argsort(bits[1:])]
+    found = _windows(corpus, 426, batch=6, seed=9)
+    np.testing.assert_array_equal(found, np.add.outer(expected, np.arange(LENGTH + 1)))
+
+
+def test_a_large_epoch_is_shuffled_as_well_without_sorting_it(corpus, monkeypatch):
+    monkeypatch.setattr(pipeline, "LARGE", 100)
+    test_an_epoch_visits_every_window_once_and_the_next_differs(corpus)
+    test_order_depends_on_the_seed_alone(corpus)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 64, 65, 1000, 4097])
+def test_permuted_is_a_permutation(size):
+    keys = np.random.default_rng(size).integers(0, 2**64, pipeline.ROUNDS, np.uint64)
+    assert sorted(pipeline.permuted(np.arange(size), size, keys).tolist()) == list(range(size))
+
+
+def test_permuted_looks_random_even_between_neighbours():
+    size, rng = 10_000_000, np.random.default_rng(0)
+    keys = rng.integers(0, 2**64, pipeline.ROUNDS, np.uint64)
+    found = pipeline.permuted(np.arange(20_001), size, keys)
+    assert found.max() < size
+    bins = np.bincount(found * 100 // size, minlength=100)
+    assert ((bins - 200.01) ** 2 / 200.01).sum() < 160  # chi-squared, 99 degrees of freedom: p = 1e-4
+    steps = np.bincount(np.diff(found) % size * 100 // size, minlength=100)
+    assert ((steps - 200) ** 2 / 200).sum() < 160
+    keys[-1] += np.uint64(1)
+    assert (pipeline.permuted(np.arange(20_001), size, keys) == found).sum() < 10
+
+
 @pytest.mark.parametrize("done", [0, 1, 70])
 def test_resume_is_exact(corpus, done):
     batches = train_batches(corpus, 2, LENGTH, 5, steps_per_call=3)
@@ -72,19 +108,15 @@ def test_evaluation_windows_are_fixed_even_and_apart(corpus):
     np.testing.assert_array_equal(np.diff(starts), 8)  # the tokens of a window, with the first one's context
     np.testing.assert_array_equal(windows, eval_batches(corpus, "search", LENGTH, 60, 20))
     np.testing.assert_array_equal(windows.ravel(), eval_batches(corpus, "search", LENGTH, 60, 10).ravel())
-    assert eval_batches(corpus, "search", LENGTH, 62, 31)[-1, -1, -1] < 500
+    everything = eval_batches(corpus, "search", LENGTH, 71, 71)[0]
+    np.testing.assert_array_equal(everything[:, 1:].ravel(), np.arange(1, 71 * LENGTH + 1))  # each predicted once
 
 
 @pytest.mark.parametrize(
-    ("n_windows", "batch", "message"), [(63, 9, "1 to 62 would do"), (0, 1, "1 to 62"), (60, 7, "not divisible")]
+    ("n_windows", "batch", "message"), [(72, 9, "1 to 71 would do"), (0, 1, "1 to 71"), (60, 7, "not divisible")]
 )
 def test_impossible_evaluation_is_refused(corpus, n_windows, batch, message):
     with pytest.raises(ValueError, match=message):
         eval_batches(corpus, "search", LENGTH, n_windows, batch)
 
 
-def test_load_reads_the_kind(monkeypatch, corpus):
-    monkeypatch.setattr(store, "embedded", lambda: corpus)
-    assert load(SimpleNamespace(kind="embedded")) is corpus
-    with pytest.raises(ValueError, match="data.kind: no reader for 'tape'"):
-        load(SimpleNamespace(kind="tape"))

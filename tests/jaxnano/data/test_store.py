@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxnano.cli import report_errors
 from jaxnano.data import corpus, ngram, store, tfds_text
 from jaxnano.data.__main__ import main
 
@@ -44,8 +45,7 @@ def test_tokens_are_the_documents_and_the_hash_is_theirs(prepared):
         text = "\0".join(document.text for document in documents).encode()
         digest.update(f"{split}:|u1:{len(text)}\n".encode() + text)
         tokens = prepared.tokens(split)
-        assert bytes(tokens) == text
-        assert isinstance(tokens, np.memmap) and tokens.dtype == np.uint8 and not tokens.flags.writeable
+        assert bytes(tokens[:]) == text and tokens.dtype == np.uint8
     assert prepared.data_hash == digest.hexdigest()
     assert prepared.vocab_size == 256
     with pytest.raises(ValueError, match="no split 'validation'; there are train, search, protected, heldout"):
@@ -54,17 +54,17 @@ def test_tokens_are_the_documents_and_the_hash_is_theirs(prepared):
 
 def test_array_records_hold_the_same_text(prepared):
     texts = tfds_text.read(prepared.data_hash[:16], prepared.directory / "tfds", "search")
-    assert b"\0".join(texts) == bytes(prepared.tokens("search"))
+    assert b"\0".join(texts) == bytes(prepared.tokens("search")[:])
 
 
 def test_damage_is_noticed_and_repaired(cache):
     found = store.embedded(SMALL)
-    intact = bytes(found.tokens("search"))
+    intact = bytes(found.tokens("search")[:])
     with (found.directory / "search.npy").open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"\1")
     assert store.embedded(SMALL) == found
-    assert bytes(found.tokens("search")) == intact
+    assert bytes(found.tokens("search")[:]) == intact
     assert list(cache.glob(".preparing-*")) == []
 
 
@@ -122,8 +122,7 @@ def test_an_unwritable_cache_is_named(tmp_path, monkeypatch):
 
 def test_the_command_describes_the_data(prepared, monkeypatch, capsys):
     monkeypatch.setattr(store, "embedded", lambda: prepared)
-    monkeypatch.setattr(sys, "argv", ["jaxnano.data", "--ngram"])
-    assert main() == 0
+    assert main(["--ngram"]) == 0
     assert prepared.data_hash in (output := capsys.readouterr().out)
     assert f"{prepared.tokens('heldout').size:,}" in output
 
@@ -131,13 +130,13 @@ def test_the_command_describes_the_data(prepared, monkeypatch, capsys):
         raise ValueError("corpus: scipy is not installed")
 
     monkeypatch.setattr(store, "embedded", missing)
-    assert main() == 2
-    assert capsys.readouterr().err == "corpus: scipy is not installed\n"
+    assert report_errors(lambda: main([])) == 2
+    assert capsys.readouterr().err == "error: corpus: scipy is not installed\n"
 
 
 def test_the_whole_corpus_keeps_its_splits_apart_and_alike():
     found = store.embedded()  # in the user's cache: 15 s on a machine that has none
-    text = {split: bytes(found.tokens(split)) for split in found.splits}
+    text = {split: bytes(found.tokens(split)[:]) for split in found.splits}
     known = {line.strip() for line in text["train"].decode().splitlines()}
     for split in ("search", "protected", "heldout"):
         assert len(text[split]) >= 200_000
@@ -145,7 +144,7 @@ def test_the_whole_corpus_keeps_its_splits_apart_and_alike():
         recurring = sum(len(line) for line in lines if line in known)
         assert recurring < 0.01 * sum(len(line) for line in lines)
     train = found.tokens("train")[:1_000_000]
-    bits = [ngram.bits_per_byte(train, found.tokens(split), order=3) for split in ("search", "protected")]
+    bits = [ngram.bits_per_byte(train, found.tokens(split)[:], order=3) for split in ("search", "protected")]
     assert bits[0] == pytest.approx(bits[1], rel=0.03)
     letters = {split: Counter(text[split]) for split in ("search", "protected")}
     for letter in b"aet \n":
