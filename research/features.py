@@ -24,19 +24,22 @@ def features(base: Recipe, recipe: Recipe) -> Features:
 
 
 def _compare(a: Any, b: Any, path: str, found: Features, span: Range | None = None) -> None:
+    """span: of the field both stand in; it is that of a schedule's peak too, whose own range holds any field's."""
     if a == b:
         return
     if isinstance(b, Node) and type(a) is type(b):
         for name, field in type(b).model_fields.items():
             place = f"{path}.{name}" if path else name
-            _compare(getattr(a, name), getattr(b, name), place, found, traced_range(field))
+            within = span if span and name == "value" else traced_range(field)
+            _compare(getattr(a, name), getattr(b, name), place, found, within)
     elif isinstance(b, Node):
         found[path] = getattr(b, "kind", "present")
         for name, field in type(b).model_fields.items():
             default = field.get_default(call_default_factory=True)
             before = a if name == "value" and finite(a) else default
+            within = span if span and name == "value" else traced_range(field)
             if name != "kind" and before is not PydanticUndefined:
-                _compare(before, getattr(b, name), f"{path}.{name}", found, traced_range(field))
+                _compare(before, getattr(b, name), f"{path}.{name}", found, within)
     elif finite(a) and finite(b):
         found[path] = _units(float(b), span) - _units(float(a), span)
     elif _named(a) and _named(b):
