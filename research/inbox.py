@@ -190,7 +190,8 @@ class Inbox:
         new = replace(part(ask), name=name, effect=min(max(ask.effect, -CLAIM), CLAIM))
         kept = [old for old in parts if not replaces(new, old)]
         taken = {old.name for old in kept}
-        name = next(n for n in (name, *(f"{name} {i}" for i in itertools.count(2))) if n not in taken)
+        names = itertools.chain([name], (f"{name} {i}" for i in itertools.count(2)))
+        name = next(n for n in names if n not in taken)
         parts = (*kept, replace(new, name=name))
         return Proposal(title(parts), parts, ask.why, lane, origin, (parent,) if parent else ())
 
