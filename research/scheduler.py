@@ -26,6 +26,7 @@ from research.state import State
 from research.track import Track
 from research.trial import TARGET, Trial
 
+SEARCH = ("search", "base")  # purposes of the runs that --max-trials counts
 TRIES = 3  # attempts at a trial whose worker keeps dying
 LONGEST_WAIT_S = 30.0  # for the last search runs before a nomination
 
@@ -118,14 +119,24 @@ class Scheduler:
 
     @property
     def _trials_left(self) -> bool:
-        done = len({e.subject for e in self.state.decisions if e.body["purpose"] in ("search", "base")})
-        return self.max_trials is None or done < self.max_trials
+        done = {e.subject for e in self.state.decisions if e.body["purpose"] in SEARCH}
+        return self.max_trials is None or len(done - {trial.key for trial in self._orphans()}) < self.max_trials
+
+    def _orphans(self) -> list[Trial]:
+        """Search runs whose worker was lost, in the order they were decided; nobody has taken them up again yet."""
+        return [Trial(t.recipe_id, t.horizon, t.seed) for t in self.state.trials.values()
+                if t.outcome == "interrupted" and "exit" in (t.result or {}) and t.attempts[-1].purpose in SEARCH]
 
     def _search(self, worker: int, left_s: float) -> tuple[Trial, dict[str, Any]] | None:
-        """The first run of an outsider's proposal whose turn it is, or else the search run that tells most and fits."""
+        """A run that lost its worker, the first one of an outsider's proposal whose turn it is, or else the search run
+        that tells most; of those that fit."""
         if not self._trials_left:
             return None
         snapshot = self.snapshot
+        for trial in self._orphans():
+            if snapshot.seconds(snapshot.arms[snapshot.index[trial.recipe_id]], trial.horizon, worker) <= left_s:
+                purpose = self.state.trials[trial.key].attempts[-1].purpose
+                return trial, {"purpose": purpose, "worker": worker, "why": "once more: its worker was lost"}
         return snapshot.promised(worker, left_s) or snapshot.decide(self.state.session["seed"], worker, left_s)
 
     # ---- running
@@ -245,7 +256,7 @@ class Scheduler:
             self._result(flight, message.body if message.kind == "result" else self._death(flight, message))
 
     def _death(self, flight: Flight, message: Message) -> dict[str, Any]:
-        if flight.cancelled is not None:
+        if flight.cancelled is not None and not message.body.get("lost"):  # a lost machine stalls before it is missed
             return {"outcome": "timeout", "reason": flight.cancelled.reason}
         if self.stopping:
             return {"outcome": "interrupted", "reason": "stopped by the user"}

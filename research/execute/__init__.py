@@ -36,8 +36,8 @@ class Message:
 
     kind: `ready`: a fresh process (body: its `pid`) stands by; what the one before had compiled is gone. `progress`:
     body is what the target reported (null for a number that is not finite). `result`: body is the result, already
-    durable in the trial's folder. `died`: the process ended; body holds `exit` (status, or minus the signal) and
-    `reason`; another one is started.
+    durable in the trial's folder. `died`: the process ended; body holds `exit` (status, or minus the signal),
+    `reason`, and `lost` (true) if its machine went with it; another one is started.
     worker: 0, 1, ... id, attempt: the job's; None if there was none.
     """
 

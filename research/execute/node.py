@@ -86,8 +86,9 @@ class NodeWorker:
         self._local.kill(0)
 
     async def close(self) -> None:
-        """End the worker."""
+        """End the worker and give up its number."""
         self._local.close()
+        self._lock.close()
 
     def _news(self) -> Iterator[Message | Chunk]:
         """Messages, each end of a job with the files that it left before it."""

@@ -276,7 +276,8 @@ class RayExecutor:
             about = (worker.landing.job["id"], worker.landing.job["attempt"])
             worker.landing = worker.landing.drop()
         reason = f"the worker on {worker.host or 'a node'} was lost: {why}"
-        self._pending.append(Message("died", worker.number, *about, {"exit": -signal.SIGKILL, "reason": reason}))
+        body = {"exit": -signal.SIGKILL, "reason": reason, "lost": True}
+        self._pending.append(Message("died", worker.number, *about, body))
         self._start(worker)
 
 
