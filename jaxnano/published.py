@@ -91,8 +91,8 @@ def verify(place: epath.Path, into: Path | None = None, digest: str | None = Non
         if file not in recorded:
             raise ValueError(f"{where}: added, the manifest does not list it; the folder without it would do")
         if (now := _read(found[file], into and into / file)) != recorded[file]:
-            raise ValueError(f"{where}: changed since it was published (SHA-256 {now[:12]}, the manifest says "
-                             f"{recorded[file][:12]}); another copy would do")
+            raise ValueError(f"{where}: changed since it was published (SHA-256 {now}, the manifest says "
+                             f"{recorded[file]}); another copy would do")
     return name
 
 

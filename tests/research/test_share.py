@@ -1,0 +1,233 @@
+"""A champion goes from a real session to whoever opens it, with the loss that the ledger holds, or not at all."""
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from sessions import EVIL, Story
+
+import jaxnano
+from jaxnano import checkpoint, data, evaluate, train
+from jaxnano.cli import report_errors
+from jaxnano.config.recipe import hypers, load, recipe_id
+from research import share
+from research.card import card, change, page
+from research.execute.local import SINGLE_THREAD
+from research.ledger import FILE
+from research.machine import ROOT
+from research.session import Session
+from research.state import fold
+from research.summary import Facts
+
+DEADLINE_S = 180.0
+MEASURE = """
+import json, os, sys
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # as a worker is pinned
+import jax, jaxnano
+from jaxnano import data, evaluate
+from research.machine import fingerprint
+recipe, params, about = jaxnano.load(sys.argv[1])
+corpus = data.load(recipe.data)
+losses = {split: evaluate.evaluate(recipe, params, evaluate.eval_windows(corpus, split, recipe, tokens))
+          for split, tokens in json.loads(sys.argv[2]).items()}
+backend = jax.default_backend()
+device = None if backend == "cpu" else jax.local_devices()[0].device_kind
+print(json.dumps([losses, fingerprint(backend, device) | {"data": corpus.data_hash}]))
+"""
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory):
+    """A real session on a track whose base is evaluated with an average of its weights, not with the last ones."""
+    folder = tmp_path_factory.mktemp("share")
+    base, track = (yaml.safe_load((ROOT / "tests/research" / name).read_text()) for name in ("micro-base.yaml",
+                                                                                            "micro.yaml"))
+    base["optimizer"]["readout"] = {"kind": "tail_ema", "start": 0.2, "weight": 0.9}
+    tuned = "optimizer.groups.all.lr"
+    track |= {"base": str(folder / "base.yaml"), "full_steps": 40, "horizons": [1.0], "frozen": [
+        "data", "train", "model", "optimizer.clip", "optimizer.readout", "optimizer.groups.all.chain",
+        f"{tuned}.warmup", f"{tuned}.floor"],  # the rate is left, and it is far too low
+              "proof_tokens": 1024, "significance": {"n": 2, "alpha": 0.5}}  # as many as eval_tokens: compiled once
+    (folder / "base.yaml").write_text(yaml.safe_dump(base))
+    (folder / "track.yaml").write_text(yaml.safe_dump(track))
+    command = [sys.executable, "-m", "research.loop", "--session", str(folder / "session"), "--track",
+               str(folder / "track.yaml"), "--minutes", "20", "--max-trials", "5", "--workers", "1", "--lanes", "tuner"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S)
+    assert done.returncode == 0 and (folder / "session" / "champion").is_dir(), done.stdout + done.stderr
+    return folder / "session"
+
+
+@pytest.fixture(scope="module")
+def facts(session):
+    with Session.open(session) as opened:
+        return Facts.of(fold(opened.ledger.events()))
+
+
+@pytest.fixture(scope="module")
+def shared(session):
+    """The published champion's folder, and what the command returned."""
+    target = session.parent / "shared"
+    return target, share.share(session, str(target))
+
+
+@pytest.fixture
+def copy(session, tmp_path):
+    """The session again, to be damaged."""
+    return Path(shutil.copytree(session, tmp_path / "session"))
+
+
+def tokens(facts):
+    splits, track = facts.track.splits, facts.track
+    return {splits.search: track.eval_tokens, splits.protected: track.proof_tokens, splits.heldout: track.proof_tokens}
+
+
+def expected(facts):
+    """The ledger's losses of the run that ships, and of its one opening of the held-out split."""
+    crowned = facts.state.crowned[-1].body
+    return facts.state.trials[crowned["trial"]].loss | {"heldout": crowned["heldout"]}
+
+
+def test_opened_as_it_was_trained_it_gives_the_ledgers_losses(shared, facts):
+    environment = os.environ | SINGLE_THREAD
+    done = subprocess.run([sys.executable, "-c", MEASURE, str(shared[0]), json.dumps(tokens(facts))], cwd=ROOT,
+                          env=environment, capture_output=True, text=True, timeout=DEADLINE_S, check=True)
+    losses, fingerprint = json.loads(done.stdout)
+    made = facts.state.trials[facts.state.crowned[-1].body["trial"]].result["fingerprint"]
+    assert fingerprint == made
+    assert losses == pytest.approx(expected(facts), abs=1e-6) and losses.keys() == {"search", "protected", "heldout"}
+
+
+@pytest.mark.parametrize("mesh", [None, "fsdp=4,tensor=2"])
+def test_on_eight_devices_it_gives_them_too(shared, facts, mesh):
+    recipe, params, about = jaxnano.load(shared[0], mesh, digest=shared[1]["id"])
+    assert {len(p.sharding.device_set) for p in params.values()} == {8}
+    corpus = data.load(recipe.data)
+    for split, count in tokens(facts).items():
+        windows = evaluate.eval_windows(corpus, split, recipe, count)
+        assert evaluate.evaluate(recipe, params, windows) == pytest.approx(expected(facts)[split], abs=1e-5)
+    assert recipe_id(recipe) == facts.state.champion == about["card"]["recipe_id"]
+
+
+def test_what_opens_is_the_average_and_not_the_last_weights(shared, session):
+    recipe, params, about = jaxnano.load(shared[0])
+    folder = session / "champion" / "checkpoint"
+    state, _ = checkpoint.Checkpoints(folder, recipe, about["seed"], about["total_steps"], about["data_hash"]).restore()
+    optimizer = train.optimizer_at(recipe, 0, hypers(recipe, about["total_steps"]))[1]
+    last = optimizer.grad_params(state.optimizer)["blocks_0/ffn/up"]
+    average = state.optimizer.average["blocks_0/ffn/up"]
+    weight = recipe.optimizer.readout.weight
+    mixed = (1 - weight) * np.asarray(last) + weight * np.asarray(average)
+    np.testing.assert_allclose(params["blocks_0/ffn/up"], mixed, rtol=0, atol=1e-6)
+    assert np.abs(last - average).max() > 1e-4
+
+
+def test_the_card_says_what_the_ledger_says(shared, facts):
+    about = json.loads((shared[0] / "card.json").read_text())
+    state, champion = facts.state, facts.champion()
+    verified, crowned = state.verifications[-1].body, state.crowned[-1].body
+    assert (about["name"], about["track"]["hash"]) == (crowned["name"], facts.track.identity)
+    assert about["test"]["effect"] == verified["comparisons"]["incumbent"]["effect"] > 0
+    assert {key: about["test"][key] for key in ("alpha", "attempt", "n")}.items() <= state.sealed[-1].body.items()
+    assert about["losses"]["champion"]["protected"]["by_seed"] == verified["losses"]["candidate"]
+    assert about["losses"]["against"]["protected"]["by_seed"] == verified["losses"]["incumbent"]
+    assert about["heldout"] == crowned["heldout"] and about["checkpoint"]["trial"] == crowned["trial"]
+    assert about["data_hash"] == data.load(facts.track.base_recipe.data).data_hash
+    assert about["diff"] == champion["diff"] != [] and about["checkpoint"]["fingerprint"]["data"] == about["data_hash"]
+    assert recipe_id(load(shared[0] / "recipe.yaml")) == about["recipe_id"]
+    assert about["rerun"][0] == f"python -m research.replay SESSION {crowned['trial']}"
+
+
+def test_the_card_holds_nothing_of_the_machine_and_is_the_same_again(shared, session, tmp_path):
+    again = share.share(session, str(tmp_path / "again"))
+    assert again["id"] == shared[1]["id"] and again["difference_here"] <= 1e-5
+    for name in ("card.json", "README.md", "diff.md", "recipe.yaml"):
+        text = (shared[0] / name).read_text()
+        assert str(session.parent) not in text and str(ROOT) not in text and str(Path.home()) + "/" not in text
+
+
+def test_a_changed_byte_of_any_file_is_refused(shared, tmp_path):
+    folder = Path(shutil.copytree(shared[0], tmp_path / "copy"))
+    names = [p for p in sorted(folder.rglob("*")) if p.is_file()]
+    assert {"recipe.yaml", "card.json", "README.md", "diff.md", "manifest.json", "_METADATA"} < {p.name for p in names}
+    for path in names:
+        right = path.read_bytes()
+        middle = len(right) // 2
+        path.write_bytes(right[:middle] + bytes([right[middle] ^ 16]) + right[middle + 1 :] if right else b" ")
+        with pytest.raises(ValueError, match=": changed"):
+            jaxnano.load(folder)
+        path.write_bytes(right)
+    jaxnano.load(folder)
+
+
+def refusal(capsys, session, target):
+    """Exit code and the one line of the command; nothing may be left behind."""
+    before = sorted(target.parent.iterdir())
+    code = report_errors(lambda: share.main([str(session), str(target)]))
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1, err
+    assert sorted(target.parent.iterdir()) == before
+    return code, err
+
+
+def test_a_session_without_a_champion_has_nothing_to_share(capsys, tmp_path):
+    story = Story(tmp_path / "s")
+    story.propose()
+    story.end()
+    code, line = refusal(capsys, tmp_path / "s", tmp_path / "out")
+    assert code == 2 and "no champion was crowned" in line
+    code, line = refusal(capsys, tmp_path / "nowhere", tmp_path / "out")
+    assert code == 2 and "no session there" in line
+
+
+def test_a_ledger_that_does_not_hold_is_not_published_from(capsys, copy, tmp_path):
+    with sqlite3.connect(copy / FILE) as db:
+        db.execute("DROP TRIGGER events_keep")
+        db.execute("UPDATE events SET body = replace(body, 'completed', 'killed') WHERE kind = 'result'")
+    db.close()
+    code, line = refusal(capsys, copy, tmp_path / "out")
+    assert code == 2 and "its ledger does not hold: " in line and "--check lists them" in line
+
+
+def test_a_folder_that_the_ledger_did_not_crown_is_refused(capsys, copy, facts, tmp_path):
+    metadata = copy / "champion" / "checkpoint" / "metadata" / "_ROOT_METADATA"
+    seed = str(facts.state.crowned[-1].body["seed"])
+    metadata.write_text(metadata.read_text().replace(seed, "7"))
+    code, line = refusal(capsys, copy, tmp_path / "out")
+    assert code == 2 and "seed: not that of the run the ledger crowned" in line
+    shutil.rmtree(copy / "champion")
+    code, line = refusal(capsys, copy, tmp_path / "out")
+    assert code == 2 and "missing, although a champion was crowned" in line
+
+
+def test_a_checkpoint_that_cannot_be_read_or_gives_another_loss_is_refused(capsys, copy, monkeypatch, tmp_path):
+    monkeypatch.setattr(share, "TOLERANCE", -1.0)
+    code, line = refusal(capsys, copy, tmp_path / "out")
+    assert code == 1 and "in the ledger; not published" in line
+    for path in copy.glob("champion/checkpoint/*/state/**/d/*"):
+        path.write_bytes(bytes(path.stat().st_size))
+    code, line = refusal(capsys, copy, tmp_path / "out")
+    assert code == 1 and "cannot be read" in line
+
+
+def test_an_existing_target_is_refused(capsys, session, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "file").write_text("mine")
+    code, line = refusal(capsys, session, tmp_path / "out")
+    assert code == 2 and "is there already; a new or empty folder would do" in line
+
+
+def test_names_from_outside_are_text(tmp_path):
+    story = Story(tmp_path / "session").search().nominate().seal()
+    about = card(Facts.of(story.snapshot().state))
+    assert about["name"] == EVIL
+    for text in (page(about), change(about)):
+        assert "<script" not in text and "\x1b" not in text and "[x](y)" not in text and "&lt;script&gt;" in text
+    story.session.close()
