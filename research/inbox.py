@@ -155,7 +155,7 @@ class Inbox:
     @property
     def running(self) -> bool:
         """Whether a loop is there to take a submission in; if not, the next one that resumes the session does."""
-        return self.session.ledger.held()
+        return self.state.end is None and self.session.ledger.held()
 
     @property
     def snapshot(self) -> Snapshot:
@@ -247,8 +247,8 @@ class Inbox:
         return about | {"runs": runs, "effect": [float(mean), float(sd)]}
 
     def wait(self, number: int, timeout_s: float) -> dict[str, Any] | None:
-        """`outcome`, or None if there is none after timeout_s seconds, or the session ends before."""
+        """`outcome`, or None if there is none after timeout_s seconds, or no loop is left that could bring it."""
         deadline = time.monotonic() + timeout_s
-        while (found := self.outcome(number)) is None and self.state.end is None and time.monotonic() < deadline:
+        while (found := self.outcome(number)) is None and self.running and time.monotonic() < deadline:
             time.sleep(POLL_S)
         return found
