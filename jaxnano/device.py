@@ -18,6 +18,11 @@ PEAK_FLOPS = (
     ("TPU7x", 2307e12), ("TPU v6", 918e12), ("TPU v5p", 459e12), ("TPU v5 lite", 197e12), ("TPU v5e", 197e12),
     ("TPU v5", 459e12), ("TPU v4", 275e12),
 )
+# Memory of one TPU chip.
+HBM_BYTES = (
+    ("TPU7x", 192 << 30), ("TPU v6", 32 << 30), ("TPU v5p", 95 << 30), ("TPU v5 lite", 16 << 30),
+    ("TPU v5e", 16 << 30), ("TPU v5", 95 << 30), ("TPU v4", 32 << 30),
+)
 COMPILE_CACHE_BYTES = 1 << 30
 CONTROL_GROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -25,6 +30,11 @@ CONTROL_GROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memo
 def peak_flops(device_kind: str) -> float | None:
     """Dense bfloat16 FLOP/s of one such device, or None where it is not known."""
     return next((peak for name, peak in PEAK_FLOPS if name in device_kind), None)
+
+
+def hbm_bytes(device_kind: str) -> int | None:
+    """Memory of one such TPU chip, or None where it is not known."""
+    return next((size for name, size in HBM_BYTES if name in device_kind), None)
 
 
 def device_bytes() -> int:

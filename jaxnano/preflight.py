@@ -1,6 +1,7 @@
 """What a recipe costs, before anything is compiled: parameters, FLOPs, memory, whether it fits.
 
     python -m jaxnano.preflight configs/gpt2-124m.yaml
+    python -m jaxnano.preflight configs/track3-124m.yaml --topology v6e:2x4 --accumulate 8    (compiled, in `topology`)
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import jax
 
@@ -134,17 +136,34 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("config")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="change the recipe")
     parser.add_argument("--accumulate", type=positive, default=1, metavar="K", help="pieces a batch is taken in")
+    parser.add_argument("--topology", metavar="TPU", help="compile a step for this slice: v6e:2x4, v5p:2x2x2; no TPU "
+                        "is needed")
+    parser.add_argument("--mesh", metavar="AXES", help="with --topology: data=2,fsdp=4,tensor=1")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(argv)
+    rows = _compiled(options) if options.topology else _estimated(options)
+    Output(options.json).table(f"preflight of {options.config}", rows)
+    return 0 if rows["fits"] else 1
+
+
+def _estimated(options: argparse.Namespace) -> dict[str, Any]:
+    if options.mesh is not None:
+        raise ValueError("--mesh: only with --topology; without it the cost is that of one device")
     recipe, platform, room = load(options.config, tuple(options.set)), jax.default_backend(), device_bytes()
     found = preflight(recipe, options.accumulate, platform)
-    rows = asdict(found) | {
+    return asdict(found) | {
         "flops_per_step": found.flops_per_step, "flops_per_token": found.flops_per_token,
         "total_bytes": found.total_bytes, "device_bytes": room, "fits": found.total_bytes <= room,
         "fits_with_accumulate": least_accumulate(recipe, room, platform),
     }
-    Output(options.json).table(f"preflight of {options.config}", rows)
-    return 0 if rows["fits"] else 1
+
+
+def _compiled(options: argparse.Namespace) -> dict[str, Any]:
+    from jaxnano import sharding, topology  # which read this module
+
+    recipe, chips = load(options.config, tuple(options.set)), topology.describe(options.topology)
+    mesh = sharding.make_mesh(*sharding.sizes(options.mesh), chips)
+    return topology.compiled_cost(recipe, mesh, options.accumulate)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -26,19 +27,19 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
 BATCH = PartitionSpec(None, ("data", "fsdp"))  # [steps, batch, length + 1]
 
 
-def make_mesh(data: int = 0, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh over all devices; `data` 0 takes what the other axes leave.
+def make_mesh(data: int = 0, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh over the given devices, or all there are; `data` 0 takes what the other axes leave.
 
     Raises: ValueError if the axes do not multiply to the number of devices.
     """
-    count = jax.device_count()
-    sizes = (data or max(1, count // (fsdp * tensor)), fsdp, tensor)
-    if math.prod(sizes) != count:
+    count = jax.device_count() if devices is None else len(devices)
+    shape = (data or max(1, count // (fsdp * tensor)), fsdp, tensor)
+    if math.prod(shape) != count:
         rest, left = divmod(count, fsdp * tensor)
         would = (1, count, 1) if left else (rest, fsdp, tensor)
-        given, right = (",".join(f"{n}={s}" for n, s in zip(AXES, shape, strict=True)) for shape in (sizes, would))
+        given, right = (",".join(f"{n}={s}" for n, s in zip(AXES, x, strict=True)) for x in (shape, would))
         raise ValueError(f"mesh: {given}: the sizes multiply to the {count} device(s) there are; {right} would do")
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def parse_mesh(text: str | None) -> Mesh | None:
@@ -46,15 +47,18 @@ def parse_mesh(text: str | None) -> Mesh | None:
 
     Raises: ValueError for an axis there is not, a size that is no number, or sizes that do not fit the devices.
     """
-    if text is None:
-        return make_mesh() if jax.device_count() > 1 else None
-    sizes = {}
-    for part in text.split(","):
+    return None if text is None and jax.device_count() == 1 else make_mesh(*sizes(text))
+
+
+def sizes(text: str | None) -> tuple[int, int, int]:
+    """The sizes of the three axes in "data=2,fsdp=4", as `make_mesh` takes them. Raises: ValueError as `parse_mesh`."""
+    found = {"data": 0, "fsdp": 1, "tensor": 1}
+    for part in text.split(",") if text is not None else ():
         name, _, size = part.partition("=")
         if name not in AXES or not size.isdigit() or int(size) < 1:
             raise ValueError(f"mesh: {part!r}: written as data=2,fsdp=4 with axes {', '.join(AXES)}")
-        sizes[name] = int(size)
-    return make_mesh(**sizes)
+        found[name] = int(size)
+    return found["data"], found["fsdp"], found["tensor"]
 
 
 def rows(batch: int, mesh: Mesh) -> NamedSharding:

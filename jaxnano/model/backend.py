@@ -1,6 +1,6 @@
 """The three operations that take most of a step's time; the one place where an implementation is picked by platform.
 
-The choice is made in Python while tracing, from `jax.default_backend()`, so a compiled step holds one path only.
+The choice is made in Python while tracing, from `platform()`, so a compiled step holds one path only.
 """
 
 from __future__ import annotations
@@ -14,6 +14,12 @@ import jax.numpy as jnp
 CPU_CHUNK = 32  # queries at a time on CPU
 SPLASH_BLOCKS = (512, 256, 128)  # rows and columns of one TPU kernel step, largest first; they must divide the length
 CUDNN_DTYPES = (jnp.bfloat16, jnp.float16)
+
+
+def platform() -> str:
+    """cpu, gpu or tpu: what is being traced for. The mesh in use says so, whose devices may only be described."""
+    described = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if described is None else described.platform
 
 
 def linear(x: jax.Array, w_DxF: jax.Array, b_F: jax.Array | None = None) -> jax.Array:
@@ -87,13 +93,13 @@ def attention(
         raise ValueError(f"{heads} query heads are not a multiple of {groups} key heads")
     if window is not None and window < 1:
         raise ValueError(f"window {window}: a query sees at least itself, so 1 or more")
-    platform = jax.default_backend()
+    target = platform()
     if softcap is None and bias_slopes is None:
-        if platform == "gpu" and q_BxLxHxK.dtype in CUDNN_DTYPES and q_BxLxHxK.shape[-1] in _cudnn_head_dims():
+        if target == "gpu" and q_BxLxHxK.dtype in CUDNN_DTYPES and q_BxLxHxK.shape[-1] in _cudnn_head_dims():
             return _cudnn(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, scale, window)
-        if platform == "tpu" and length % SPLASH_BLOCKS[-1] == 0:
+        if target == "tpu" and length % SPLASH_BLOCKS[-1] == 0:
             return _splash(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, scale, window)
-    return _chunked(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, CPU_CHUNK if platform == "cpu" else length,
+    return _chunked(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, CPU_CHUNK if target == "cpu" else length,
                     scale=scale, window=window, softcap=softcap, bias_slopes=bias_slopes)
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 
 from jaxnano.config.recipe import Recipe, at
-from jaxnano.model import head, specs
+from jaxnano.model import backend, head, specs
 from jaxnano.model.embedding import Embedding
 from jaxnano.model.norm import Norm
 from jaxnano.model.residual import Block, ValueTables, Wire
@@ -55,7 +55,7 @@ class Gpt(nn.Module):
 def compute_dtype(cfg: Recipe) -> Any:
     """The activations' dtype: bfloat16 where the recipe or, under `auto`, the device says so."""
     if cfg.train.dtype == "auto":
-        return jnp.bfloat16 if jax.default_backend() in ("gpu", "tpu") else jnp.float32
+        return jnp.bfloat16 if backend.platform() in ("gpu", "tpu") else jnp.float32
     return jnp.dtype(cfg.train.dtype)
 
 
