@@ -1,0 +1,156 @@
+"""What an outsider may ask of a session and what is answered, as plain data: the tools of research/mcp.py.
+
+They read and propose; the loop decides. Everything here is folded from the ledger as outsiders see it, without the
+protected and the held-out split.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+from jaxnano.config.base import dump_full
+from jaxnano.config.edit import show
+from research.explain import explain
+from research.forms import (
+    Attempt,
+    Awaited,
+    Lines,
+    Nothing,
+    Outcome,
+    Place,
+    Row,
+    Rules,
+    Run,
+    Runs,
+    Standing,
+    Subject,
+    Verdict,
+    Which,
+)
+from research.inbox import Ask, Inbox, visible
+from research.schema import describe
+from research.state import Trial
+from research.summary import NORMAL_95, Facts, stage
+
+FRONTIER = 8
+ASLEEP = "no loop is running; python -m research.loop --resume --session SESSION takes it in"
+HOW = (
+    "An experiment is a list of edits, {path, new}, on a recipe that is known: on = best (the default), base, or a "
+    "recipe's id. Edits that only make sense together belong to one proposal; each proposal is one idea.",
+    "path is dotted, an item of a list is addressed by its name or kind (optimizer.groups.matrices.chain.adam.b1). new "
+    "replaces what stands there, a node as a whole with its kind. To add to a list, give the path the item will have "
+    "and the item; before or after names its neighbour. new = {absent: true} removes an item.",
+    "The gate judges at once. A refusal names path, value and rule, mostly with a value that would pass: mend and "
+    "propose again. Recipes that are known, or train alike, are refused.",
+    "An accepted proposal gets a first run at the shortest horizon; more runs only if they tell something. The loop "
+    "decides what runs, is proven and crowned; a promise (effect) moves its prior a little and nothing else.",
+    "An effect is the base's loss less the recipe's on the same seed, in the unit of losses: positive is better. "
+    "Differences below epsilon do not matter, and one run is noise: look at intervals.",
+    "A record is sealed first, then run on fresh seeds and tested once on a protected split. Of that split you see "
+    "pass or fail and no number.",
+)
+
+
+class Desk:
+    """Answers of one open session; every method is a tool and its docstring what the tool says of itself."""
+
+    def __init__(self, inbox: Inbox):
+        self.inbox, self._lock = inbox, threading.Lock()
+
+    def rules(self, asked: Nothing) -> Rules:
+        """The game: track, objective, limits, what is frozen, the base recipe, and how to write edits. Ask it first."""
+        track, cost, base = self.inbox.track, self.inbox.track.base_cost, dump_full(self.inbox.track.base_recipe)
+        for path in track.frozen:
+            *parents, last = path.split(".")
+            here = base
+            for part in parents:
+                here = here[part]
+            del here[last]
+        limits = {"parameters": int(cost.parameters * track.limits.parameters), "base_parameters": cost.parameters,
+                  "step_flops": cost.flops_per_step * track.limits.step_flops, "base_step_flops": cost.flops_per_step,
+                  "memory_gib": track.limits.memory_gib}
+        return Rules(track.name, track.summary, track.objective.model_dump(), Facts(self.inbox.snapshot).unit,
+                     track.epsilon, list(track.horizons), track.full_steps, limits, list(track.frozen), base, list(HOW))
+
+    def schema(self, asked: Place) -> Lines:
+        """What may be changed and what it may become: fields, ranges and defaults at a path and below."""
+        return Lines(describe(asked.path, self.inbox.track.frozen))
+
+    def state(self, asked: Nothing) -> Standing:
+        """Where the session stands: stage, time left, champion, best candidate as a diff, frontier, counts."""
+        with self._lock:
+            self.inbox.refresh()
+            facts, best = Facts(self.inbox.snapshot), self.inbox.parts_on("best")[0]
+        state, rows = facts.state, [self._row(facts, row) for row in facts.frontier(len(facts.snapshot.arms))]
+        by_id = {row.recipe_id: row for row in rows}
+        spoken = {e.body["nomination"]: e.body["passed"] for e in state.verifications}
+        attempts = [Attempt(e.subject, facts.name(e.subject), e.body["attempt"], spoken.get(e.body["nomination"]),
+                            state.review(e.subject)) for e in state.sealed]
+        return Standing(stage(facts.snapshot), self.inbox.running, state.end["reason"] if state.end else None,
+                        self._seconds_left(), facts.unit,
+                        facts.base or "", by_id.get(state.champion or ""), by_id.get(best or ""), rows[:FRONTIER],
+                        attempts, state.counts(), {name: state.verdicts[name] for name in ("accepted", "refused")},
+                        dict(state.refusals.most_common(FRONTIER)))
+
+    def _seconds_left(self) -> float:
+        """Of the session's minutes; an event of the loop is the last that is known to have used them."""
+        state = self.inbox.state
+        since = time.time() - state.stretches[-1].end if self.inbox.running else 0.0
+        return round(max(0.0, 60 * (state.session.get("minutes") or 0.0) - state.wall_s - since), 1)
+
+    def _row(self, facts: Facts, row: dict[str, Any]) -> Row:
+        changes = [f"{e['path']}: {show(e['old'])} -> {show(e['new'])}" for e in facts.edits(row["recipe_id"])]
+        half = NORMAL_95 * row["sd"]
+        return Row(row["recipe_id"], row["name"], row["lane"], changes, row["mean"], row["sd"],
+                   [row["mean"] - half, row["mean"] + half], row["measured"], row["measured_n"], row["runs"])
+
+    def trials(self, asked: Which) -> Runs:
+        """Runs so far, filtered and sorted."""
+        with self._lock:
+            self.inbox.refresh()
+            facts = Facts(self.inbox.snapshot)
+            runs = [self._run(facts, trial) for trial in facts.state.trials.values() if trial.attempts]
+        wanted = [run for run in runs if run.recipe_id.startswith(asked.recipe)
+                  and asked.lane in ("", run.lane) and asked.outcome in ("", run.outcome)
+                  and asked.horizon in (None, run.horizon)]
+        wanted.reverse()
+        if asked.sort == "gain":
+            wanted.sort(key=lambda run: -(run.gain if run.gain is not None else float("-inf")))
+        elif asked.sort == "loss":
+            wanted.sort(key=lambda run: run.loss if run.loss is not None else float("inf"))
+        return Runs(len(wanted), wanted[: asked.limit])
+
+    def _run(self, facts: Facts, trial: Trial) -> Run:
+        result, proposal = trial.result or {}, facts.proposal(trial.recipe_id)
+        return Run(trial.key, trial.recipe_id, facts.name(trial.recipe_id), proposal.get("lane", ""),
+                   trial.attempts[0].purpose, trial.horizon, trial.seed, trial.outcome, result.get("reason") or "",
+                   trial.loss.get(facts.track.splits.search), facts.gain(trial), result.get("device_s"))
+
+    def explain(self, asked: Subject) -> Lines:
+        """Why a trial was run, what came out and what it taught; or the same of a recipe."""
+        return Lines(explain(list(visible(self.inbox.session.ledger.events(), self.inbox.track)), asked.id))
+
+    def propose(self, asked: Ask, origin: str) -> Verdict:
+        """Propose an experiment: edits on a known recipe, with a reason. The gate's verdict comes back at once."""
+        start = time.perf_counter()
+        with self._lock:
+            found = self.inbox.submit(asked, origin=origin)
+            running = self.inbox.running
+        note = "" if running else ASLEEP
+        return Verdict(found.verdict.accepted, found.number, found.recipe_id, found.trial, found.proposal.name,
+                       found.verdict.as_dict()["refusals"], note, 1e3 * (time.perf_counter() - start))
+
+    def wait(self, asked: Awaited) -> Outcome:
+        """What came of a proposal: the loop's verdict, its runs with loss and gain, and what is believed of it now."""
+        with self._lock:
+            found, running = self.inbox.outcome(asked.number), self.inbox.running
+            answer = self.inbox.state.answers.get(asked.number)
+        if found is not None:
+            note = "its first run is over" if found["accepted"] else "refused by the loop"
+        elif not running:
+            note = ASLEEP
+        else:
+            note = "accepted; its first run is not over" if answer else "the loop has not judged it yet"
+        return Outcome(asked.number, found is not None or not running, note, found)
