@@ -75,6 +75,8 @@ class Corpus:
             lengths = self.tokenizer(download=False).lengths()
         except (ValueError, Failure):
             return None
+        if lengths.size != self.vocab_size:
+            return None
         tokens = self.tokens(split)
         total = sum(int(np.bincount(block, minlength=lengths.size) @ lengths) for block in tokens.blocks())
         return total / tokens.size

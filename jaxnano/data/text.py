@@ -18,6 +18,8 @@ from jaxnano.data.corpus import Document
 from jaxnano.data.store import Corpus
 from jaxnano.data.tokenizer import BpeTokenizer, Tokenizer
 
+SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+
 
 def load(node: config.Text | config.Tfds) -> Corpus:
     """The corpus of text in files or in TFDS, prepared if the cache does not hold it in its present state.
@@ -90,6 +92,8 @@ def _files(node: config.Text | config.Tfds) -> list[Path]:
         root = Path(node.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
         path = root / node.name.split(":")[0]
         if not path.is_dir():
+            if node.name == config.SHAKESPEARE:  # TFDS would need TensorFlow for it
+                raise ValueError(f"data.path: absent: {node.name} is one file; a copy of {SHAKESPEARE_URL} would do")
             from jaxnano.data import tfds_text
 
             tfds_text.prepare(node.name, node.data_dir)

@@ -10,11 +10,9 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from jaxnano.cli import Failure
-from jaxnano.config.data import SHAKESPEARE
 from jaxnano.data.corpus import Document
 
 VERSION = "1.0.0"
-SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 
 
 class TextDocuments(tfds.core.GeneratorBasedBuilder):
@@ -79,17 +77,16 @@ def prepare(name: str, data_dir: str | None) -> None:
 @contextlib.contextmanager
 def _refusals(name: str) -> Iterator[None]:
     """Tell in one line what TFDS says in many, or by an error of any type."""
-    shakespeare = f"; data.path=FILE, a copy of {SHAKESPEARE_URL}, would do" if name == SHAKESPEARE else ""
     try:
         yield
     except tfds.core.DatasetNotFoundError:
-        raise ValueError(f"data.name: {name}: TFDS and data_dir have no such data set{shakespeare}") from None
+        raise ValueError(f"data.name: {name}: TFDS and data_dir have no such data set") from None
     except NotImplementedError:
         raise ValueError(f"data.name: {name}: prepared in files that need TensorFlow; prepared with "
                          "file_format='array_record' it would do") from None
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise Failure(f"TFDS cannot provide {name}: {reason}{shakespeare}") from None
+        raise Failure(f"TFDS cannot provide {name}: {reason}") from None
 
 
 @contextlib.contextmanager

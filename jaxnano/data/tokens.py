@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,6 +45,7 @@ class Tokens:
     def __init__(self, parts: Sequence[Part], vocab: int):
         self.parts, self.vocab, self.dtype = tuple(parts), vocab, np.dtype(parts[0].dtype)
         self._ends = np.cumsum([part.size for part in parts])
+        self._begins = (self._ends - [part.size for part in parts]).tolist()
         self._files = [os.open(part.path, os.O_RDONLY) for part in parts]
         weakref.finalize(self, _close, self._files)
         self.size = int(self._ends[-1])
@@ -56,7 +58,7 @@ class Tokens:
         """Tokens of a slice without a step, in memory: (stop - start,)."""
         start, stop, _ = where.indices(self.size)
         out = np.empty(max(0, stop - start), self.dtype)
-        self._read(start, out.view(np.uint8).data)
+        self._read(start, int(self._part_of(start)), out.view(np.uint8).data)
         self._check(out[None], np.array([start]))
         return out
 
@@ -67,8 +69,9 @@ class Tokens:
         """
         out_WxL = np.empty((len(starts_W), length), self.dtype)
         rows, row_bytes = out_WxL.reshape(-1).view(np.uint8).data, length * self.dtype.itemsize
-        for row, start in enumerate(starts_W.tolist()):
-            self._read(start, rows[row * row_bytes : (row + 1) * row_bytes])
+        places = zip(starts_W.tolist(), self._part_of(starts_W).tolist(), strict=True)
+        for row, (start, index) in enumerate(places):
+            self._read(start, index, rows[row * row_bytes : (row + 1) * row_bytes])
         self._check(out_WxL, starts_W)
         return out_WxL
 
@@ -77,10 +80,10 @@ class Tokens:
         for start in range(0, self.size, size):
             yield self[start : start + size]
 
-    def _read(self, start: int, out: memoryview) -> None:
-        """Fill `out` with bytes from token `start` on."""
-        index, width = self._part_of(start), self.dtype.itemsize
-        place = (start - self._begin(index)) * width  # bytes into the part
+    def _read(self, start: int, index: int, out: memoryview) -> None:
+        """Fill `out` with bytes from token `start` on, which is in part `index`."""
+        width = self.dtype.itemsize
+        place = (start - self._begins[index]) * width  # bytes into the part
         while out:
             part = self.parts[index]
             rest = out[: part.size * width - place]
@@ -96,15 +99,13 @@ class Tokens:
             return
         row, column = np.argwhere(out_WxL >= self.vocab)[0]
         place = int(starts_W[row] + column)
-        index = self._part_of(place)
+        index = int(self._part_of(place))
         part = self.parts[index]
-        raise outside(part.path, part.first + place - self._begin(index), int(out_WxL[row, column]), self.vocab)
+        raise outside(part.path, part.first + place - self._begins[index], int(out_WxL[row, column]), self.vocab)
 
-    def _part_of(self, place: int) -> int:
-        return int(np.searchsorted(self._ends, place, "right"))
-
-    def _begin(self, index: int) -> int:
-        return int(self._ends[index]) - self.parts[index].size
+    def _part_of(self, place: Any) -> Any:
+        """Index of the part that holds a token, or of the parts that hold an array of them."""
+        return np.searchsorted(self._ends, place, "right")
 
 
 def within(parts: Sequence[Part], start: int, stop: int) -> tuple[Part, ...]:
