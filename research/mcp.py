@@ -139,6 +139,7 @@ def _serve_http(server: Any, port: int) -> None:
             listener.bind((LOOPBACK, port))
         except OSError as error:
             raise ValueError(f"--port: {port}: {error.strerror}; another, or none for any, would do") from error
+        listener.listen()  # before the address is told: a client may come at once
         names = [f"{host}:{listener.getsockname()[1]}" for host in (LOOPBACK, "localhost")]
         security = TransportSecuritySettings(allowed_hosts=names, allowed_origins=[f"http://{name}" for name in names])
         app = server.streamable_http_app(transport_security=security, host=LOOPBACK)

@@ -33,7 +33,7 @@ class Paced(StandIn):
         self.hurry = threading.Event()
 
     def poll(self, timeout_s):
-        self.hurry.wait(0.03)
+        self.hurry.wait(0.1)
         return super().poll(timeout_s)
 
 
