@@ -62,8 +62,8 @@ def compiled_cost(recipe: Recipe, mesh: Mesh, accumulate: int = 1) -> dict[str, 
     found = {"chip": chip.device_kind, "chips": mesh.size, "accumulate": accumulate,
              "mesh": ",".join(f"{name}={mesh.shape[name]}" for name in AXES),
              "flops_per_step_and_chip": flops, "least_step_ms": peak and 1000 * flops / peak}
-    lowered, start = _lower(recipe, mesh, accumulate), time.monotonic()
-    room = hbm_bytes(chip.device_kind)
+    lowered, room, start = _lower(recipe, mesh, accumulate), hbm_bytes(chip.device_kind), time.monotonic()
+    found["splash_kernels"] = lowered.as_text().count("@tpu_custom_call")
     try:
         program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -73,9 +73,9 @@ def compiled_cost(recipe: Recipe, mesh: Mesh, accumulate: int = 1) -> dict[str, 
         return found | {"compile_s": time.monotonic() - start, "peak_bytes": used, "device_bytes": room, "fits": False}
     memory = program.memory_analysis()
     return found | {
-        "compile_s": time.monotonic() - start, "splash_kernels": program.as_text().count('"tpu_custom_call"'),
-        "state_bytes": memory.argument_size_in_bytes, "program_bytes": memory.generated_code_size_in_bytes,
-        "peak_bytes": memory.peak_memory_in_bytes, "device_bytes": room, "fits": True,
+        "compile_s": time.monotonic() - start, "state_bytes": memory.argument_size_in_bytes,
+        "program_bytes": memory.generated_code_size_in_bytes, "peak_bytes": memory.peak_memory_in_bytes,
+        "device_bytes": room, "fits": True,
     }
 
 
