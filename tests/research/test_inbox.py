@@ -4,12 +4,11 @@ import json
 from dataclasses import replace
 
 import pytest
-from sitting import LR, SECRET, ask, created, crown, drive, loop, made_up
+from sitting import LR, SECRET, ask, created, drive, loop, made_up
 from stand_in import StandIn
 
 from jaxnano.config.base import ConfigError
 from jaxnano.config.recipe import recipe_id
-from research import scheduler as module
 from research.belief import Belief
 from research.desk import Desk
 from research.forms import Awaited, Nothing, Place, Subject, Which
@@ -18,13 +17,6 @@ from research.invariants import violations
 from research.proof import FRESH
 from research.propose.catalogue import IdeaEdit
 from research.state import fold
-
-
-@pytest.fixture(scope="module", autouse=True)
-def crowns():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "crown", crown)
-        yield
 
 
 @pytest.fixture

@@ -12,10 +12,9 @@ import anyio
 import pytest
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters
-from sitting import LR, crown, looping
+from sitting import LR, looping
 
 from jaxnano.cli import report_errors
-from research import scheduler as module
 from research.inbox import Inbox
 from research.machine import ROOT
 from research.mcp import TOOLS, main
@@ -23,13 +22,6 @@ from research.session import Session
 from research.state import fold
 
 DEADLINE_S, LATENCY_S = 60.0, 0.2
-
-
-@pytest.fixture(scope="module", autouse=True)
-def crowns():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "crown", crown)
-        yield
 
 
 @pytest.fixture(scope="module")
