@@ -14,7 +14,7 @@ from research import allocate
 from research.book import Book
 from research.gate import Gate, Verdict
 from research.inbox import proposal_of
-from research.propose import Proposal, Proposer, build
+from research.propose import Beside, Proposal, Proposer, build
 
 STOCK, REFILL = 24, 3  # arms without a run that may be the next best; proposals asked for at a time
 
@@ -60,6 +60,12 @@ class Intake:
                 self.consider(proposal)
                 view = replace(view, proposed=frozenset(state.proposals))
         self._stocked = state.seq
+
+    @property
+    def expecting(self) -> bool:
+        """Whether a lane that works beside the loop may still bring proposals that the state does not hold."""
+        seq = self.book.state.seq
+        return any(lane.pending(seq) for lane in self.lanes.values() if isinstance(lane, Beside))
 
     def consider(self, proposal: Proposal, **about: Any) -> Verdict:
         """Judge a proposal and write down both. about: what the verdict's event holds beside."""

@@ -66,6 +66,7 @@ class Scheduler:
         self.on_change = on_change or (lambda scheduler: None)
         self.stopping = False
         self._declined = 0  # rounds that ended with nothing worth a proof
+        self._expecting = False  # whether proposals to search on with may come, as of this step
         self._take_up()
         self.first_round = len(self.state.nominated) - (self._proof() is not None)
 
@@ -150,6 +151,7 @@ class Scheduler:
             idle = [w for w in range(self.executor.workers) if w not in self.flights and self.executor.present(w)]
             if self.searching and (not idle or not self.flights):  # nobody who could work waits for the lanes
                 self.intake.stock()
+            self._expecting = self.searching and self.intake.expecting
             for worker in idle if not self.stopping else ():
                 if (job := self._assignment(worker)) is not None:
                     self._dispatch(worker, *job)
@@ -177,8 +179,8 @@ class Scheduler:
 
     @property
     def _waiting(self) -> bool:
-        """Whether there is time, and a champion to be that a person has not looked at yet."""
-        return self.left_s > 0 and bool(pending(self.snapshot))
+        """Whether there is time, and something to come: proposals, or a person's word on a champion to be."""
+        return self.left_s > 0 and (self._expecting or bool(pending(self.snapshot)))
 
     def stop(self) -> None:
         """Have `run` start nothing more and end what runs, as interrupted. Signal handlers may call this."""
@@ -188,7 +190,7 @@ class Scheduler:
         """The next run for a worker and its decision; events that need no run are written on the way."""
         if self.searching and self._proof() is None:
             decision = self._search(worker, self.search_left_s)
-            if decision is not None or self.flights:
+            if decision is not None or self.flights or self._expecting:
                 return decision
         elif (proof := self._proof()) is None and self.flights and self.search_left_s > -LONGEST_WAIT_S:
             return None  # the last search runs are still worth waiting for

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -174,6 +174,15 @@ class Proposer(Protocol):
 
     def propose(self, view: View, rng: np.random.Generator) -> Proposal | None:
         """The next proposal, or None if the lane has nothing to say now."""
+        ...
+
+
+@runtime_checkable
+class Beside(Proposer, Protocol):
+    """A lane that works beside the loop: asked for a proposal it says None, and submits some later."""
+
+    def pending(self, seq: int) -> bool:
+        """Whether proposals may come that a ledger up to event `seq` does not hold yet."""
         ...
 
 
