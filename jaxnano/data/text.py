@@ -45,7 +45,8 @@ def documents(node: config.Text | config.Tfds) -> list[Document]:
 
         found = list(tfds_text.documents(node.name, node.data_dir, node.feature))
     else:
-        found = [document for path in _files(node) for document in _read(path, Path(str(node.path)))]
+        root = Path(str(node.path)).expanduser()
+        found = [document for path in _files(node) for document in _read(path, root)]
     if not found:
         raise ValueError(f"data: {node.path if isinstance(node, config.Text) else node.name}: no text in it")
     return found
@@ -112,7 +113,7 @@ def _read(path: Path, root: Path) -> Iterator[Document]:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: byte {error.start:,} is no UTF-8; only text may stand in {root}") from None
-    name = path.name if path == root else path.relative_to(root.expanduser()).as_posix()
+    name = path.name if path == root else path.relative_to(root).as_posix()
     for number, piece in enumerate(text.split("\0")):
         if piece.strip():
             yield Document(f"{name}:{number}", piece)

@@ -1,0 +1,42 @@
+"""Data nodes: what they refuse, and that names of recipes outlive new fields."""
+
+import pytest
+
+from jaxnano.config.base import ConfigError, dump, validate
+from jaxnano.config.data import Shards
+from jaxnano.config.model import Model
+from jaxnano.config.recipe import Recipe, recipe_id
+
+TEXT = {"kind": "text", "path": "books"}
+
+
+def test_the_name_of_a_recipe_on_shards_is_what_it_was() -> None:
+    recipe = Recipe(model=Model(vocab=50257), data=Shards(kind="shards"))
+    assert recipe_id(recipe) == "283fce0495dd3ab8"
+    assert dump(recipe)["data"] == {"kind": "shards"}
+
+
+@pytest.mark.parametrize(("data", "vocab"), [
+    ({"kind": "embedded"}, 256), (TEXT, 256), ({"kind": "shards"}, 50257), ({"kind": "shards", "vocab": 4096}, 4096),
+    ({**TEXT, "tokenizer": {"kind": "gpt2"}}, 50257), ({**TEXT, "tokenizer": {"kind": "bpe"}}, 4096),
+    ({"kind": "tfds", "name": "lm1b", "tokenizer": {"kind": "bpe", "vocab": 999}}, 999),
+])
+def test_the_model_holds_every_token_of_its_data(data: dict, vocab: int) -> None:
+    recipe = validate(Recipe, {"model": {"vocab": vocab}, "data": data})
+    assert recipe.data.vocab == vocab and validate(Recipe, dump(recipe)) == recipe
+    message = f"model.vocab: {vocab - 1}: {data['kind']} data has {vocab} tokens; {vocab} would do"
+    with pytest.raises(ConfigError, match=message):
+        validate(Recipe, {"model": {"vocab": vocab - 1}, "data": data})
+
+
+@pytest.mark.parametrize(("data", "message"), [
+    ({"kind": "tape"}, "data.kind: \"tape\": one of 'embedded', 'shards', 'text', 'tfds'"),
+    ({"kind": "text"}, "data.path: \"absent\": Field required"),
+    ({**TEXT, "tokenizer": {"kind": "words"}}, "data.tokenizer.kind: \"words\": one of 'bytes', 'gpt2', 'bpe'"),
+    ({**TEXT, "tokenizer": {"kind": "bpe", "vocab": 100}}, "data.tokenizer.vocab: 100"),
+    ({"kind": "tfds", "name": "lm1b", "path": "a"}, 'data.path: "a": for tiny_shakespeare alone; kind: text reads'),
+])
+def test_what_is_no_data_is_refused_with_its_path(data: dict, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(Recipe, {"data": data, "model": {"vocab": 65536}})
+    assert message in str(caught.value)
