@@ -22,8 +22,10 @@ from jaxnano.config.recipe import recipe_id
 from jaxnano.curves import require_tensorboard
 from research import machine
 from research.execute import Offer
-from research.propose import Proposal, build, lanes_of, parts_of
+from research.propose import Proposal, Proposer, build, lanes_of, parts_of
 from research.propose import lanes as known_lanes
+from research.propose.llm import LANE as LLM
+from research.propose.llm import Llm, add_options
 from research.scheduler import Scheduler
 from research.session import Session, SessionError, default_session_dir
 from research.state import fold
@@ -45,10 +47,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tensorboard", action="store_true", help="event files too: tensorboard --logdir S/trials")
     parser.add_argument("--seed", type=int, default=0, help="of the researcher's own choices")
     parser.add_argument("--session", type=Path, help="folder; runs/TRACK-TIME by default")
-    parser.add_argument("--lanes", help=f"comma-separated, of {', '.join(known_lanes())} (all by default)")
+    parser.add_argument("--lanes", help=f"comma-separated, of {', '.join(known_lanes())} (all by default) and {LLM}")
     parser.add_argument("--from", dest="origin", type=Path, metavar="SESSION", help="start from its champion")
     parser.add_argument("--require-review", action="store_true", help="crown only what a person approved")
     parser.add_argument("--resume", action="store_true", help="go on with --session")
+    add_options(parser)
     options = parser.parse_args(argv)
     for name in ("minutes", "max_trials", "workers", "ray_cpus"):
         if (value := getattr(options, name)) is not None and value <= 0:
@@ -76,12 +79,20 @@ def offer(options: argparse.Namespace, workers: int | None) -> Offer:
     return ThisMachine(machine.places(workers))
 
 
+def lanes_for(names: list[str], options: argparse.Namespace, llm: dict[str, Any] | None = None) -> dict[str, Proposer]:
+    """The lanes by name. llm: what the session says of that lane, where it has begun."""
+    known = known_lanes()
+    if LLM in names:
+        known[LLM] = Llm.of(options, llm)
+    return lanes_of(names, known)
+
+
 def start(options: argparse.Namespace) -> Opened:
     """A new session, locked, with its first event written, and the champion it inherits proposed."""
     from jaxnano import data
 
     lanes = (options.lanes or ",".join(known_lanes())).split(",")
-    lanes_of(lanes, known_lanes())
+    llm = lanes_for(lanes, options).get(LLM)
     track = load_track(options.track)
     source = options.track if options.track in tracks() else str(Path(options.track).resolve())
     offered = offer(options, options.workers)
@@ -90,6 +101,7 @@ def start(options: argparse.Namespace) -> Opened:
             "data_hash": corpus.data_hash, "seed": options.seed, "minutes": options.minutes or MINUTES,
             "max_trials": options.max_trials, "workers": offered.workers, "lanes": lanes, "pid": os.getpid(),
             "require_review": options.require_review, "executor": options.executor,
+            "llm": llm.about() if isinstance(llm, Llm) else None,
             "versions": machine.versions(), "argv": sys.argv[1:]}
     inherited = inherit(options.origin, body) if options.origin else None
     session = Session.create(options.session or default_session_dir(track.name))
@@ -115,6 +127,7 @@ def resume(options: argparse.Namespace) -> Opened:
             session.close()
             raise SessionError(f"{options.session}: {name} is {value[:12]} here, {body[name][:12]} there: "
                                "another track or data; start a new session")
+    lanes_for(body["lanes"], options, body.get("llm"))
     offered = offer(options, options.workers or body["workers"])
     session.ledger.append("resume", "", {"pid": os.getpid(), "workers": offered.workers, "executor": options.executor})
     return session, track, body, offered
@@ -146,17 +159,22 @@ def run(options: argparse.Namespace) -> int:
     state = fold(session.ledger.events())
     minutes = options.minutes or body["minutes"]
     spent_s = 0.0 if options.minutes or not options.resume else state.wall_s
+    lanes = lanes_for(body["lanes"], options, body.get("llm"))
+    llm = lanes.get(LLM)
     executor = offered.start(session.workers, WARM, options.tensorboard)
     with session, closing(executor), View(sys.stdout) as view:
-        scheduler = Scheduler(session, track, executor, lanes_of(body["lanes"], known_lanes()),
-                              budget_s=60 * minutes - spent_s, max_trials=options.max_trials or body["max_trials"],
-                              device_bytes=offered.device_bytes,
-                              on_change=view.update)
+        scheduler = Scheduler(session, track, executor, lanes, budget_s=60 * minutes - spent_s,
+                              max_trials=options.max_trials or body["max_trials"],
+                              device_bytes=offered.device_bytes, on_change=view.update)
         view.update(scheduler)
         previous = [signal.signal(s, lambda *_: scheduler.stop()) for s in (signal.SIGINT, signal.SIGTERM)]
+        if isinstance(llm, Llm):
+            llm.open(session.path)
         try:
             reason = scheduler.run()
         finally:
+            if isinstance(llm, Llm):
+                llm.close()
             for number, handler in zip((signal.SIGINT, signal.SIGTERM), previous, strict=True):
                 signal.signal(number, handler)
         shares = scheduler.state.shares()
