@@ -67,10 +67,12 @@ class Curves:
             self._events.add(rows)
 
     def final(self, step: int | None, losses: Mapping[str, float | None]) -> None:
-        """Show what the run came to, nats by split; in the event file alone, for the lines are of the way there."""
+        """Show what the run came to, nats by split; in the event file alone, for the lines are of the way there.
+
+        Args: step: the last; None: the last row's.
+        """
         if self._events and losses:
-            position = {} if step is None else {"step": step}
-            self._events.add([position | {f"final_loss/{split}": loss for split, loss in losses.items()}])
+            self._events.add([{"step": step} | {f"final_loss/{split}": loss for split, loss in losses.items()}])
 
     def close(self) -> None:
         """Close the files."""
@@ -88,7 +90,7 @@ class _EventFile:
         from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
         from tensorboardX.summary import text
 
-        self._event, self._summary, self._rows = Event, Summary, 0
+        self._event, self._summary, self._step = Event, Summary, 0
         self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}")
         start = SessionLog(status=SessionLog.START)  # a reader forgets what it saw of an older file
         self._write(time.time(), step=0, session_log=start)
@@ -100,10 +102,11 @@ class _EventFile:
         """Append the numbers of rows; the last one's time is now."""
         now, latest = time.time(), rows[-1].get("elapsed_s", 0.0) if rows else 0.0
         for row in rows:
-            self._rows += 1
+            step = row.get("step", self._step + 1)
+            self._step = self._step if step is None else step
             wall_time = now - (latest - row.get("elapsed_s", latest))
             values = {tag: value for tag, value in row.items() if tag not in _POSITION and _number(value)}
-            self._scalars(wall_time, row.get("step", self._rows), values)
+            self._scalars(wall_time, self._step, values)
             if _number(row.get("progress")) and "loss" in values:
                 self._scalars(wall_time, round(PER_MILLE * row["progress"]), {"loss_by_progress": values["loss"]})
         self._writer.flush()

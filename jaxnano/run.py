@@ -7,7 +7,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,8 @@ from jaxnano import data, hosts, sharding, train
 from jaxnano.checkpoint import FOLDER, Checkpoints, recorded
 from jaxnano.cli import Failure, Output, positive
 from jaxnano.config.base import validate
-from jaxnano.config.recipe import Recipe, hypers, load, save
+from jaxnano.config.recipe import Recipe, hypers, load, recipe_id, save
+from jaxnano.curves import METRICS, Curves, require_tensorboard
 from jaxnano.device import peak_flops, use_compile_cache
 from jaxnano.evaluate import eval_windows, evaluate
 from jaxnano.preflight import preflight
@@ -35,7 +36,8 @@ SAVES, LEAST_STEPS = 10, 100  # checkpoints a run, and steps between them, unles
 
 @dataclass(frozen=True)
 class Job:
-    """One training run. eval_every, save_every: in steps, 0 is only at the end. out: folder of its files, or None."""
+    """One training run. eval_every, save_every: in steps, 0 is only at the end. out: folder of its files, or None.
+    tensorboard: whether event files are among them."""
 
     recipe: Recipe
     steps: int
@@ -45,6 +47,7 @@ class Job:
     accumulate: int = 1
     eval_every: int = 0
     save_every: int = 0
+    tensorboard: bool = False
 
     def pauses(self, step: int) -> bool:
         """Whether to evaluate or save after this step, which ends a call."""
@@ -59,30 +62,27 @@ class Job:
 
 
 class Journal:
-    """DIR/metrics.jsonl: one object a line. Continues where the checkpoint does, and forgets what came after it."""
+    """The curves of a run, in its folder. They go on where the checkpoint does, and forget what came after it."""
 
-    def __init__(self, folder: Path | None, step: int):
-        self._file, self.elapsed_s = None, 0.0
+    def __init__(self, folder: Path | None, step: int, tensorboard: bool = False,
+                 about: Mapping[str, str] | None = None) -> None:
+        self._curves, self.elapsed_s = None, 0.0
         if folder is None:
             return
-        path = folder / "metrics.jsonl"
+        path = folder / METRICS
         kept = [row for row in _rows(path) if row["step"] <= step] if path.exists() else []
         self.elapsed_s = kept[-1]["elapsed_s"] if kept else 0.0
-        rewritten = path.with_suffix(".tmp")
-        rewritten.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        rewritten.rename(path)
-        self._file = path.open("a")
+        self._curves = Curves(folder, kept, tensorboard=tensorboard, about=about)
 
     def write(self, rows: list[dict[str, Any]]) -> None:
         """Append rows; they are with the operating system when this returns."""
-        if self._file:
-            self._file.write("".join(json.dumps(row) + "\n" for row in rows))
-            self._file.flush()
+        if self._curves:
+            self._curves.write(rows)
 
     def close(self) -> None:
-        """Close the file."""
-        if self._file:
-            self._file.close()
+        """Close the files."""
+        if self._curves:
+            self._curves.close()
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -137,7 +137,8 @@ def fit(job: Job, console: Console | None = None, resume: bool = False) -> dict[
                                  train.STEPS_PER_CALL)
     compiled = train.program(job.recipe, job.mesh, job.accumulate)
     checkpoints, state = _open(job, corpus.data_hash, batches, resume)
-    journal = Journal(job.out if hosts.first() else None, 0 if state is None else int(state.step))
+    journal = Journal(job.out if hosts.first() else None, 0 if state is None else int(state.step), job.tensorboard,
+                      {"recipe": recipe_id(job.recipe)})
     watch, losses, search_loss, step = Stopwatch(job), np.full(1, np.nan), None, 0 if state is None else int(state.step)
 
     def measure(state: train.TrainState) -> float:
@@ -234,6 +235,10 @@ def _job(options: argparse.Namespace) -> Job:
     out = options.out and Path(options.out)
     if options.resume and out is None:
         raise ValueError("--resume: without a folder: --out DIR names the one to go on in")
+    if options.tensorboard:
+        require_tensorboard()
+        if out is None:
+            raise ValueError("--tensorboard: without a folder: --out DIR names the one for event files")
     about = recorded(out / FOLDER) if options.resume else None
     if options.config is not None:
         recipe = load(options.config, tuple(options.set))
@@ -246,6 +251,7 @@ def _job(options: argparse.Namespace) -> Job:
     return Job(
         recipe, steps, about["seed"] if options.seed is None else options.seed, out, sharding.parse_mesh(options.mesh),
         options.accumulate, options.eval_every, options.save_every or max(LEAST_STEPS, steps // SAVES),
+        options.tensorboard,
     )
 
 
@@ -261,6 +267,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--mesh", metavar="AXES", help="data=2,fsdp=4,tensor=1: how devices share batch and weights")
     parser.add_argument("--eval-every", type=positive, default=0, metavar="N", help=f"steps between {SPLIT} losses")
     parser.add_argument("--save-every", type=positive, default=0, metavar="N", help="steps between checkpoints")
+    parser.add_argument("--tensorboard", action="store_true", help="event files too: tensorboard --logdir DIR")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     hosts.add_options(parser)
     return parser

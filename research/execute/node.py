@@ -13,7 +13,7 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -45,6 +45,9 @@ class NodeWorker:
         """Args: kind: GPU, TPU or CPU. cpus: the worker's share of cores. warm: modules it imports first."""
         self._kind, self._cpus, self._warm = kind, cpus, warm
         self._outgoing: Iterator[Message | Chunk] = iter(())
+        self._local: LocalExecutor | None = None
+        self._asked: dict[int, tuple[str, tuple[Any, ...]]] = {}
+        self._done = 0
 
     async def start(self) -> tuple[str, str]:
         """Start the worker; returns the node's name and the hash of its code."""
@@ -58,55 +61,71 @@ class NodeWorker:
             env = {"JAX_PLATFORMS": "tpu"}
         limit_mb = rss_limit_mb(max(1, int(len(cores) / self._cpus))) if self._kind == "CPU" else None
         self._local = LocalExecutor([place], self._folder, rss_limit_mb=limit_mb, warm=self._warm, env=env)
+        self._catch_up(self._local)
         return machine.host(), machine.code_hash()
 
-    async def submit(self, job: Job) -> None:
-        """Run a job in an empty folder here; paths below the job's own folder move with it."""
+    async def ask(self, number: int, what: str, *args: Any) -> None:
+        """Do what the loop asks, in its order: Ray may deliver in another, and before `start` has run.
+
+        Args: number: 1, 2, ... what: submit (job), cancel (reason) or kill (); see research.execute.Executor.
+        """
+        self._asked[number] = what, args
+        if self._local is not None:
+            self._catch_up(self._local)
+
+    def _catch_up(self, local: LocalExecutor) -> None:
+        while self._done + 1 in self._asked:
+            self._done += 1
+            match self._asked.pop(self._done):
+                case "submit", (job,):
+                    local.submit(0, self._here(job))
+                case "cancel", (reason,):
+                    local.cancel(0, reason)
+                case "kill", ():
+                    local.kill(0)
+
+    def _here(self, job: Job) -> Job:
+        """The job in an empty folder here; paths below its own folder move with it."""
         here = self._folder / "job"
         shutil.rmtree(here, ignore_errors=True)
         args = {name: _moved(value, job["dir"], str(here)) for name, value in job["args"].items()}
-        self._local.submit(0, Job(**{**job, "dir": str(here), "args": args}))
+        return Job(**{**job, "dir": str(here), "args": args})
 
     async def receive(self) -> Message | Chunk:
-        """The next thing to tell the loop, when there is one."""
+        """The next thing to tell the loop, when there is one; asked once `start` has answered."""
+        assert self._local is not None
         while True:
             for item in self._outgoing:
                 return item
-            self._outgoing = self._news()
+            self._outgoing = self._news(self._local.poll(0.0))
             for item in self._outgoing:
                 return item
-            await self._stirs()
-
-    async def cancel(self, reason: str) -> None:
-        """Ask the job to stop at its next report."""
-        self._local.cancel(0, reason)
-
-    async def kill(self) -> None:
-        """End the worker's process; another is started."""
-        self._local.kill(0)
+            await _readable(self._local.fileno())
 
     async def close(self) -> None:
         """End the worker and give up its number."""
-        self._local.close()
-        self._lock.close()
+        if self._local is not None:
+            self._local.close()
+            self._lock.close()
 
-    def _news(self) -> Iterator[Message | Chunk]:
+    def _news(self, messages: Iterable[Message]) -> Iterator[Message | Chunk]:
         """Messages, each end of a job with the files that it left before it."""
-        for message in self._local.poll(0.0):
+        for message in messages:
             if message.id is not None and message.kind in ("result", "died"):
                 yield from _log(self._folder / "job" / LOG)
             if message.id is not None and message.kind == "result":
                 yield from _files(self._folder / "job")
             yield message
 
-    async def _stirs(self) -> None:
-        """Until the worker has said something, or ended."""
-        stirs, loop = asyncio.Event(), asyncio.get_running_loop()
-        loop.add_reader(self._local.fileno(), stirs.set)
-        try:
-            await stirs.wait()
-        finally:
-            loop.remove_reader(self._local.fileno())
+
+async def _readable(descriptor: int) -> None:
+    """Until there is something to read."""
+    stirs, loop = asyncio.Event(), asyncio.get_running_loop()
+    loop.add_reader(descriptor, stirs.set)
+    try:
+        await stirs.wait()
+    finally:
+        loop.remove_reader(descriptor)
 
 
 def _claim(root: Path) -> tuple[int, Path, IO[str]]:

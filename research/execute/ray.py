@@ -144,6 +144,7 @@ class _Worker:
     answer: Any = None
     host: str = ""  # the node's; empty until the actor has a place
     pid: int = 0  # of the worker process; 0 until it is ready
+    asked: int = 0  # of the actor, for it to keep the order
     landing: Landing | None = None
     failed_starts: int = 0
 
@@ -184,17 +185,17 @@ class RayExecutor:
         if known.landing is not None:
             raise ValueError(f"worker {worker} still has {known.landing.job['id']}")
         known.landing = Landing(job, self._tensorboard)
-        known.actor.submit.remote(job)
+        self._ask(known, "submit", job)
 
     def cancel(self, worker: int, reason: str) -> None:
         """Ask the worker's job to stop at its next report."""
-        self._workers[worker].actor.cancel.remote(reason)
+        self._ask(self._workers[worker], "cancel", reason)
 
     def kill(self, worker: int) -> None:
         """End the worker's process, or its actor where that has none yet; `died` follows and another is started."""
         known = self._workers[worker]
         if known.pid:
-            known.actor.kill.remote()
+            self._ask(known, "kill")
         else:
             self._ray.kill(known.actor)
 
@@ -226,11 +227,15 @@ class RayExecutor:
         self._workers = []
         self._ray.shutdown()
 
+    def _ask(self, worker: _Worker, what: str, *args: Any) -> None:
+        worker.asked += 1
+        worker.actor.ask.remote(worker.asked, what, *args)
+
     def _start(self, worker: _Worker) -> None:
         """Ask for an actor; it starts when the cluster has room."""
         spread = self._remote.options(scheduling_strategy="SPREAD", **worker.slot.options)
         worker.actor = spread.remote(worker.slot.kind, worker.slot.amount, self._warm)
-        worker.host, worker.pid, worker.answer = "", 0, worker.actor.start.remote()
+        worker.host, worker.pid, worker.asked, worker.answer = "", 0, 0, worker.actor.start.remote()
 
     def _receive(self, worker: _Worker) -> None:
         try:
@@ -238,7 +243,8 @@ class RayExecutor:
         except self._ray.exceptions.RayTaskError as error:  # raised by the code there, and would be again
             raise ExecutorError(f"worker {worker.number} on {worker.host or 'a node'}: {_line(error.cause)}") from error
         except self._ray.exceptions.RayError as error:
-            return self._lost(worker, _line(error))
+            broken = "creation task" in str(error)  # the package, or what it needs, cannot be imported there
+            return self._lost(worker, _line(error), broken)
         worker.answer = worker.actor.receive.remote()
         match answer:
             case Chunk():
@@ -264,20 +270,24 @@ class RayExecutor:
             message, worker.landing = replace(message, body=body or message.body), None
         self._pending.append(message)
 
-    def _lost(self, worker: _Worker, why: str) -> None:
-        """The actor has ended, or its node is out of reach: say so, and ask for another one."""
-        worker.failed_starts += not worker.pid
-        if worker.failed_starts >= START_ATTEMPTS:
-            raise ExecutorError(f"worker {worker.number} ended {START_ATTEMPTS} times before it was ready: {why}")
+    def _lost(self, worker: _Worker, why: str, broken: bool) -> None:
+        """The actor has ended, or its node is out of reach: say so, and ask for another one.
+
+        One that never began is no failure: for a while Ray asks a node for it that is gone.
+        """
+        worker.failed_starts += bool(worker.host) and not worker.pid
+        if worker.failed_starts >= START_ATTEMPTS or broken:
+            raise ExecutorError(f"worker {worker.number} cannot be started on {worker.host or 'a node'}: {why}")
         with contextlib.suppress(self._ray.exceptions.RayError):
             self._ray.kill(worker.actor)  # out of reach is not gone: nothing it says will be read
         about: tuple[str | None, int | None] = (None, None)
         if worker.landing is not None:
             about = (worker.landing.job["id"], worker.landing.job["attempt"])
             worker.landing = worker.landing.drop()
-        reason = f"the worker on {worker.host or 'a node'} was lost: {why}"
-        body = {"exit": -signal.SIGKILL, "reason": reason, "lost": True}
-        self._pending.append(Message("died", worker.number, *about, body))
+        if worker.pid or about[0]:
+            reason = f"the worker on {worker.host or 'a node'} was lost: {why}"
+            body = {"exit": -signal.SIGKILL, "reason": reason, "lost": True}
+            self._pending.append(Message("died", worker.number, *about, body))
         self._start(worker)
 
 

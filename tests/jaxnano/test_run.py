@@ -18,6 +18,7 @@ from jaxnano.checkpoint import FOLDER
 from jaxnano.cli import Failure, report_errors
 from jaxnano.config.recipe import load, save
 from jaxnano.device import peak_flops
+from tests.jaxnano import events
 from tests.jaxnano.recipes import TINY, edited
 
 RECIPE = edited(TINY, {"data.batch": 16, "model.depth": 1})
@@ -74,13 +75,15 @@ def test_train_kill_resume_is_train_bit_for_bit(config: Path, tmp_path: Path) ->
     common = ["--config", str(config), "--steps", "60", "--seed", "3", *every]
     one, two = tmp_path / "one", tmp_path / "two"
     assert start([*common, "--out", str(one)]).returncode == 0
-    assert start([*common, "--out", str(two)], KILLED).returncode == -signal.SIGKILL
+    assert start([*common, "--out", str(two), "--tensorboard"], KILLED).returncode == -signal.SIGKILL
     assert rows(two)[-1][0] == 50
-    resumed = start(["--out", str(two), "--resume", *every, "--json"])
+    resumed = start(["--out", str(two), "--resume", *every, "--json", "--tensorboard"])
     assert resumed.returncode == 0, resumed.stderr
     assert rows(two) == rows(one) and len(rows(two)) == 60
     assert rows(two, "search_loss") == rows(one, "search_loss") and len(rows(two, "search_loss")) == 3
     assert json.loads(resumed.stdout)["search_loss"] == rows(one, "search_loss")[-1][1]
+    lines, curves = events.rows(two), events.scalars(events.read_events(two))
+    assert curves == {tag: events.of(tag, lines) for tag in ("loss", "search_loss", "tokens_per_s")}
 
 
 def test_a_run_writes_recipe_metrics_and_checkpoint(whole: Any) -> None:
@@ -148,6 +151,7 @@ def test_evaluations_and_saves_fall_on_calls() -> None:
 
 @pytest.mark.parametrize(("arguments", "reason"), [
     ([], "--config: missing"), (["--resume"], "--resume: without a folder"),
+    (["--config", "CONFIG", "--tensorboard"], "--tensorboard: without a folder"),
     (["--config", "nowhere.yaml"], "cannot be read"), (["--config", "CONFIG", "--mesh", "data=5"], "mesh: data=5"),
     (["--config", "CONFIG", "--set", "train.dtype=float7"], "train.dtype"),
     (["--config", "CONFIG", "--out", "WHOLE", "--steps", "40"], "--resume goes on"),

@@ -14,6 +14,7 @@ from research.execute import ExecutorError, Job
 from research.execute.local import LocalExecutor
 from research.machine import ROOT, Place, cores, process_identity
 from research.session import read_result
+from tests.jaxnano import events
 
 HERE = Path(__file__).parent
 DEADLINE_S = 20.0
@@ -76,6 +77,16 @@ def test_job_runs_pinned_and_its_prints_stay_out_of_the_protocol(make, job, tmp_
     assert all(text in log for text in ("from print", "from C", "to stderr"))
     metrics = [json.loads(line) for line in (tmp_path / "trial" / "metrics.jsonl").read_text().splitlines()]
     assert metrics == [{"step": 1, "loss": None}, {"step": 2, "loss": 0.5}]
+
+
+def test_curves_go_to_event_files_if_asked_for(make, job, tmp_path):
+    executor = make(tensorboard=True)
+    executor.submit(0, Job(**job("answer", loss=2.5), about={"hypothesis": "it helps\x1b[2J"}))
+    wait_for(executor, "result")
+    written = events.read_events(tmp_path / "trial")
+    curves = {"loss": events.of("loss", events.rows(tmp_path / "trial")), "final_loss/search": [(2, 2.5)]}
+    assert events.scalars(written) == curves and curves["loss"] == [(2, 0.5)]
+    assert b"    it helps [2J" in [t for e in written for v in e.summary.value for t in v.tensor.string_val]
 
 
 def test_prints_between_jobs_go_to_the_worker_log(make, tmp_path):

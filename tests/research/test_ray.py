@@ -16,6 +16,7 @@ from stand_in import MICRO
 
 from jaxnano import data
 from jaxnano.cli import Failure, report_errors
+from jaxnano.curves import EVENTS
 from research import loop, machine
 from research.execute import ExecutorError, Job
 from research.execute.ray import connect, offered
@@ -27,6 +28,7 @@ from research.scheduler import Scheduler
 from research.session import Session, read_result
 from research.track import load_track
 from research.trial import WARM
+from tests.jaxnano import events
 
 HERE = Path(__file__).parent
 DEADLINE_S = 60.0
@@ -50,7 +52,7 @@ def cluster():
 
 @pytest.fixture
 def executor(cluster):
-    with closing(connect(cluster.address).start(Path(), warm=())) as started:
+    with closing(connect(cluster.address).start(Path(), warm=(), tensorboard=True)) as started:
         yield started
 
 
@@ -87,7 +89,9 @@ def test_a_job_comes_back_with_its_files(executor, job, tmp_path):
     assert read_result(tmp_path / "trial", 1) == result
     assert not result["here"].startswith(str(tmp_path)), "the job should have run in a folder of its node"
     files = {p.relative_to(tmp_path / "trial").as_posix() for p in (tmp_path / "trial").rglob("*") if p.is_file()}
+    files = {path for path in files if not path.startswith(EVENTS)}
     assert files == {"metrics.jsonl", "log.txt", "result.json", "checkpoint/deep/weights", "checkpoint/empty"}
+    assert events.scalars(events.read_events(tmp_path / "trial")) == {"final_loss/search": [(1, 2.5)]}
     assert (tmp_path / "trial/checkpoint/deep/weights").read_bytes() == bytes(range(256)) * result["repeats"]
     assert json.loads((tmp_path / "trial/metrics.jsonl").read_text()) == {"step": 1, "loss": None}
     assert "left something" in (tmp_path / "trial/log.txt").read_text()
@@ -164,10 +168,10 @@ def test_twenty_trials_and_the_loss_of_a_node(cluster, tmp_path):
         lanes = lanes_of(["tuner"], known_lanes())
         Scheduler(session, track, executor, lanes, budget_s=600.0, max_trials=TRIALS, on_change=step).run()
         assert not list(violations(session.ledger, session.path))
-        events = session.ledger.events()
-        assert len(outcomes(events)) == TRIALS == len({e.subject for e in outcomes(events)})
-        lost = {e.subject for e in events if e.kind == "result" and e.body.get("lost")}
-        assert set(held) <= lost <= {e.subject for e in outcomes(events)}, "what was lost was run once more"
+        ended = [e.subject for e in outcomes(session.ledger.events())]
+        assert len(ended) == TRIALS == len(set(ended))
+        lost = {e.subject for e in session.ledger.events("result") if e.body.get("lost")}
+        assert held and set(held) <= lost <= set(ended), "what was lost was run once more"
 
 
 def test_a_lost_slot_waits_for_room_and_comes_back(cluster, job, tmp_path):
@@ -183,8 +187,9 @@ def test_a_lost_slot_waits_for_room_and_comes_back(cluster, job, tmp_path):
         died = wait_for(executor, "died", there)[-1]
         assert (died.id, died.attempt, died.body["exit"], died.body["lost"]) == ("trial", 1, -signal.SIGKILL, True)
         assert [executor.present(worker) for worker in range(3)] == [worker != there for worker in range(3)]
-        executor.submit(there, job("answer", attempt=2, loss=1.0))
         cluster.add_node(num_cpus=1)
+        wait_for(executor, "ready", there)
+        executor.submit(there, job("answer", attempt=2, loss=1.0))
         assert wait_for(executor, "result", there)[-1].body["attempt"] == 2
 
 
