@@ -36,7 +36,7 @@ from research.proof import FRESH
 from research.session import Session
 from research.state import State, fold
 from research.summary import NORMAL_95, Facts, verdict
-from research.text import count, effect, interval, loss, spread
+from research.text import cost, count, effect, interval, loss, spread
 
 FOLDER = "plots"
 REFUSALS = 12
@@ -52,8 +52,8 @@ def write_report(session_path: Path, state: State) -> None:
     facts = Facts.of(state)
     title = f"{session_path.name}: what was tried and what was proven on track {facts.track.name}"
     drawn = figures(facts, events)
-    blocks = [block for section in (_verdict, _champion, _proof, _search, _effort, _kills, _refusals, _replay, _recipes,
-                                    _trials) for block in section(facts, drawn)]
+    blocks = [block for section in (_verdict, _champion, _proof, _search, _effort, _llm, _kills, _refusals, _replay,
+                                    _recipes, _trials) for block in section(facts, drawn)]
     (session_path / FOLDER).mkdir(exist_ok=True)
     for figure in drawn.values():
         (session_path / FOLDER / f"{figure.name}.svg").write_text(figure.svg, encoding="utf-8")
@@ -192,6 +192,16 @@ def _effort(facts: Facts, drawn: dict[str, Figure]) -> list[Block]:
             Paragraph(f"Shares of the core-seconds between the first dispatch and the last result: {named}. Compiling "
                       "is part of whatever it was done for."),
             Table(["lane", "proposed", "accepted", "runs", "device-seconds", "best measured gain"], rows, "lrrrrr")]
+
+
+def _llm(facts: Facts, drawn: dict[str, Figure]) -> list[Block]:
+    if (spent := facts.llm()) is None:
+        return []
+    line = (f"{count(spent['requests'], 'request')} to {', '.join(spent['models'])}, {spent['seconds']:,.0f} s of "
+            f"waiting beside the loop: {cost(spent)}. {count(spent['proposals'], 'proposal')}, of which "
+            f"{spent['accepted']} became recipes of their own; for each of these: {cost(spent, each=True)}.")
+    rows = [[name, str(n)] for name, n in spent["outcomes"].items()]
+    return [Heading("What language models cost"), Paragraph(line), Table(["answer", "times"], rows, "lr")]
 
 
 def _kills(facts: Facts, drawn: dict[str, Figure]) -> list[Block]:

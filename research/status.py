@@ -20,7 +20,7 @@ from jaxnano.config.edit import show
 from research.session import Session
 from research.state import fold
 from research.summary import Facts
-from research.text import clean, count, effect, loss, spread
+from research.text import clean, cost, count, effect, loss, spread
 
 SHARES = ("idle_fraction", "compile_share", "replicate_share", "kill_share", "verification_share")
 
@@ -71,6 +71,10 @@ def _rows(found: dict[str, Any]):
     yield "decisions", str(found["decisions"])
     yield "device time", f"{found['device_seconds']:,.0f} s in {found['wall_seconds']:,.0f} s"
     yield "shares", ", ".join(f"{name.partition('_')[0]} {found[name]:.1%}" for name in SHARES)
+    if spent := found["llm"]:
+        yield "llm", _plain(f"{count(spent['requests'], 'request')} to {', '.join(spent['models'])}: "
+                            + ", ".join(f"{n} {name}" for name, n in spent["outcomes"].items()))
+        yield "", f"{cost(spent)}; for each of {count(spent['accepted'], 'accepted proposal')}: {cost(spent, True)}"
     for role in ("base", "champion", "best_single"):
         if side := found[role]:
             losses = ", ".join(f"{split} {loss(by['mean'])}" for split, by in side["loss"].items())

@@ -15,6 +15,7 @@ from jaxnano.config.recipe import Recipe
 from research.belief import Belief, Snapshot
 from research.compare import compare
 from research.ledger import Event, SessionError
+from research.propose.spend import Spend
 from research.state import State, Trial
 from research.text import count, effect, spread
 from research.track import LossAtSeconds, StepsToTarget, TimeToTarget, Track
@@ -221,6 +222,14 @@ class Facts:
                     row["best_gain"] = max(gain, row["best_gain"] if row["best_gain"] is not None else gain)
         return rows
 
+    def llm(self) -> dict[str, Any] | None:
+        """Requests to language models: outcomes, tokens, cost, and both per proposal accepted; None if there were none.
+
+        See research.propose.spend.
+        """
+        accepted = self.lanes().get("llm", {}).get("accepted", 0)
+        return Spend.of(self.state.calls).as_dict(accepted) if self.state.calls else None
+
     def results(self) -> Iterator[tuple[Trial, dict[str, Any]]]:
         """Every result with its trial, interrupted attempts too."""
         for trial in self.state.trials.values():
@@ -266,6 +275,7 @@ class Facts:
             "decisions": len(state.decisions),
             "proposals": counts | {"refusals": dict(state.refusals.most_common())},
             "lanes": self.lanes(),
+            "llm": self.llm(),
             "audit": self.audit(),
         }
 

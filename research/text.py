@@ -40,3 +40,12 @@ def interval(test: Mapping[str, Any]) -> str:
 def count(number: int, what: str) -> str:
     """A number of things."""
     return f"{number:,} {what}" + "s" * (number != 1)
+
+
+def cost(spent: Mapping[str, Any], each: bool = False) -> str:
+    """What language models have cost (Facts.llm): tokens and, where it is known, USD. each: per accepted proposal."""
+    tokens = spent["tokens_per_accepted"] if each else spent["tokens_in"] + spent["tokens_out"]
+    usd = spent["cost_per_accepted"] if each else spent["cost"]
+    if tokens is None:
+        return "nothing was accepted"
+    return f"{tokens:,.0f} tokens" + (f", {usd:.4g} USD" if usd is not None else "")
