@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     node = parsed(options.data) if options.data else Embedded(kind="embedded")
     if options.check and isinstance(node, Shards):
         corpus = shards.load(node.path, node.vocab, again=True)
+        print("every shard is what it was when it was first read")
     else:
         corpus = data.load(node)  # which reads and hashes whatever is no shard every time
     print(f"{corpus.directory}\ndata hash {corpus.data_hash}\n{corpus.vocab_size:,} tokens ({corpus.encoding})")
@@ -68,7 +69,8 @@ def parsed(text: str, given: Mapping[str, Any] | None = None) -> Data:
     if not isinstance(node, dict):
         raise ValueError(f"{text}: no such file or folder; a recipe, a folder of shards or text, or a node like "
                          "'{kind: text, path: FOLDER}' would do")
-    return validate(Source, {"data": {**(given or {}), **node}}).data
+    defaults = given if given and node.get("kind") in ("text", "tfds") else {}
+    return validate(Source, {"data": {**defaults, **node}}).data
 
 
 def _table(corpus: Corpus, with_ngram: bool) -> None:

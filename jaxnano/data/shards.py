@@ -57,11 +57,11 @@ def load(path: str, vocab: int, again: bool = False) -> Corpus:
     token outside the vocabulary or, `again`, other tokens than before.
     """
     folder = Path(path).expanduser()
-    files = {use: sorted(folder.glob(f"*_{use}_*.bin")) for use in ("train", "val")}
+    files = {use: sorted(folder.glob(f"*_{use}*.bin")) for use in ("train", "val")}
     if not all(files.values()):
-        missing = "folder" if not folder.is_dir() else next(f"*_{use}_*.bin in it" for use in files if not files[use])
+        missing = "folder" if not folder.is_dir() else next(f"*_{use}*.bin in it" for use in files if not files[use])
         raise ValueError(f"data.path: {path}: no such {missing}; {HOW}")
-    if len(names := {file.name.split(f"_{use}_")[0] for use in files for file in files[use]}) > 1:
+    if len(names := {file.name.split(f"_{use}")[0] for use in files for file in files[use]}) > 1:
         raise ValueError(f"data.path: {path}: shards of several data sets: {', '.join(sorted(names))}; a folder each "
                          "would do")
     about = manifest(folder)

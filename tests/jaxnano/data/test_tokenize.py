@@ -61,7 +61,8 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path, monkeypatch, capsys):
     for wrong, message in (
         ([*order, str(tmp_path / "books")], "--out: .*books: exists already; another folder would do"),
         ([*order, str(tmp_path / "web"), "--shard-tokens", str(2**31)], "--shard-tokens: 2,147,483,648"),
-        (["{kind: embedded}", "--out", str(tmp_path / "web")], "data.tokenizer"),
+        (["{kind: embedded}", "--out", str(tmp_path / "web")],
+         "data: {kind: embedded}: kind embedded; text and tfds have text to tokenize"),
         ([str(tmp_path / "books"), "--out", str(tmp_path / "web"), "--tokenizer", "words"],
          "data.tokenizer.kind: \"words\": one of 'bytes', 'gpt2', 'bpe'"),
     ):
