@@ -26,6 +26,7 @@ from jaxnano.cli import Failure, positive, report_errors
 
 HEARTBEAT_S = 30  # silence after which a process counts as lost; one that is killed is noticed at once
 JOIN_S = 300  # how long the first process waits for the last
+APART = "the processes of this run did not meet; all of them, with one coordinator and one number, would do"
 LOST = "a process of this run was lost; start all of them again with --resume"
 
 
@@ -47,8 +48,12 @@ def run_jointly(options: argparse.Namespace, command: Callable[[], int]) -> int:
     """
     if not _asked(options):
         return command()
-    _join(options)
-    ended = _last_word()
+    met = _last_word(APART)
+    try:
+        _join(options)
+    finally:
+        met()
+    ended = _last_word(LOST)
     code = report_errors(lambda: _translated(command))
     if code in (1, 2, 130):
         ended()
@@ -116,13 +121,13 @@ def _line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _last_word() -> Callable[[], None]:
-    """Have LOST printed if this process ends without calling what is returned.
+def _last_word(line: str) -> Callable[[], None]:
+    """Have a line printed if this process ends without calling what is returned.
 
-    JAX aborts a process that waits for a lost one, and leaves no chance to say so; a shell at the end of a pipe can.
+    JAX aborts a process that waits for a missing one, and leaves no chance to say so; a shell at a pipe's end can.
     """
     script = 'read -r ended || echo "error: $0" >&2'
-    shell = subprocess.Popen(["sh", "-c", script, LOST], stdin=subprocess.PIPE, start_new_session=True)
+    shell = subprocess.Popen(["sh", "-c", script, line], stdin=subprocess.PIPE, start_new_session=True)
 
     def ended() -> None:
         shell.communicate(b"ended\n")
