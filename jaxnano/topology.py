@@ -54,7 +54,7 @@ def compiled_cost(recipe: Recipe, mesh: Mesh, accumulate: int = 1) -> dict[str, 
     """Compile the program that `jaxnano.train` runs, for the chips of a mesh, and ask the compiler what it takes.
 
     Returns: by name, memory of one chip in bytes among it. `fits`: whether the compiler found room; if not,
-    `peak_bytes` is what it would have taken, where it says so.
+    `peak_bytes` is what it would have taken, where it says so. `splash_kernels`: how many differ; layers share them.
     Raises: ValueError if the batch does not divide over the mesh.
     """
     chip: Any = mesh.devices.flat[0]
