@@ -98,7 +98,8 @@ def start(options: argparse.Namespace) -> Opened:
     offered = offer(options, options.workers)
     corpus = data.load(track.base_recipe.data)
     body = {"track": track.name, "source": source, "contract": dump_full(track), "track_hash": track.identity,
-            "data_hash": corpus.data_hash, "seed": options.seed, "minutes": options.minutes or MINUTES,
+            "data_hash": corpus.data_hash, "bytes_per_token": corpus.bytes_per_token(track.splits.search),
+            "seed": options.seed, "minutes": options.minutes or MINUTES,
             "max_trials": options.max_trials, "workers": offered.workers, "lanes": lanes, "pid": os.getpid(),
             "require_review": options.require_review, "executor": options.executor,
             "llm": llm.about() if isinstance(llm, Llm) else None,
