@@ -112,8 +112,8 @@ def divide(raw: Sequence[Document]) -> dict[str, list[Document]]:
     of lines, into about SECTIONS sections, and these are divided instead.
     Raises: ValueError if the sections are too few or too long as well.
     """
-    for candidates in (raw, sections(raw)):
-        kept = [document for document in without_copies(candidates) if document.text.strip()]
+    for cut in (iter, sections):
+        kept = [document for document in without_copies(cut(raw)) if document.text.strip()]
         parts = split(kept)
         sizes = {name: sum(len(document.text.encode()) for document in part) for name, part in parts.items()}
         if kept and all(size >= SHARES[name] / 2 * sum(sizes.values()) for name, size in sizes.items()):
