@@ -91,7 +91,6 @@ def _asked(options: argparse.Namespace) -> bool:
 def _join(options: argparse.Namespace) -> None:
     sys.stdout = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # Gloo prints on file 1, which is for the command's own output
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(
             options.coordinator, options.processes, options.process, initialization_timeout=JOIN_S,

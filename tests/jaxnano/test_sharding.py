@@ -103,3 +103,11 @@ def test_all_devices_share_the_batch_unless_told_otherwise() -> None:
     assert mesh is not None and dict(mesh.shape) == {"data": 8, "fsdp": 1, "tensor": 1}
     with pytest.raises(ValueError, match="data.batch"):
         train.program(RECIPE, mesh, accumulate=2)
+
+
+def test_rows_that_do_not_divide_go_whole_to_every_device() -> None:
+    mesh = sharding.make_mesh(2, 2, 2)
+    assert sharding.rows(8, mesh).shard_shape((3, 8, 5)) == (3, 2, 5)
+    assert sharding.rows(6, mesh).shard_shape((3, 6, 5)) == (3, 6, 5)
+    tokens = np.arange(3 * 8 * 5).reshape(3, 8, 5)
+    assert sharding.place_rows(tokens, mesh) is tokens  # one process: the program places them
