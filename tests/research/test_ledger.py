@@ -220,12 +220,13 @@ def test_tidy_keeps_metrics_results_and_the_champion(session):
         (folder / "checkpoint" / "step").mkdir(parents=True)
         (folder / "checkpoint" / "step" / "array").write_bytes(b"x" * 1000)
         (folder / "metrics.jsonl").write_text("{}\n")
+        (folder / "events.out.tfevents.1.host.2").write_bytes(b"curves")
         (folder / "log.txt").write_bytes(b"old" + b"n" * LOG_BYTES)
         write_result(folder, 1, {"outcome": "completed"})
     before = session.bytes()
     assert session.tidy(keep={"champion"}) == 1003 == before - session.bytes()
     assert sorted(item.name for item in session.trial_dir("loser").iterdir()) == sorted(
-        ["metrics.jsonl", "log.txt", "result.json"]
+        ["metrics.jsonl", "events.out.tfevents.1.host.2", "log.txt", "result.json"]
     )
     assert (session.trials / "loser" / "log.txt").read_bytes() == b"n" * LOG_BYTES
     assert (session.trials / "champion" / "checkpoint" / "step" / "array").exists()

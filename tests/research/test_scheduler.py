@@ -184,3 +184,17 @@ def test_where_time_is_the_budget_the_base_runs_first_and_sets_it(tmp_path, trac
     full_s = track.full_steps * track.base_cost.tokens_per_step / 1e5
     assert runs and runs == pytest.approx({key: full_s * float(key.split("-")[1]) for key in runs})
     assert found.state.decisions[0].body["purpose"] == "base"
+
+
+def test_search_runs_that_lose_their_worker_are_run_once_more_and_counted_once(track, tmp_path):
+    """Every one dies at its first attempt, the last ones when --max-trials is reached."""
+    def outcomes(job):
+        return None if job["attempt"] == 1 and job["args"]["seed"] < FRESH else completed(job)
+
+    with created(tmp_path / "s") as session:
+        drive(session, track, StandIn(outcomes=outcomes))
+        state = fold(session.ledger.events())
+        searched = [t for t in state.trials.values() if t.decisions[0].body["purpose"] in SEARCH]
+        assert len(searched) == 5 and {t.outcome for t in searched} == {"completed"}
+        assert {len(t.attempts) for t in searched} == {2}
+        assert list(violations(session.ledger, session.path)) == []
