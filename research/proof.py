@@ -88,7 +88,7 @@ class Proof:
 
     @property
     def done(self) -> bool:
-        """Whether the verification spoke, or before the seal nothing is left to prove but the incumbent, or was vetoed."""
+        """Whether the verification spoke, or before the seal only the incumbent was left, or a person vetoed it."""
         if self.verified is not None or self.sealed is not None:
             return self.verified is not None
         return self.final == self.snapshot.incumbent or self._state.review(self.final or self.recipe_id) == "veto"
@@ -244,7 +244,8 @@ def pending(snapshot: Snapshot) -> list[Proof]:
         proof = Proof(snapshot, named.subject, named.body)
         beaten = proof.sealed is not None and proof.sealed.body["incumbent"] == snapshot.incumbent
         if beaten and snapshot.state.review(event.subject) != "veto":
-            found.append((event.body["comparisons"]["incumbent"]["effect"], event.seq, proof))
+            test = event.body.get("comparisons", {}).get("incumbent", {})  # outsiders do not see it
+            found.append((test.get("effect", 0.0), event.seq, proof))
     return [proof for _, _, proof in sorted(found, reverse=True, key=lambda row: row[:2])]
 
 

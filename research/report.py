@@ -52,8 +52,8 @@ def write_report(session_path: Path, state: State) -> None:
     facts = Facts.of(state)
     title = f"{session_path.name}: what was tried and what was proven on track {facts.track.name}"
     drawn = figures(facts, events)
-    blocks = [block for section in (_verdict, _champion, _proof, _search, _effort, _llm, _kills, _refusals, _replay,
-                                    _recipes, _trials) for block in section(facts, drawn)]
+    blocks = [block for section in (_verdict, _champion, _proof, _review, _search, _effort, _llm, _kills, _refusals,
+                                    _replay, _recipes, _trials) for block in section(facts, drawn)]
     (session_path / FOLDER).mkdir(exist_ok=True)
     for figure in drawn.values():
         (session_path / FOLDER / f"{figure.name}.svg").write_text(figure.svg, encoding="utf-8")
@@ -92,10 +92,12 @@ def _verdict(facts: Facts, drawn: dict[str, Figure]) -> list[Block]:
 def _champion(facts: Facts, drawn: dict[str, Figure]) -> list[Block]:
     champion = facts.champion()
     frontier = facts.frontier(1)
-    recipe_id = champion["recipe_id"] if champion else frontier[0]["recipe_id"] if frontier else None
+    waiting = facts.waiting()
+    recipe_id = facts.state.champion or next(iter([*waiting, *(row["recipe_id"] for row in frontier)]), None)
     if recipe_id is None:
         return []
-    blocks: list[Block] = [Heading("The champion" if champion else "The leading candidate, not proven")]
+    title = "The champion" if champion else "Verified, not crowned" if waiting else "The leading candidate, not proven"
+    blocks: list[Block] = [Heading(title)]
     blocks.append(Paragraph([facts.name(recipe_id), ", recipe ", _recipe(recipe_id), ", against the base:"]))
     blocks.append(Listing(_diff(facts.edits(recipe_id)), "diff"))
     rows = []
@@ -142,6 +144,22 @@ def _proof(facts: Facts, drawn: dict[str, Figure]) -> list[Block]:
         if roles:
             blocks += [_seeds(row, roles), _tests(facts, row, roles)]
     return [Heading("The proof"), *blocks] if blocks else []
+
+
+def _review(facts: Facts, drawn: dict[str, Figure]) -> list[Block]:
+    """Who decided what about which recipe, and how to decide about those that wait."""
+    blocks: list[Block] = []
+    for recipe_id in facts.waiting():
+        said = facts.said(recipe_id) or "nobody has decided yet"
+        blocks += [Paragraph(["Verified and not crowned: ", _recipe(recipe_id), f" {facts.name(recipe_id)}; {said}. "
+                              "What speaks for it, what it costs, and how to decide:"]),
+                   Listing(f"python -m research.review SESSION\n"
+                           f"python -m research.review SESSION --approve {recipe_id[:8]} --note 'why'")]
+    if facts.state.reviews:
+        rows = [[e.body["decision"], _recipe(e.subject), facts.name(e.subject), str(e.body.get("reviewer") or ""),
+                 str(e.body.get("note") or "")] for e in facts.state.reviews]
+        blocks.append(Table(["decision", "recipe", "name", "reviewer", "note"], rows, "lllll"))
+    return [Heading("Review"), *blocks] if blocks else []
 
 
 def _seeds(row: dict[str, Any], roles: dict[str, str]) -> Table:

@@ -16,6 +16,7 @@ from research.belief import Belief, Snapshot
 from research.compare import compare
 from research.ledger import Event, SessionError
 from research.propose.spend import Spend
+from research.proof import Proof, pending
 from research.state import State, Trial
 from research.text import count, effect, spread
 from research.track import LossAtSeconds, StepsToTarget, TimeToTarget, Track
@@ -152,6 +153,19 @@ class Facts:
                 "against": incumbent}
         return side | body | {"over_base": self.over_base(recipe_id), "parts": self.parts(recipe_id)}
 
+    def waiting(self) -> list[str]:
+        """Recipes that passed and may still be crowned: nobody vetoed or overtook them. The largest effect first."""
+        return [proof.sealed.subject for proof in pending(self.snapshot) if proof.sealed is not None]
+
+    def said(self, recipe_id: str) -> str:
+        """What a person decided last about a recipe, who, and why; empty if nobody did."""
+        event = next((e for e in reversed(self.state.reviews) if e.subject == recipe_id), None)
+        if event is None:
+            return ""
+        done = {"approve": "approved", "veto": "vetoed", "hold": "held"}[event.body["decision"]]
+        note = f": {event.body['note']}" if event.body.get("note") else ""
+        return f"{done} by {event.body.get('reviewer') or 'somebody'}{note}"
+
     def seal(self, verification: Event) -> dict[str, Any]:
         """The seal that a verification opened."""
         number = verification.body["nomination"]
@@ -281,11 +295,13 @@ class Facts:
 
 
 def verdict(facts: Facts) -> tuple[str, str]:
-    """How the session came out, in a sentence or two. kind: proven, refuted, none, open or empty."""
+    """How the session came out, in a sentence or two. kind: proven, verified, refuted, none, open or empty."""
     state, where = facts.state, stage(facts.snapshot)
     if not state.trials:
         return "empty", "Nothing has run yet."
-    kind, found = _proven(facts) or _refuted(facts) or ("none", "")
+    proven, waiting = _proven(facts), _verified(facts)
+    kind, found = proven or waiting or _refuted(facts) or ("none", "")
+    found += f" {waiting[1]}" if proven and waiting else ""
     if state.end is None:
         return (kind if found else "open"), f"Not ended yet: {where}. {found}".strip()
     if found:
@@ -306,12 +322,27 @@ def _proven(facts: Facts) -> tuple[str, str] | None:
     champion = facts.champion()
     if champion is None:
         return None
-    low, high = champion["interval"]
-    against = "the base" if champion["against"] == facts.base else facts.name(champion["against"])
-    return "proven", (
-        f"Improvement proven: {champion['name']} lowers the loss by {champion['effect']:.3f} {facts.unit} against "
-        f"{against} (95 % interval {low:.3f} to {high:.3f}; p = {champion['p_value']:.2g}, below the sealed "
-        f"{champion['alpha']:.2g} of attempt {champion['attempt']}; {count(champion['n'], 'fresh seed')}).")
+    return "proven", f"Improvement proven: {_tested(facts, champion)}."
+
+
+def _tested(facts: Facts, side: Mapping[str, Any]) -> str:
+    """What the test of a recipe that passed has found."""
+    low, high = side["interval"]
+    against = "the base" if side["against"] == facts.base else facts.name(side["against"])
+    return (f"{side['name']} lowers the loss by {side['effect']:.3f} {facts.unit} against {against} (95 % interval "
+            f"{low:.3f} to {high:.3f}; p = {side['p_value']:.2g}, below the sealed {side['alpha']:.2g} of attempt "
+            f"{side['attempt']}; {count(side['n'], 'fresh seed')})")
+
+
+def _verified(facts: Facts) -> tuple[str, str] | None:
+    """What passed against the incumbent and was not crowned, and at whose word."""
+    waiting = facts.waiting()
+    rows = [row for row in facts.verifications() if row["passed"] and row["incumbent"] == facts.snapshot.incumbent]
+    if not rows:
+        return None
+    row = next((row for row in rows if waiting and row["recipe_id"] == waiting[0]), rows[-1])
+    side = row | row["comparisons"]["incumbent"] | {"against": row["incumbent"]}
+    return "verified", f"Verified, {facts.said(row['recipe_id']) or 'awaiting review'}: {_tested(facts, side)}."
 
 
 def _refuted(facts: Facts) -> tuple[str, str] | None:
@@ -329,10 +360,11 @@ def _refuted(facts: Facts) -> tuple[str, str] | None:
 def stage(snapshot: Snapshot) -> str:
     """What the session is at: searching, or a stage of the proof with its counts."""
     state = snapshot.state
-    if not state.nominated or state.nominated[-1].body["number"] in {e.body["nomination"] for e in state.verifications}:
-        return "searching"
-    nominee = state.nominated[-1].subject
-    seal = next((e for e in state.sealed if e.body["nomination"] == state.nominated[-1].body["number"]), None)
+    proof = Proof(snapshot, state.nominated[-1].subject, state.nominated[-1].body) if state.nominated else None
+    if proof is None or proof.done:
+        names = [snapshot.arms[snapshot.index[p.sealed.subject]].name for p in pending(snapshot) if p.sealed]
+        return f"searching; verified and not crowned: {', '.join(names)}" if names else "searching"
+    nominee, seal = proof.recipe_id, proof.sealed
     started = seal.seq if seal else state.nominated[-1].seq
     purposes = ("verify",) if seal else ("replicate", "ablate")
     runs = [a for a in state.attempts() if a.seq > started and a.purpose in purposes]

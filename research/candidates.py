@@ -1,0 +1,119 @@
+"""Candidates as a reviewer weighs them: what each changes and why, the evidence, what it costs, how it travels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxnano import preflight
+from research.compare import compare
+from research.summary import NORMAL_95, Facts
+
+FRONTIER = 5  # candidates that ran, beside those that were nominated
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of the recipe, and of the base beside it. device_s: mean of full-horizon runs; None where there is none."""
+
+    parameters: int
+    flops_per_step: float
+    device_s: float | None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """status: in words. effect, sd: believed at the full horizon. search: compared with the base on common seeds.
+
+    proofs: sealed attempts. gains: by horizon, over the base on the same seeds. trend: `grows`, `shrinks`, `steady`
+    (less than matters, or than noise), or empty where too little ran.
+    """
+
+    recipe_id: str
+    name: str
+    status: str
+    lane: str
+    origin: str
+    hypothesis: str
+    edits: list[dict[str, Any]]
+    effect: float
+    sd: float
+    search: dict[str, Any] | None
+    proofs: list[dict[str, Any]]
+    cost: Cost
+    base_cost: Cost
+    gains: dict[float, list[float]]
+    trend: str
+    reviews: list[dict[str, Any]]
+
+
+def candidates(facts: Facts) -> list[Candidate]:
+    """Those verified, sealed or nominated, latest first, then those that lead the search."""
+    state = facts.state
+    proven = [e.subject for e in reversed((*state.nominated, *state.sealed))]
+    ranked = sorted(set(proven), key=lambda rid: (rid not in facts.waiting(), proven.index(rid)))
+    leading = [row["recipe_id"] for row in facts.frontier(FRONTIER)]
+    return [candidate(facts, recipe_id) for recipe_id in dict.fromkeys([*ranked, *leading])]
+
+
+def candidate(facts: Facts, recipe_id: str) -> Candidate:
+    """One of them: an accepted recipe."""
+    proposal, at = facts.proposal(recipe_id), facts.snapshot.index[recipe_id]
+    mean, sd = (float(values[at]) for values in facts.snapshot.effects)
+    base, own = (facts.state.losses(rid or "", 1.0, facts.track.splits.search) for rid in (facts.base, recipe_id))
+    search = compare(base, own).as_dict() if len(base.keys() & own.keys()) > 1 else None
+    gains = _gains(facts, recipe_id)
+    reviews = [dict(e.body) for e in facts.state.reviews if e.subject == recipe_id]
+    return Candidate(
+        recipe_id, facts.name(recipe_id), status(facts, recipe_id), proposal.get("lane", ""),
+        proposal.get("origin", ""), proposal.get("hypothesis", ""), facts.edits(recipe_id), mean, sd, search,
+        [row for row in facts.verifications() if row["recipe_id"] == recipe_id], _cost(facts, recipe_id),
+        _cost(facts, facts.base or recipe_id), gains, _trend(gains, facts.track.epsilon), reviews)
+
+
+def status(facts: Facts, recipe_id: str) -> str:
+    """Where a recipe stands, and what a person said of it."""
+    said = facts.said(recipe_id)
+    passed = {row["recipe_id"]: row["passed"] for row in facts.verifications()}
+    if recipe_id == facts.state.champion:
+        stands = "champion"
+    elif recipe_id in {e.subject for e in facts.state.crowned}:
+        stands = "champion once, beaten since"
+    elif passed.get(recipe_id) and recipe_id not in facts.waiting() and not said.startswith("veto"):
+        stands = "verified against a recipe that is no longer the incumbent"
+    elif passed.get(recipe_id):
+        stands = "verified" if said else "verified, awaiting review"
+    elif recipe_id in passed:
+        stands = "being verified" if passed[recipe_id] is None else "tested on fresh seeds and failed"
+    else:
+        stands = "nominated" if recipe_id in {e.subject for e in facts.state.nominated} else "searched"
+    return f"{stands}, {said}" if said else stands
+
+
+def _cost(facts: Facts, recipe_id: str) -> Cost:
+    arm = facts.snapshot.arms[facts.snapshot.index[recipe_id]]
+    spent = [t.result["device_s"] for t in facts.state.trials.values() if t.recipe_id == recipe_id and t.loss
+             and t.horizon == 1.0 and t.result and t.result.get("device_s")]
+    return Cost(preflight.preflight(arm.recipe).parameters, arm.flops, float(np.mean(spent)) if spent else None)
+
+
+def _gains(facts: Facts, recipe_id: str) -> dict[float, list[float]]:
+    """Gains over the base on the search split by horizon, shortest first."""
+    found: dict[float, list[float]] = {}
+    for trial in facts.state.trials.values():
+        if trial.recipe_id == recipe_id and (gain := facts.gain(trial)) is not None:
+            found.setdefault(trial.horizon, []).append(gain)
+    return dict(sorted(found.items()))
+
+
+def _trend(gains: dict[float, list[float]], epsilon: float) -> str:
+    """How the mean gain at the longest horizon compares with that at the shortest, where both have two runs or more."""
+    if len(gains) < 2:
+        return ""
+    first, *_, last = map(np.asarray, gains.values())
+    if min(len(first), len(last)) < 2:
+        return ""
+    change, noise = last.mean() - first.mean(), np.sqrt(last.var(ddof=1) / len(last) + first.var(ddof=1) / len(first))
+    return "steady" if abs(change) < max(epsilon, NORMAL_95 * noise) else "grows" if change > 0 else "shrinks"

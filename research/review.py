@@ -1,0 +1,148 @@
+"""Review: the candidates as a person weighs them, and the person's word, which is an event of the ledger.
+
+    python -m research.review SESSION                                   # the candidates
+    python -m research.review SESSION --approve 3f2a9c1d --note "simple, and the gain grows"
+    python -m research.review SESSION --veto 3f2a9c1d --reviewer ada    # or --hold
+
+An approval lets a verified recipe be crowned (needed with the loop's --require-review); a veto or a hold keeps it from
+the crown, and a vetoed one is not nominated again. The last word counts. An ID may be the beginning of one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jaxnano.cli import report_errors
+from jaxnano.config.edit import show
+from research.candidates import Candidate, Cost, candidates
+from research.session import Session
+from research.state import DECISIONS, State, fold
+from research.summary import Facts
+from research.text import clean, count, effect, interval, spread
+
+MOST = 1000  # characters of a note
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command."""
+    options = _parse(argv)
+    decision = next((name for name in DECISIONS if getattr(options, name) is not None), None)
+    with Session.open(options.session) as session:
+        facts = Facts.of(fold(session.ledger.events()))
+        if decision is None:
+            _show(candidates(facts), options.json)
+            return 0
+        recipe_id = find(facts.state, getattr(options, decision), f"--{decision}")
+        reviewer = options.reviewer or getpass.getuser()
+        session.ledger.append("review", recipe_id, {"decision": decision, "reviewer": reviewer, "note": options.note})
+        after = Facts.of(fold(session.ledger.events()))
+        print(clean(f"{recipe_id[:8]} {after.name(recipe_id)}: {after.said(recipe_id)}"))
+        print(_consequence(after, recipe_id, decision, session.ledger.held()))
+    return 0
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("research.review", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("session", type=Path)
+    action = parser.add_mutually_exclusive_group()
+    for name in DECISIONS:
+        action.add_argument(f"--{name}", metavar="ID")
+    parser.add_argument("--note", default="", help="why")
+    parser.add_argument("--reviewer", default="", help="your name; the login's by default")
+    parser.add_argument("--json", action="store_true", help="the candidates, machine-readable")
+    options = parser.parse_args(argv)
+    decided = any(getattr(options, name) is not None for name in DECISIONS)
+    for name in ("note", "reviewer"):
+        if (text := getattr(options, name)) and not decided:
+            raise ValueError(f"--{name}: {text!r}: with --approve, --veto or --hold ID it would do")
+        if len(text) > MOST:
+            raise ValueError(f"--{name}: {len(text)} characters; at most {MOST} would do")
+    return options
+
+
+def find(state: State, text: str, option: str) -> str:
+    """The accepted recipe whose id begins with `text`.
+
+    Raises: ValueError if there is none, or several.
+    """
+    found = [recipe_id for recipe_id in state.proposals if recipe_id in state.accepted and recipe_id.startswith(text)]
+    if not text or not found:
+        raise ValueError(f"{option}: {text!r}: no recipe of this session begins with it; research.review lists them")
+    if len(found) > 1:
+        raise ValueError(f"{option}: {text!r}: {', '.join(found[:4])} begin with it; a longer beginning would do")
+    return found[0]
+
+
+def _consequence(facts: Facts, recipe_id: str, decision: str, running: bool) -> str:
+    """What the loop will do about a decision."""
+    if recipe_id in {e.subject for e in facts.state.crowned}:
+        return "it was crowned before this; the crown stays, the review is in the report"
+    if decision != "approve":
+        return "it will not be crowned" + (", nor nominated again" if decision == "veto" else " until it is approved")
+    if recipe_id not in facts.waiting():
+        return "it will be crowned if it passes its verification"
+    return "the loop crowns it now" if running else "python -m research.loop --resume --session SESSION crowns it"
+
+
+def _show(found: list[Candidate], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([asdict(row) for row in found]))
+        return
+    lines = [line for row in found for line in (*_lines(row), "")] or ["no candidate yet: nothing has run but the base"]
+    print("\n".join(map(clean, lines)))
+
+
+def _lines(row: Candidate) -> Iterator[str]:
+    """A candidate as a reviewer reads it."""
+    yield f"{row.recipe_id[:8]}  {row.name}: {row.status}"
+    yield f"  hypothesis: {row.hypothesis} ({row.lane}" + (f", {row.origin})" if row.origin else ")")
+    for edit in row.edits:
+        yield f"    {edit['path']}: {show(edit['old'])} -> {show(edit['new'])}"
+    yield f"  believed at the full horizon: {spread(row.effect, row.sd)}"
+    if row.search:
+        yield f"  search split, against the base: {_test(row.search)}, common seeds"
+    for proof in row.proofs:
+        passed = {True: "passed", False: "failed", None: "under way"}[proof["passed"]]
+        test = proof["comparisons"].get("incumbent")
+        found = f": {_test(test)}, fresh seeds" if test else ""
+        yield f"  proof, attempt {proof['attempt']} at alpha {proof['alpha']:.2g}, {passed}{found}"
+    yield f"  cost: {_cost(row.cost, row.base_cost)}"
+    if row.gains:
+        by = ", ".join(f"{h:g}: {effect(sum(g) / len(g))} (n = {len(g)})" for h, g in row.gains.items())
+        yield f"  transfer, gain by horizon: {by}" + (f"; it {_trend(row.trend)} with the horizon" if row.trend else "")
+        full = row.gains.get(1.0, [])
+        yield f"  better than the base on {sum(gain > 0 for gain in full)} of {count(len(full), 'seed')} run in full"
+    for said in row.reviews:
+        yield f"  {said['decision']} by {said.get('reviewer')}" + (f": {said['note']}" if said.get("note") else "")
+
+
+def _trend(word: str) -> str:
+    return "is steady" if word == "steady" else word
+
+
+def _test(test: dict[str, Any]) -> str:
+    return f"effect {effect(test['effect'])} ({interval(test)}), p = {test['p_value']:.2g}, n = {test['n']}"
+
+
+def _cost(own: Cost, base: Cost) -> str:
+    """Parameters, FLOPs and seconds, each against the base's."""
+    parts = [f"{count(own.parameters, 'parameter')} ({_more(own.parameters, base.parameters)})",
+             f"{own.flops_per_step:.4g} FLOPs a step ({_more(own.flops_per_step, base.flops_per_step)})"]
+    if own.device_s is not None:
+        against = f" ({_more(own.device_s, base.device_s)})" if base.device_s else ""
+        parts.append(f"{own.device_s:.1f} device-seconds a full run{against}")
+    return ", ".join(parts)
+
+
+def _more(own: float, base: float) -> str:
+    return f"{100 * (own / base - 1):+.1f} %"
+
+
+if __name__ == "__main__":
+    raise SystemExit(report_errors(main))
