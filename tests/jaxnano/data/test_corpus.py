@@ -104,3 +104,12 @@ def test_recurring_share_counts_bytes_of_long_lines():
     train = "x" * 50 + "\n" + "short line"
     assert corpus.recurring_share("x" * 50 + "\nshort line\n" + "y" * 150, train) == pytest.approx(0.25)
     assert corpus.recurring_share("short line", train) == 0.0
+
+
+def test_sections_are_runs_of_lines():
+    lines = [f"Line {number} of a text that has no blank ones." for number in range(3000)]
+    found = corpus.sections([Document("a/x.txt", "\n".join(lines)), Document("b/y.txt", "One line.")])
+    assert "\n".join(document.text for document in found) == "\n".join([*lines, "One line."])
+    assert 400 < len(found) < 1100 and len({document.source for document in found}) == len(found)
+    verses = "\n\n".join("\n".join(lines[place : place + 2]) for place in range(0, 3000, 2))
+    assert all(document.text.count("\n") % 3 == 1 for document in corpus.sections([Document("v", verses)]))

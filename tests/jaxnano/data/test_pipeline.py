@@ -108,6 +108,8 @@ def test_evaluation_windows_are_fixed_even_and_apart(corpus):
     np.testing.assert_array_equal(np.diff(starts), 8)  # the tokens of a window, with the first one's context
     np.testing.assert_array_equal(windows, eval_batches(corpus, "search", LENGTH, 60, 20))
     np.testing.assert_array_equal(windows.ravel(), eval_batches(corpus, "search", LENGTH, 60, 10).ravel())
+    with pytest.raises(ValueError, match="1 to 49 would do"):  # the first of 500 tokens is never predicted
+        eval_batches(corpus, "search", 10, 50, 50)
     everything = eval_batches(corpus, "search", LENGTH, 71, 71)[0]
     np.testing.assert_array_equal(everything[:, 1:].ravel(), np.arange(1, 71 * LENGTH + 1))  # each predicted once
 

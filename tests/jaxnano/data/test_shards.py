@@ -42,6 +42,15 @@ def test_splits_begin_with_documents_and_lose_no_token(tmp_path):
         "fineweb_train_000003.bin", 3)
 
 
+def test_a_document_that_begins_just_there_begins_the_split(tmp_path):
+    stream = np.where(np.arange(960) % 10, 5, SEPARATOR)
+    put(tmp_path / "a_val_000000.bin", stream)
+    put(tmp_path / "a_train_000001.bin", stream)
+    corpus = _load(tmp_path)  # 960 / 32 = 30 tokens each
+    assert {split: corpus.tokens(split).size for split in corpus.splits} == {
+        "train": 900, "search": 30, "protected": 960, "heldout": 30}
+
+
 def test_evaluation_reads_what_the_benchmark_reads(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "BENCHMARK", 96)
     stream = folder(tmp_path)
@@ -102,7 +111,7 @@ BAD = {
     "magic": (lambda path: put(path, [SEPARATOR] * 9, magic=20240801), "no shard: magic number 20240801, not 20240520"),
     "version": (lambda path: put(path, [SEPARATOR] * 9, version=2), "version 2 of the format; version 1 would do"),
     "empty": (lambda path: put(path, []), "no tokens in it"),
-    "outside": (lambda path: put(path, [SEPARATOR, 1, 2, 50257, 60000]),
+    "outside": (lambda path: put(path, [SEPARATOR, 1, 2, 50257, 50256]),
                 "token 3 is 50257, and a vocabulary of 50,257 ends at 50256"),
 }
 

@@ -31,6 +31,7 @@ def test_documents_come_back(tmp_path, capsys, tokenizer, vocab):
         files = sorted(out.glob(f"book_{use}_*.bin"))
         pieces = [np.fromfile(file, "<u2", offset=1024) for file in files]
         assert [piece.size for piece in pieces[:-1]] == [20000] * (len(files) - 1)
+        assert 0 < pieces[-1].size <= 20000
         streams[use] = np.concatenate(pieces)
         assert (about[use]["shards"], about[use]["tokens"]) == (len(files), streams[use].size)
         assert about[use]["bytes"] == by.lengths()[streams[use]].sum()

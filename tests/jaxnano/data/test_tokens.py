@@ -58,5 +58,8 @@ def test_a_file_that_becomes_shorter_is_named(whole, tmp_path):
 
 
 def test_an_array_file_is_one_part(tmp_path):
-    np.save(tmp_path / "a.npy", np.arange(5, dtype=np.uint8))
-    assert Tokens([Part.of_array(tmp_path / "a.npy")], 256)[1:].tolist() == [1, 2, 3, 4]
+    np.save(tmp_path / "a.npy", np.arange(251, 256, dtype=np.uint8))
+    part = Part.of_array(tmp_path / "a.npy")
+    assert Tokens([part], 256)[1:].tolist() == [252, 253, 254, 255]
+    with pytest.raises(ValueError, match="token 4 is 255"):
+        Tokens([part], 255)[1:]
