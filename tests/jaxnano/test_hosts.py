@@ -18,7 +18,7 @@ from jaxnano.config.recipe import save
 from tests.jaxnano.recipes import TINY, edited
 
 RECIPE = edited(TINY, {"data.batch": 8, "model.depth": 1})
-DEADLINE_S = 120
+DEADLINE_S = 300
 # Sends itself signal number argv[1] once step argv[2] is in the journal.
 SIGNALLED = """
 import os, sys
