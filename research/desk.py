@@ -6,8 +6,11 @@ protected and the held-out split.
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from jaxnano.config.base import dump_full
@@ -35,6 +38,7 @@ from research.state import Trial
 from research.summary import NORMAL_95, Facts, stage
 
 FRONTIER = 8
+KEEP_UP_S = 1.0
 ASLEEP = "no loop is running; python -m research.loop --resume --session SESSION takes it in"
 HOW = (
     "An experiment is a list of edits, {path, new}, on a recipe that is known: on = best (the default), base, or a "
@@ -58,6 +62,25 @@ class Desk:
 
     def __init__(self, inbox: Inbox):
         self.inbox, self._lock = inbox, threading.Lock()
+
+    @contextmanager
+    def keeping_up(self) -> Iterator[None]:
+        """Take in what happens while nobody asks, so that who proposes does not wait for it: a recipe costs 4 ms."""
+        over = threading.Event()
+
+        def follow() -> None:
+            while not over.wait(KEEP_UP_S):
+                with self._lock, suppress(ValueError, OSError, sqlite3.Error):  # whoever asks next is told
+                    self.inbox.refresh()
+                    self.inbox.snapshot.view()
+
+        thread = threading.Thread(target=follow, name="keeping up", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     def rules(self, asked: Nothing) -> Rules:
         """The game: track, objective, limits, what is frozen, the base recipe, and how to write edits. Ask it first."""

@@ -48,11 +48,13 @@ def main(argv: list[str] | None = None) -> int:
     if options.port is not None and not (options.http and 0 <= options.port < 65536):
         raise ValueError(f"--port: {options.port}: 0 to 65535, with --http, would do")
     with Inbox(options.session) as inbox:
-        server = build(Desk(inbox))
-        if options.http:
-            _serve_http(server, options.port or 0)
-        else:
-            _serve_stdio(server)
+        desk = Desk(inbox)
+        server = build(desk)
+        with desk.keeping_up():
+            if options.http:
+                _serve_http(server, options.port or 0)
+            else:
+                _serve_stdio(server)
     return 0
 
 
