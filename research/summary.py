@@ -71,7 +71,7 @@ class Facts:
     @property
     def unit(self) -> str:
         """What losses are measured in."""
-        return "nats per byte" if self.track.base_recipe.data.kind == "embedded" else "nats per token"
+        return "nats per byte" if self.state.session.get("bytes_per_token", 1.0) == 1.0 else "nats per token"
 
     def proposal(self, recipe_id: str) -> dict[str, Any]:
         """What was proposed under a recipe id: name, parts, hypothesis, lane ...; empty if nothing was."""
