@@ -88,7 +88,7 @@ class View:
 
 
 def line_of(event: Event, facts: Facts) -> str | None:
-    """One line for the end of a run or a stage of the proof; None for other events."""
+    """One line for the end of a run, a stage of the proof, or a model that did not answer; None for other events."""
     body = event.body
     match event.kind:
         case "result":
@@ -106,6 +106,8 @@ def line_of(event: Event, facts: Facts) -> str | None:
             return f"verification: {'passed' if body['passed'] else 'failed'}{found}"
         case "crowned":
             return f"champion: {facts.name(event.subject)}"
+        case "call" if body.get("outcome") != "ok":
+            return f"llm: {body.get('outcome')}: {body.get('reason')}"[:160]
     return None
 
 

@@ -8,6 +8,7 @@ request without a usable answer is followed by a pause, and the other lanes go o
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sqlite3
 import threading
@@ -150,7 +151,7 @@ class Llm:
         self._wanted.set()
         if self._thread is not None:
             self._thread.join(grace_s)
-        with self._lock:
+        with self._lock, contextlib.suppress(SessionError, sqlite3.Error):
             if self._began is not None:
                 self._write(Fault("aborted", "the session ended before the answer came"))
 
@@ -208,7 +209,7 @@ class Llm:
         """What is left of the session's time and the lane's money."""
         minutes = inbox.state.session.get("minutes")
         settings, spend = self.settings, self._spend
-        return {"seconds": round(60 * minutes - inbox.state.wall_s) if minutes else None,
+        return {"seconds": max(0, round(60 * minutes - inbox.state.wall_s)) if minutes else None,
                 "tokens": settings.tokens - spend.tokens,
                 "usd": round(settings.cost - spend.cost, 4) if settings.cost is not None else None}
 

@@ -18,6 +18,7 @@ FAULTS = {  # what is done -> the outcome it should have in the ledger
     "429": "rate_limited", "500": "server_error", "hang": "timeout", "cut": "garbage", "schema": "wrong_schema",
     "long": "garbage", "empty": "empty", "torn": "unreachable", "page": "garbage", "401": "refused",
 }
+MORE = {"drip": "timeout", "zip": "garbage", "busy": "server_error"}
 HIDDEN = "hidden"  # instructions in the text of a valid answer: no fault
 RETRY_AFTER_S = 0.01
 
@@ -120,6 +121,9 @@ class ModelServer:
         if served.fault in ("", HIDDEN, "cut", "schema", "long", "empty"):
             served.tokens_in, served.tokens_out = len(user) // 4, len(text) // 4
             text = json.dumps((gemini_body if gemini else openai_body)(text, served))
+        if served.fault == "drip":
+            self.drip(http)
+            return
         if served.fault == "hang":
             self.release.wait(10)
             http.close_connection = True
@@ -128,12 +132,25 @@ class ModelServer:
         http.send_response(status)
         for name, value in headers.items():
             http.send_header(name, value)
+        if served.fault == "zip":
+            http.send_header("content-encoding", "gzip")
         http.send_header("content-type", "text/html" if served.fault == "page" else "application/json")
         http.send_header("content-length", str(len(data)))
         http.end_headers()
         with contextlib.suppress(ConnectionError):  # the client has had enough
             http.wfile.write(data[: len(data) // 2] if served.fault == "torn" else data)
         http.close_connection = True
+
+    def drip(self, http):
+        """A response that never ends, a byte at a time."""
+        http.send_response(200)
+        http.send_header("content-type", "application/json")
+        http.end_headers()
+        http.close_connection = True
+        with contextlib.suppress(ConnectionError):
+            while not self.release.wait(0.05):
+                http.wfile.write(b" ")
+                http.wfile.flush()
 
     def respond(self, served, number, key):
         """Status, headers and the model's (or the error's) text; errors and answers quote the key."""
@@ -146,6 +163,9 @@ class ModelServer:
                 return 429, {"retry-after": str(RETRY_AFTER_S)}, error
             case "500":
                 return 500, {}, error
+            case "busy":
+                info = [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": f"{RETRY_AFTER_S}s"}]
+                return 503, {}, json.dumps({"error": {"code": 503, "message": "busy", "details": info}})
             case "401":
                 return 401, {}, error
             case "page":

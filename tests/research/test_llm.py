@@ -3,9 +3,12 @@
 import json
 import re
 import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
+import httpx2
 import pytest
-from model_server import EVIL, FAULTS, HIDDEN, ModelServer, ideas, proposal
+from model_server import EVIL, FAULTS, HIDDEN, MORE, ModelServer, ideas, proposal
 from stand_in import MICRO, StandIn
 
 from jaxnano.cli import report_errors
@@ -13,7 +16,8 @@ from jaxnano.config.base import dump_full
 from research import loop, status
 from research import scheduler as module
 from research.invariants import violations
-from research.propose import lanes
+from research.propose import lanes, wire
+from research.propose.answer import SCHEMA
 from research.propose.llm import Llm, Settings
 from research.propose.provider import endpoint
 from research.propose.spend import Spend
@@ -165,12 +169,44 @@ def test_a_refusal_goes_back_once(track, tmp_path, provider):
     assert "data.length" in row["proposal"] and "frozen by track micro" in row["refusals"][0]["rule"]
 
 
-def test_the_server_is_given_the_time_it_asks_for(track, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("provider", "fault"), [("openai", "429"), ("gemini", "busy")])
+def test_the_server_is_given_the_time_it_asks_for(track, tmp_path, monkeypatch, provider, fault):
     monkeypatch.setattr("model_server.RETRY_AFTER_S", 0.4)
-    with ModelServer(lambda n: "429" if n == 0 else "", GOOD) as server, created(tmp_path / "s", track) as session:
-        calls = asked(session, track, lane(server, "openai"), lambda calls: len(calls) >= 2)
-    assert [c["outcome"] for c in calls[:2]] == ["rate_limited", "ok"]
+    with ModelServer(lambda n: fault if n == 0 else "", GOOD) as server, created(tmp_path / "s", track) as session:
+        calls = asked(session, track, lane(server, provider), lambda calls: len(calls) >= 2)
+    assert [c["outcome"] for c in calls[:2]] == [(FAULTS | MORE)[fault], "ok"]
     assert server.served[1].at_s - server.served[0].at_s >= 0.4
+
+
+def test_retry_after_may_be_a_date():
+    at = lambda text: wire.pause_s(httpx2.Response(429, headers={"retry-after": text}))  # noqa: E731
+    assert 50 < at(format_datetime(datetime.now(UTC) + timedelta(seconds=60))) <= 60
+    assert [at(text) for text in ("7", "-3", "nan", "soon", "1e99")] == [7.0, 0.0, 0.0, 0.0, wire.LONGEST_PAUSE_S]
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_response_is_bounded_in_time_and_may_not_be_compressed(track, tmp_path, monkeypatch, provider):
+    faults = [*MORE, "long"]
+    with (ModelServer(lambda n: faults[n] if n < len(faults) else "", GOOD) as server,
+          created(tmp_path / "s", track) as session):
+        monkeypatch.setattr(wire, "MAX_BYTES", 1 << 20)
+        llm = lane(server, provider, timeout_s=0.4)
+        calls = asked(session, track, llm, lambda calls: len(calls) > len(faults))
+    assert [c["outcome"] for c in calls] == [*MORE.values(), "garbage", *["ok"] * (len(calls) - len(faults))]
+    assert "1 MiB" in calls[3]["reason"]
+
+
+def test_the_schema_goes_along(track, tmp_path):
+    for provider in PROVIDERS:
+        with ModelServer(answer=GOOD) as server, created(tmp_path / provider, track) as session:
+            asked(session, track, lane(server, provider), bool)
+        body = server.served[0].body
+        if provider == "gemini":
+            config = body["generationConfig"]
+            assert config["responseMimeType"] == "application/json" and config["responseJsonSchema"] == SCHEMA
+        else:
+            form = body["response_format"]["json_schema"]
+            assert form["schema"] == SCHEMA and form["strict"] is True and 0 < body["max_tokens"] <= 16_384
 
 
 @pytest.mark.parametrize("limit", [{"tokens": 20_000}, {"cost": 0.01, "price": (0.5, 0.5)}])
