@@ -142,13 +142,17 @@ class Runs:
 
 @dataclass(frozen=True)
 class Verdict:
-    """number: to wait for. trial: key of its first run. refusals: path, value, rule. ms: what the answer took."""
+    """number: to wait for. trial: key of its first run. on: the recipe it was put on. refusals: path, value, rule.
+
+    ms: what the answer took.
+    """
 
     accepted: bool
     number: int
     recipe_id: str | None
     trial: str | None
     name: str
+    on: str | None
     refusals: list[dict[str, Any]]
     note: str
     ms: float
