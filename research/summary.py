@@ -15,8 +15,8 @@ from jaxnano.config.recipe import Recipe
 from research.belief import Belief, Snapshot
 from research.compare import compare
 from research.ledger import Event, SessionError
-from research.propose.spend import Spend
 from research.proof import Proof, pending
+from research.propose.spend import Spend
 from research.state import State, Trial
 from research.text import count, effect, spread
 from research.track import LossAtSeconds, StepsToTarget, TimeToTarget, Track
