@@ -16,7 +16,7 @@ from research.session import Session
 from research.summary import Facts, verdict
 
 MINUTES = 40  # two rounds, so that there is search after the first proof
-SEARCH_S, PROOF_S = 150.0, 5.0  # the clock goes on by so much a poll
+SEARCH_S, PROOF_S = 250.0, 5.0  # the clock goes on by so much a poll
 
 
 @pytest.fixture(scope="module", autouse=True)
