@@ -18,7 +18,7 @@ from sitting import LR, looping
 from jaxnano.cli import report_errors
 from research.inbox import Inbox
 from research.machine import ROOT
-from research.mcp import TOOLS, main
+from research.mcp import ABSENT, TOOLS, main
 from research.session import Session
 from research.state import fold
 
@@ -173,6 +173,12 @@ def test_over_http_on_the_loopback_address_alone(session):
         server.terminate()
         _, errors = server.communicate(timeout=DEADLINE_S)
     assert "Traceback" not in errors
+
+
+def test_without_the_sdk_one_line_says_what_to_install(monkeypatch, capsys, session):
+    monkeypatch.setitem(sys.modules, "mcp_types", None)
+    assert report_errors(lambda: main([str(session)])) == 2
+    assert capsys.readouterr().err == f"error: {ABSENT}\n"
 
 
 @pytest.mark.parametrize(("argv", "words"), [
