@@ -19,6 +19,7 @@ from traitlets.config import Config
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LONGEST_CELL_S = 300
+SLOW_DISK = "WARNING:absl:Waiting for previous save"  # Orbax says so where writing a checkpoint took a second
 
 
 def executed(path, folder):
@@ -40,12 +41,14 @@ def executed(path, folder):
 
 
 def tidy(notebook):
-    """Without what differs from machine to machine or says nothing: kernel versions, cell metadata."""
+    """Without what differs from machine to machine or says nothing: kernel versions, cell metadata, a slow disk."""
     notebook.metadata = nbformat.from_dict({
         "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
         "language_info": {"name": "python"}})
     for cell in notebook.cells:
         cell.metadata = nbformat.from_dict({})
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if not o.get("text", "").startswith(SLOW_DISK)]
         for output in cell.get("outputs", ()):
             if "data" in output and "image/svg+xml" in output["data"]:
                 del output["data"]["text/plain"]  # the address of an object
