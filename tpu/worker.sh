@@ -68,10 +68,11 @@ run() {
 
 # Python as a child that gets the signals sent to this script; returns its exit code.
 guarded() {
-  local child code=0
+  local child="" asked="" code=0
+  trap 'asked=yes; if [[ -n $child ]]; then kill -TERM "$child" 2>/dev/null || true; fi' TERM INT
   "$python" "$@" &
   child=$!
-  trap 'kill -TERM "$child" 2>/dev/null || true' TERM INT
+  if [[ -n $asked ]]; then kill -TERM "$child"; fi # it came before there was anybody to tell
   wait "$child" || code=$?
   while kill -0 "$child" 2>/dev/null; do wait "$child" && code=0 || code=$?; done
   trap - TERM INT

@@ -133,7 +133,8 @@ def test_no_fault_ends_the_session_or_is_lost_and_the_key_is_nowhere(track, tmp_
     assert planted(session.path) == [] and not any(KEY in json.dumps(s.body) for s in served)
     ran = {trial.recipe_id for trial in state.trials.values()}
     assert sum(state.proposals[recipe]["proposal"]["lane"] == "llm" for recipe in ran) > 10
-    assert state.refusals and len(state.answers) == len(state.submissions) > PROPOSALS / 2
+    late = len(state.submissions) - len(state.answers)  # submitted when the loop had stopped: of one answer at most
+    assert state.refusals and 0 <= late <= 8 and len(state.answers) > PROPOSALS / 2
     assert status.main([str(session.path)]) == 0
     shown = capsys.readouterr().out
     assert f"{len(served)} requests to test" in shown and "USD" in shown and "\x1b[2J" not in shown

@@ -30,6 +30,9 @@ from research.track import load_track
 from research.trial import WARM
 from tests.jaxnano import events
 
+# Ray starts its processes by fork, at once followed by exec; JAX, which other tests have used here, warns of the fork.
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning",
+                                        "ignore:Exception ignored in. <function _at_fork")
 HERE = Path(__file__).parent
 DEADLINE_S = 120.0
 TRIALS = 20
