@@ -235,12 +235,12 @@ class Scheduler:
             "purpose": decision["purpose"], "splits": splits, "steps": self.track.steps(arm.recipe, trial.horizon)})
         told = self.state.proposals[trial.recipe_id]["proposal"]
         about = {"recipe": trial.recipe_id, "name": told["name"], "hypothesis": told["hypothesis"]}
+        args = {"recipe": dump(arm.recipe), "total_steps": self.track.steps(arm.recipe, trial.horizon),
+                "seconds": self.snapshot.budget_s(arm, trial.horizon), "seed": trial.seed, "splits": splits,
+                "data_hash": self.state.session["data_hash"],
+                "checkpoint": str(folder / "checkpoint") if shipped else None}
         self.executor.submit(worker, Job(id=trial.key, attempt=attempt, dir=str(folder), target=TARGET, about=about,
-                                         args={
-            "recipe": dump(arm.recipe), "total_steps": self.track.steps(arm.recipe, trial.horizon),
-            "seconds": self.snapshot.budget_s(arm, trial.horizon),
-            "seed": trial.seed, "splits": splits, "data_hash": self.state.session["data_hash"],
-            "checkpoint": str(folder / "checkpoint") if shipped else None}))
+                                         args=args))
         self.flights[worker] = Flight(trial, decision["purpose"], attempt, time.monotonic(), predicted_s)
 
     def _handle(self, message: Message) -> None:
