@@ -9,12 +9,11 @@ from email.utils import format_datetime
 import httpx2
 import pytest
 from model_server import EVIL, FAULTS, HIDDEN, MORE, ModelServer, ideas, proposal
+from sitting import created
 from stand_in import MICRO, StandIn
 
 from jaxnano.cli import report_errors
-from jaxnano.config.base import dump_full
 from research import loop, status
-from research import scheduler as module
 from research.invariants import violations
 from research.propose import lanes, wire
 from research.propose.answer import SCHEMA
@@ -23,28 +22,14 @@ from research.propose.provider import endpoint
 from research.propose.spend import Spend
 from research.report import write_report
 from research.scheduler import Scheduler
-from research.session import Session
 from research.state import fold
-from research.track import load_track
 
+pytestmark = pytest.mark.usefixtures("crowns")
 KEY = "planted-sk-3f9a7c1e5b2d8064"
 PROPOSALS, DEADLINE_S = 200, 60.0
 PRICE = (0.25, 2.0)
 PROVIDERS = ("gemini", "openai")
 GOOD = lambda number, repair: ideas(number)[:2]  # noqa: E731
-
-
-@pytest.fixture(scope="module")
-def track():
-    return load_track(MICRO)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def crowns():
-    """No checkpoint is made up, so none is installed."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "crown", lambda session, track, arm, key: {"trial": key, "name": arm.name})
-        yield
 
 
 class Paced(StandIn):
@@ -58,14 +43,6 @@ class Paced(StandIn):
         self.server.arrived.wait(0.02)
         self.server.arrived.clear()
         return super().poll(timeout_s)
-
-
-def created(folder, track):
-    session = Session.create(folder)
-    session.ledger.append("session", "", {
-        "track": "micro", "contract": dump_full(track), "track_hash": track.identity, "data_hash": "d", "seed": 3,
-        "workers": 2, "minutes": 10.0, "lanes": ["llm", "simplify"], "argv": [], "versions": {}})
-    return session
 
 
 def lane(server, provider, **settings):
@@ -116,7 +93,7 @@ def test_no_fault_ends_the_session_or_is_lost_and_the_key_is_nowhere(track, tmp_
     short = [name for name in FAULTS if name != "hang"]
     faults = iter([HIDDEN, *FAULTS, *short, *short])
     plan = lambda n: next(faults) if n % 10 in (1, 4, 7) else ""  # noqa: E731
-    with ModelServer(plan) as server, created(tmp_path / "s", track) as session:
+    with ModelServer(plan) as server, created(tmp_path / "s") as session:
         state = drive(session, track, lane(server, provider, price=PRICE, tokens=1 << 40), Paced(server),
                       lambda: server.proposals >= PROPOSALS)
         write_report(session.path, state)
@@ -142,7 +119,7 @@ def test_no_fault_ends_the_session_or_is_lost_and_the_key_is_nowhere(track, tmp_
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_what_a_model_writes_is_data(track, tmp_path, provider):
-    with ModelServer(lambda n: HIDDEN) as server, created(tmp_path / "s", track) as session:
+    with ModelServer(lambda n: HIDDEN) as server, created(tmp_path / "s") as session:
         state = drive(session, track, lane(server, provider), Paced(server), lambda: len(server.served) > 5)
         write_report(session.path, state)
         page, text = (session.path / "report.html").read_text(), (session.path / "report.md").read_text()
@@ -161,7 +138,7 @@ def test_what_a_model_writes_is_data(track, tmp_path, provider):
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_a_refusal_goes_back_once(track, tmp_path, provider):
     stubborn = lambda number, repair: [proposal("same", "data.length", 32)]  # noqa: E731
-    with ModelServer(answer=stubborn) as server, created(tmp_path / "s", track) as session:
+    with ModelServer(answer=stubborn) as server, created(tmp_path / "s") as session:
         calls = asked(session, track, lane(server, provider), lambda calls: len(calls) >= 2)
         submitted = [e.body["proposal"] for e in session.ledger.events("submission")]
     assert [(c["repair"], c["proposals"], c["accepted"]) for c in calls[:2]] == [(False, 1, 0), (True, 1, 0)]
@@ -173,7 +150,7 @@ def test_a_refusal_goes_back_once(track, tmp_path, provider):
 @pytest.mark.parametrize(("provider", "fault"), [("openai", "429"), ("gemini", "busy")])
 def test_the_server_is_given_the_time_it_asks_for(track, tmp_path, monkeypatch, provider, fault):
     monkeypatch.setattr("model_server.RETRY_AFTER_S", 0.4)
-    with ModelServer(lambda n: fault if n == 0 else "", GOOD) as server, created(tmp_path / "s", track) as session:
+    with ModelServer(lambda n: fault if n == 0 else "", GOOD) as server, created(tmp_path / "s") as session:
         calls = asked(session, track, lane(server, provider), lambda calls: len(calls) >= 2)
     assert [c["outcome"] for c in calls[:2]] == [(FAULTS | MORE)[fault], "ok"]
     assert server.served[1].at_s - server.served[0].at_s >= 0.4
@@ -189,7 +166,7 @@ def test_retry_after_may_be_a_date():
 def test_a_response_is_bounded_in_time_and_may_not_be_compressed(track, tmp_path, monkeypatch, provider):
     faults = [*MORE, "long"]
     with (ModelServer(lambda n: faults[n] if n < len(faults) else "", GOOD) as server,
-          created(tmp_path / "s", track) as session):
+          created(tmp_path / "s") as session):
         monkeypatch.setattr(wire, "MAX_BYTES", 1 << 20)
         llm = lane(server, provider, timeout_s=0.4)
         calls = asked(session, track, llm, lambda calls: len(calls) > len(faults))
@@ -199,7 +176,7 @@ def test_a_response_is_bounded_in_time_and_may_not_be_compressed(track, tmp_path
 
 def test_the_schema_goes_along(track, tmp_path):
     for provider in PROVIDERS:
-        with ModelServer(answer=GOOD) as server, created(tmp_path / provider, track) as session:
+        with ModelServer(answer=GOOD) as server, created(tmp_path / provider) as session:
             asked(session, track, lane(server, provider), bool)
         body = server.served[0].body
         if provider == "gemini":
@@ -212,7 +189,7 @@ def test_the_schema_goes_along(track, tmp_path):
 
 @pytest.mark.parametrize("limit", [{"tokens": 20_000}, {"cost": 0.01, "price": (0.5, 0.5)}])
 def test_a_budget_is_kept_over_a_resume(track, tmp_path, limit):
-    with ModelServer(answer=GOOD) as server, created(tmp_path / "s", track) as session:
+    with ModelServer(answer=GOOD) as server, created(tmp_path / "s") as session:
         for _ in range(2):  # the second lane is a resumed session's
             llm = lane(server, "gemini", **limit)
             calls = asked(session, track, llm, lambda calls: calls and calls[-1]["outcome"] == "exhausted")
@@ -224,7 +201,7 @@ def test_a_budget_is_kept_over_a_resume(track, tmp_path, limit):
 
 
 def test_a_server_that_knows_no_schema_is_asked_plainly(track, tmp_path):
-    with ModelServer(answer=GOOD, formats=("text",)) as server, created(tmp_path / "s", track) as session:
+    with ModelServer(answer=GOOD, formats=("text",)) as server, created(tmp_path / "s") as session:
         calls = asked(session, track, lane(server, "openai"), lambda calls: len(calls) >= 3)
     assert [c["outcome"] for c in calls[:3]] == ["refused", "refused", "ok"]
     kinds = [s.body.get("response_format", {}).get("type") for s in server.served[:3]]
@@ -232,7 +209,7 @@ def test_a_server_that_knows_no_schema_is_asked_plainly(track, tmp_path):
 
 
 def test_a_request_under_way_at_the_end_is_written_down(track, tmp_path):
-    with ModelServer(lambda n: "hang") as server, created(tmp_path / "s", track) as session:
+    with ModelServer(lambda n: "hang") as server, created(tmp_path / "s") as session:
         Scheduler(session, track, StandIn(), {}, budget_s=1.0)
         llm = lane(server, "openai", timeout_s=30.0)
         llm.open(session.path)

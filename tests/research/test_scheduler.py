@@ -3,11 +3,11 @@
 import shutil
 
 import pytest
-from stand_in import MICRO, StandIn, base_id, completed
+from sitting import created
+from stand_in import StandIn, base_id, completed
 
 from jaxnano.config.base import validate
 from jaxnano.config.recipe import Recipe, recipe_id
-from research import scheduler as module
 from research.invariants import violations
 from research.ledger import FILE, Ledger
 from research.proof import FRESH
@@ -15,28 +15,9 @@ from research.propose import lanes, lanes_of
 from research.scheduler import TRIES, Scheduler
 from research.session import Session
 from research.state import fold
-from research.track import load_track
 
+pytestmark = pytest.mark.usefixtures("crowns")
 SEARCH = ("search", "base")
-
-
-@pytest.fixture(scope="module")
-def track():
-    return load_track(MICRO)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def crowns():
-    """No checkpoint is made up, so none is installed."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "crown", lambda session, track, arm, key: {"trial": key, "name": arm.name})
-        yield
-
-
-def created(folder):
-    session = Session.create(folder)
-    session.ledger.append("session", "", {"track": "micro", "data_hash": "d", "seed": 3, "workers": 2})
-    return session
 
 
 def drive(session, track, executor=None, max_trials=5):
@@ -49,7 +30,7 @@ def drive(session, track, executor=None, max_trials=5):
 
 
 @pytest.fixture(scope="module")
-def whole(track, tmp_path_factory):
+def whole(track, crowns, tmp_path_factory):
     """A whole session, closed, and its events."""
     with created(tmp_path_factory.mktemp("whole") / "s") as session:
         drive(session, track)
