@@ -12,6 +12,8 @@ from research.ledger import Event
 
 EXHAUSTED = "exhausted"  # the outcome of an event that is no request: the budget does not hold one more
 
+MOST, SHOWN = 1e15, 80  # of a number, so that sums stay finite; characters of a name: anybody may append a call
+
 
 @dataclass
 class Spend:
@@ -45,8 +47,8 @@ class Spend:
         self.seconds += _number(body, "wall_s")
         self.proposals += int(_number(body, "proposals"))
         self.passed += int(_number(body, "accepted"))
-        self.outcomes[str(body.get("outcome"))] += 1
-        self.models[str(body.get("model"))] += 1
+        self.outcomes[str(body.get("outcome"))[:SHOWN]] += 1
+        self.models[str(body.get("model"))[:SHOWN]] += 1
         self.cost += _number(body, "cost")
         self.priced += finite(body.get("cost"))
 
@@ -72,4 +74,4 @@ class Spend:
 
 def _number(body: dict[str, Any], name: str) -> float:
     value: Any = body.get(name)
-    return max(0.0, value) if finite(value) else 0.0
+    return min(max(0.0, value), MOST) if finite(value) else 0.0

@@ -10,6 +10,7 @@ from sessions import Story
 from jaxnano.cli import report_errors
 from research import status
 from research.compare import compare
+from research.report import write_report
 from research.summary import Facts
 
 
@@ -86,3 +87,16 @@ def test_losses_are_also_said_in_the_objectives_terms(tmp_path):
 def test_no_session_is_one_line_and_code_2(tmp_path, capsys):
     assert report_errors(lambda: status.main([str(tmp_path / "nowhere")])) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [10**400, 1e308, float("inf"), -1e308, True, "7", [1]])
+def test_no_number_of_a_call_that_anybody_may_append_ends_the_report(tmp_path, capsys, number):
+    story = Story(tmp_path / "session")
+    story.search()
+    for _ in range(2):
+        story.write("call", "", dict.fromkeys(("tokens_in", "tokens_out", "cost", "wall_s", "proposals"), number)
+                    | {"outcome": "x" * 10_000, "model": {"a": 1}})
+    path, state = story.end()
+    write_report(path, state)
+    assert "llm" in run(capsys, path) and "Infinity" not in run(capsys, path, "--json")
+    assert "x" * 100 not in (path / "report.md").read_text()
