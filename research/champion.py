@@ -19,7 +19,10 @@ def crown(session: Session, track: Track, arm: Arm, trial_key: str) -> dict[str,
     Args: trial_key: the verification run whose checkpoint ships.
     Returns: the `crowned` event's body, with the loss of the one opening of the held-out split.
     """
-    folder = session.champion
+    folder, source = session.champion, session.trial_dir(trial_key) / "checkpoint"
+    if not source.is_dir():  # before the champion that is there goes
+        raise ValueError(f"{source}: missing, so {arm.recipe_id} cannot be crowned; research.review --veto "
+                         f"{arm.recipe_id[:8]} would let the session go on")
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
@@ -27,7 +30,7 @@ def crown(session: Session, track: Track, arm: Arm, trial_key: str) -> dict[str,
     change = diff(track.base_recipe, arm.recipe, arm.name)
     lines = "\n".join(f"- `{line}`" for line in render(change).splitlines())
     (folder / "diff.md").write_text(f"# {arm.name}\n\nAgainst the base of track {track.name}:\n\n{lines}\n")
-    shutil.copytree(session.trial_dir(trial_key) / "checkpoint", folder / "checkpoint")
+    shutil.copytree(source, folder / "checkpoint")
     recipe, params, about = checkpoint.load(folder / "checkpoint")
     corpus = data.load(recipe.data)
     windows = evaluate.eval_windows(corpus, track.splits.heldout, recipe, track.proof_tokens)

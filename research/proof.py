@@ -233,17 +233,17 @@ def _mean_gap(a: Mapping[int, float], b: Mapping[int, float]) -> float | None:
     return gap if gap is not None and math.isfinite(gap) else None
 
 
-def pending(snapshot: Snapshot) -> list[Proof]:
+def pending(snapshot: Snapshot, vetoed: bool = False) -> list[Proof]:
     """Proofs that passed but crowned nobody yet, largest effect first.
 
-    What they beat is still the incumbent, and no person vetoed them.
+    What they beat is still the incumbent, and no person vetoed them; with `vetoed`, those too: the last word counts.
     """
     found = []
     for event in (e for e in snapshot.state.verifications if e.body["passed"]):
         named = next(e for e in snapshot.state.nominated if e.body["number"] == event.body["nomination"])
         proof = Proof(snapshot, named.subject, named.body)
         beaten = proof.sealed is not None and proof.sealed.body["incumbent"] == snapshot.incumbent
-        if beaten and snapshot.state.review(event.subject) != "veto":
+        if beaten and (vetoed or snapshot.state.review(event.subject) != "veto"):
             test = event.body.get("comparisons", {}).get("incumbent", {})  # outsiders do not see it
             found.append((test.get("effect", 0.0), event.seq, proof))
     return [proof for _, _, proof in sorted(found, reverse=True, key=lambda row: row[:2])]

@@ -173,8 +173,8 @@ class Scheduler:
         return "awaiting review" if pending(self.snapshot) else "finished"
 
     def needed(self) -> set[str]:
-        """Trials whose checkpoint a proof under way, or a review, still needs."""
-        proofs = (self._proof(), *pending(self.snapshot))
+        """Trials whose checkpoint a proof under way, or a review, still needs: a veto may be taken back."""
+        proofs = (self._proof(), *pending(self.snapshot, vetoed=True))
         return {proof.shipped.key for proof in proofs if proof is not None and proof.shipped is not None}
 
     @property

@@ -10,7 +10,9 @@ from stand_in import StandIn
 
 from jaxnano.cli import report_errors
 from research import plan, review
+from research.champion import crown
 from research.invariants import violations
+from research.proof import pending
 from research.report import write_report
 from research.session import Session
 from research.summary import Facts, verdict
@@ -192,3 +194,26 @@ def test_bad_input_is_one_line_and_decides_nothing(tmp_path, capsys, argv, words
         out, err = capsys.readouterr()
         assert code == 2 and out == "" and err.count("\n") == 1 and words in err
         assert session.ledger.events("review") == []
+
+
+def test_a_veto_that_is_taken_back_finds_its_checkpoint(waiting, clock):
+    path, state = waiting
+    best = Facts.of(state).waiting()[0]
+    with Session.open(path) as session:
+        decide(session, "veto", best)
+    needed = resumed(path, clock).needed()
+    assert best in {key.rsplit("-", 2)[0] for key in needed}  # what `tidy` leaves
+    with Session.open(path) as session:
+        decide(session, "approve", best)
+    assert resumed(path, clock).state.champion == best
+
+
+def test_without_its_checkpoint_nobody_is_crowned_and_the_old_champion_stays(waiting, track):
+    path, state = waiting
+    proof = pending(Facts.of(state).snapshot)[0]
+    with Session.open(path) as session:
+        session.champion.mkdir()
+        (session.champion / "recipe.yaml").write_text("old")
+        with pytest.raises(ValueError, match="missing, so .* cannot be crowned; research.review --veto"):
+            crown(session, track, proof.candidate, proof.shipped.key)
+        assert (session.champion / "recipe.yaml").read_text() == "old"
