@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -72,13 +72,20 @@ class _Submission(Node):
         return self
 
 
-def proposal_of(body: Mapping[str, Any]) -> Proposal:
-    """The proposal in a submission. Raises: ConfigError if it is not one."""
+def proposal_of(body: Mapping[str, Any], known: Collection[Part] = ()) -> Proposal:
+    """The proposal in a submission. known: parts that keep their effect; of any other, CLAIM of it counts.
+
+    Raises: ConfigError if it is not one.
+    """
     data = body.get("proposal")
     validate(_Submission, data, "proposal")
     assert data is not None
-    return Proposal(data["name"], parts_of(data), data["hypothesis"], data["lane"], data["origin"],
-                    tuple(data["parents"]))
+    parts = tuple(part if part in known else replace(part, effect=_claim(part.effect)) for part in parts_of(data))
+    return Proposal(data["name"], parts, data["hypothesis"], data["lane"], data["origin"], tuple(data["parents"]))
+
+
+def _claim(effect: float) -> float:
+    return min(max(effect, -CLAIM), CLAIM)
 
 
 def visible(events: Iterable[Event], track: Track) -> Iterator[Event]:
@@ -187,7 +194,7 @@ class Inbox:
         """
         parent, parts = self.parts_on(ask.on)
         name = ask.name or ", ".join(edit.path.rpartition(".")[2] for edit in ask.edits)[:80]
-        new = replace(part(ask), name=name, effect=min(max(ask.effect, -CLAIM), CLAIM))
+        new = replace(part(ask), name=name, effect=_claim(ask.effect))
         kept = [old for old in parts if not replaces(new, old)]
         taken = {old.name for old in kept}
         names = itertools.chain([name], (f"{name} {i}" for i in itertools.count(2)))

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from jaxnano.config.base import ConfigError, dump
+from jaxnano.config.base import ConfigError, Problem, dump
 from jaxnano.config.recipe import Recipe, recipe_id
 from research import allocate
+from research.belief import INBOX
 from research.book import Book
 from research.gate import Gate, Verdict
 from research.inbox import proposal_of
-from research.propose import Beside, Proposal, Proposer, build
+from research.propose import Beside, Proposal, Proposer, build, parts_of
 
+OUTSIDE = (INBOX, "llm")  # lanes whose proposals others submit
+ROOM, JUDGE_S = 256, 1.0  # of these, how many may wait for a run; seconds for judging at a time
 STOCK, REFILL = 24, 3  # arms without a run that may be the next best; proposals asked for at a time
 
 
@@ -80,15 +84,29 @@ class Intake:
         return verdict
 
     def judge(self) -> None:
-        """Judge what others have submitted, and what a loop that died had proposed."""
-        state = self.book.state
+        """Judge what a loop that died had proposed, and what others have submitted, for about JUDGE_S."""
+        state, until_s = self.book.state, time.monotonic() + JUDGE_S
         for subject in [s for s in state.proposals if s not in state.judged]:
             self._judged(subject, self.gate.judge(state.proposals[subject]["recipe"]))
+        known = {part for body in state.proposals.values() for part in parts_of(body["proposal"])}
         for number, body in state.unanswered().items():
+            if time.monotonic() > until_s:
+                return  # the workers wait: the others come next time
             try:
-                self.consider(proposal_of(body), submission=number)
+                self._room()
+                proposal = proposal_of(body, known)
+                if self.consider(proposal, submission=number).accepted:
+                    known.update(proposal.parts)
             except ConfigError as error:
                 self.book.record("verdict", "", Verdict(None, error.problems).as_dict() | {"submission": number})
+
+    def _room(self) -> None:
+        """Raises: ConfigError while so many proposals from outside wait for a run that the belief would slow down."""
+        state, ran = self.book.state, {trial.recipe_id for trial in self.book.state.trials.values()}
+        waiting = sum(subject in state.accepted and subject not in ran and body["proposal"]["lane"] in OUTSIDE
+                      for subject, body in state.proposals.items())
+        if waiting >= ROOM:
+            raise ConfigError([Problem("", waiting, f"fewer than {ROOM} proposals may wait for a run; later would do")])
 
     def _submit(self, proposal: Proposal, recipe: Recipe, verdict: Verdict, **about: Any) -> None:
         body = {"proposal": proposal.as_dict(), "recipe": dump(recipe)}

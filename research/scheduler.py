@@ -151,7 +151,7 @@ class Scheduler:
             idle = [w for w in range(self.executor.workers) if w not in self.flights and self.executor.present(w)]
             if self.searching and (not idle or not self.flights):  # nobody who could work waits for the lanes
                 self.intake.stock()
-            self._expecting = self.searching and self.intake.expecting
+            self._expecting = self.searching and (self.intake.expecting or bool(self.state.unanswered()))
             for worker in idle if not self.stopping else ():
                 if (job := self._assignment(worker)) is not None:
                     self._dispatch(worker, *job)

@@ -9,12 +9,14 @@ from stand_in import StandIn
 
 from jaxnano.config.base import ConfigError
 from jaxnano.config.recipe import recipe_id
+from research import intake
 from research.belief import Belief
 from research.desk import Desk
 from research.forms import Awaited, Nothing, Place, Subject, Which
 from research.inbox import MOST, Inbox, proposal_of, visible
 from research.invariants import violations
 from research.proof import FRESH
+from research.propose import parts_of
 from research.propose.catalogue import IdeaEdit
 from research.state import fold
 
@@ -125,6 +127,34 @@ def test_a_promise_counts_only_so_much(session):
         assert inbox.compose(ask(0.003, effect=5.0), "inbox", "me").expected_effect == 0.1
         assert proposal_of({"proposal": GOOD}).parts[0].edits == tuple(PART["edits"])
         assert len(ask(0.1, edits=(IdeaEdit(path=LR),) * MOST).edits) == MOST
+
+
+def test_nor_does_one_that_was_written_straight_into_the_ledger(session):
+    bold = GOOD | {"parts": [PART | {"effect": 1.0}]}
+    number = session.ledger.append("submission", "", {"proposal": bold})
+    found = loop(session)
+    found.intake.judge()
+    recipe, answer = found.state.answers[number]
+    assert answer["accepted"] and found.state.proposals[recipe]["proposal"]["expected_effect"] == 0.1
+    parts = parts_of(bold)
+    assert proposal_of({"proposal": bold}, parts).parts == parts  # of a recipe that is known: a lane's own promise
+
+
+def test_a_flood_of_submissions_neither_stalls_the_loop_nor_swells_the_belief(session, monkeypatch):
+    monkeypatch.setattr(intake, "ROOM", 3)
+    numbers = [session.ledger.append("submission", "", {"proposal": GOOD | {"parts": [
+        PART | {"edits": [{"path": LR, "new": 0.001 + 1e-5 * i}]}]}}) for i in range(12)]
+    found = loop(session)
+    assert [found.state.answers[n][1]["accepted"] for n in numbers] == [True] * 3 + [False] * 9
+    assert "later would do" in found.state.answers[numbers[-1]][1]["refusals"][0]["rule"]
+    monkeypatch.setattr(intake, "JUDGE_S", -1.0)
+    late = session.ledger.append("submission", "", {"proposal": GOOD})
+    found.book.refresh()
+    found.intake.judge()
+    assert list(found.state.unanswered()) == [late]
+    monkeypatch.setattr(intake, "JUDGE_S", 1.0)
+    found.intake.judge()
+    assert not found.state.unanswered()
 
 
 def test_promised_runs_are_at_most_every_second_search_run(session):
