@@ -25,6 +25,7 @@ from research.session import read_result
 START_ATTEMPTS = 3  # a worker that dies so often before it is ready will not start at all
 CLOSE_S = 2.0
 WORKER_MB, MEMORY_SHARE = 3000.0, 0.7  # a worker above this is replaced: each new structure costs it 42 MB for good
+KEYS = frozenset({"GEMINI_API_KEY", "GOOGLE_API_KEY", "OPENAI_API_KEY", "OPENAI_BASE_URL"})  # no run asks a model
 SINGLE_THREAD = {
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
     "OMP_NUM_THREADS": "1",
@@ -226,7 +227,8 @@ class LocalExecutor:
     def _start(self, number: int, place: Place) -> _Process:
         cpu = {**SINGLE_THREAD, "JAX_PLATFORMS": "cpu"} if place.gpu is None else {"CUDA_VISIBLE_DEVICES": place.gpu}
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        env = {**os.environ, "PYTHONPATH": path, **cpu, **self._env}
+        kept = {name: value for name, value in os.environ.items() if name not in KEYS}
+        env = {**kept, "PYTHONPATH": path, **cpu, **self._env}
         command = [sys.executable, "-m", "research.execute.worker", "--parent", str(os.getpid())]
         command += ["--cores", *map(str, place.cores), "--warm", *self._warm]
         command += ["--tensorboard"] * self._tensorboard

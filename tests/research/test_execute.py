@@ -79,6 +79,16 @@ def test_job_runs_pinned_and_its_prints_stay_out_of_the_protocol(make, job, tmp_
     assert metrics == [{"step": 1, "loss": None}, {"step": 2, "loss": 0.5}]
 
 
+def test_no_worker_is_given_a_key(make, job, monkeypatch):
+    for name in ("GEMINI_API_KEY", "GOOGLE_API_KEY", "OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.setenv(name, "http://me:sesame@host")
+    monkeypatch.setenv("OTHER", "stays")
+    executor = make()
+    executor.submit(0, job("environment"))
+    found = wait_for(executor, "result")[-1].body["found"]
+    assert "stays" in found and not any("sesame" in value for value in found)
+
+
 def test_curves_go_to_event_files_if_asked_for(make, job, tmp_path):
     executor = make(tensorboard=True)
     executor.submit(0, Job(**job("answer", loss=2.5), about={"hypothesis": "it helps\x1b[2J"}))

@@ -28,6 +28,11 @@ def answer(args, report):
     }
 
 
+def environment(args, report):
+    """What a worker finds in its environment, by value."""
+    return {"outcome": "completed", "loss": {}, "found": sorted(os.environ.values())}
+
+
 def spin(args, report):
     """Report for ever."""
     while True:
