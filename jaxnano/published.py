@@ -29,6 +29,7 @@ from jaxnano.config.recipe import Recipe
 
 MANIFEST, CARD = "manifest.json", "card.json"
 FORMAT = 1
+DEEPEST = 32  # folders in folders
 _CHUNK = 1 << 20  # bytes
 
 
@@ -79,11 +80,12 @@ def verify(place: epath.Path, into: Path | None = None, digest: str | None = Non
     Args: into: an empty folder that gets a copy of what was read, so that what is used is what was checked.
     Returns: the id. Raises: ValueError that names the first file that differs.
     """
+    found = dict(_files(place))
     text = (place / MANIFEST).read_bytes()
     name = hashlib.sha256(text).hexdigest()
     if digest not in (None, name):
         raise ValueError(f"{place}: its id is {name}, not {digest}; the path of that model would do")
-    recorded, found = _recorded(place, text), dict(_files(place))
+    recorded = _recorded(place, text)
     for file in sorted(recorded.keys() | found.keys()):
         where = f"{place}: {file}"
         if file not in found:
@@ -111,11 +113,20 @@ def _recorded(place: epath.Path, text: bytes) -> dict[str, str]:
 
 
 def _files(place: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath.Path]]:
-    """Every file below a folder but its manifest, by its name there."""
+    """Every file below a folder but its manifest, by its name there.
+
+    Raises: ValueError for a link, a pipe or a device: it may lead anywhere, round in circles, or have no end.
+    """
     for item in place.iterdir():
-        if item == place or item.name in ("", ".", "..") or prefix + item.name == MANIFEST:
+        if item == place or item.name in ("", ".", ".."):
             continue  # some buckets list a folder in itself, and their names may hold anything
+        if not is_remote(item) and (os.path.islink(item) or not (os.path.isdir(item) or os.path.isfile(item))):
+            raise ValueError(f"{place}: {item.name}: no plain file or folder; the folder without it would do")
+        if prefix + item.name == MANIFEST:
+            continue
         if item.is_dir():
+            if prefix.count("/") >= DEEPEST:
+                raise ValueError(f"{place}: folders are more than {DEEPEST} deep; another copy would do")
             yield from _files(item, f"{prefix}{item.name}/")
         else:
             yield prefix + item.name, item

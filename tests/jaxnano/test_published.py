@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -124,6 +125,23 @@ def test_any_other_change_is_refused(sealed: Any, change: Any, reason: str) -> N
     with pytest.raises(ValueError, match=reason) as error:
         jaxnano.load(sealed[0])
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("make", [
+    lambda folder: (folder / "l").symlink_to("/etc/hostname"),
+    lambda folder: [(folder / name).symlink_to(".") for name in "ab"],  # 2^40 ways to go round
+    lambda folder: (folder / "d").symlink_to("/etc"),
+    lambda folder: os.mkfifo(folder / "p"),
+    lambda folder: ((folder / "manifest.json").unlink(), (folder / "manifest.json").symlink_to("/dev/zero")),
+    lambda folder: (folder / "z").symlink_to("/dev/zero"),
+    lambda folder: (folder / "/".join("d" * 40)).mkdir(parents=True),
+])
+def test_links_pipes_and_devices_are_refused_whatever_the_manifest_says(sealed: Any, make: Any) -> None:
+    make(sealed[0])
+    with pytest.raises(ValueError, match="no plain file or folder|more than 32 deep"):
+        jaxnano.load(sealed[0])
+    with pytest.raises(ValueError, match="no plain file or folder|more than 32 deep"):
+        published.seal(sealed[0])
 
 
 def test_a_model_is_known_by_its_id_even_if_the_manifest_was_made_anew(published_run: Any) -> None:
