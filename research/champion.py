@@ -9,6 +9,7 @@ from jaxnano import checkpoint, data, evaluate
 from jaxnano.config.edit import diff, render
 from jaxnano.config.recipe import save
 from research.belief import Arm
+from research.document import Listing, Paragraph, to_markdown
 from research.session import Session
 from research.track import Track
 
@@ -27,9 +28,9 @@ def crown(session: Session, track: Track, arm: Arm, trial_key: str) -> dict[str,
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     save(arm.recipe, folder / "recipe.yaml")
-    change = diff(track.base_recipe, arm.recipe, arm.name)
-    lines = "\n".join(f"- `{line}`" for line in render(change).splitlines())
-    (folder / "diff.md").write_text(f"# {arm.name}\n\nAgainst the base of track {track.name}:\n\n{lines}\n")
+    change = Listing(render(diff(track.base_recipe, arm.recipe)))
+    about = Paragraph(f"Against the base of track {track.name}:")
+    (folder / "diff.md").write_text(to_markdown(arm.name, [about, change], ""), encoding="utf-8")
     shutil.copytree(source, folder / "checkpoint")
     recipe, params, about = checkpoint.load(folder / "checkpoint")
     corpus = data.load(recipe.data)
