@@ -18,17 +18,22 @@ def report_errors(main: Callable[[], int]) -> int:
     try:
         return main()
     except ValueError as error:  # ConfigError and every other refusal of a value
-        print(f"error: {error}", file=sys.stderr)
+        _complain(str(error))
         return 2
     except Failure as error:
-        print(f"error: {error}", file=sys.stderr)
+        _complain(str(error))
         return 1
     except OSError as error:
-        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        _complain(f"{error.filename or ''}: {error.strerror or error}")
         return 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+
+
+def _complain(text: str) -> None:
+    """Names of files and of edits come from outside, and a terminal obeys what it is sent."""
+    print("error: " + "".join(c if c.isprintable() or c == "\n" else " " for c in text), file=sys.stderr)
 
 
 def positive(text: str) -> int:
