@@ -8,12 +8,10 @@ from typing import Any
 from research.ledger import LOOP_KINDS, OPEN_KINDS, Event, Ledger, SessionError, decode
 from research.session import read_result
 
-REQUIRED = {
+REQUIRED = {  # of the loop's events; what anybody may append holds anything, and breaks no rule of the session
     "session": ("track", "data_hash", "seed", "workers"),
     "proposal": ("proposal", "recipe"),
     "verdict": ("accepted",),
-    "submission": ("proposal",),
-    "review": ("decision", "reviewer"),
     "decision": ("purpose",),
     "attempt": ("attempt", "worker", "recipe_id", "horizon", "seed", "purpose"),
     "result": ("attempt", "outcome"),

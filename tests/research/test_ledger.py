@@ -291,6 +291,11 @@ def test_recipes_are_named_by_the_config_tree(session):
     assert lines[1].startswith("event 3: proposal x holds no valid recipe (") and len(lines) == 2
 
 
+@pytest.mark.parametrize("kind", ["submission", "review", "call"])
+def test_what_anybody_may_append_breaks_no_rule(session, kind):
+    assert check(session, [*good_story(session), (kind, "", {})]) == []
+
+
 def without(story, kind, subject):
     return [event for event in story if event[:2] != (kind, subject)]
 
