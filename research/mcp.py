@@ -109,7 +109,7 @@ def _question(name: str, arguments: Mapping[str, Any]) -> Any:
     if name not in TOOLS:
         raise ConfigError([Problem("tool", name, f"no such tool; {', '.join(TOOLS)} would do")])
     if isinstance(edits := arguments.get("edits"), str):  # some clients send lists as JSON text
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             arguments = {**arguments, "edits": json.loads(edits)}
     return validate(get_type_hints(getattr(Desk, name))["asked"], dict(arguments))
 

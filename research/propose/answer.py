@@ -71,8 +71,9 @@ def read(text: str, places: Mapping[str, str], hide: Callable[[Any], Any] = lamb
     """
     if len(text) > MAX_TEXT:
         raise Fault("garbage", f"an answer of {len(text):,} characters; {MAX_TEXT:,} are read")
+    text = hide(text)  # before it is cut: half a key is not found any more
     try:
-        data = hide(_json(_unfenced(text)))
+        data = hide(_json(_unfenced(text)))  # and again, for what was escaped in it
     except (ValueError, RecursionError) as error:
         raise Fault("garbage", f"not JSON ({str(error)[:80]}): {text[:80]}") from None
     found = data.get("proposals") if isinstance(data, dict) else data

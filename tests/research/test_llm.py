@@ -16,9 +16,9 @@ from jaxnano.cli import report_errors
 from research import loop, status
 from research.invariants import violations
 from research.propose import lanes, wire
-from research.propose.answer import SCHEMA
+from research.propose.answer import SCHEMA, read
 from research.propose.llm import Llm, Settings
-from research.propose.provider import endpoint
+from research.propose.provider import Fault, endpoint
 from research.propose.spend import Spend
 from research.report import write_report
 from research.scheduler import Scheduler
@@ -262,3 +262,11 @@ def test_secrets_are_taken_out_of_reasons():
     assert not re.search(f"{KEY}|another-secret|AIza|abc.def|\x1b|\n", reason) and len(reason) <= 240
     assert KEY not in repr(found) and "another" not in repr(found)
     assert EVIL not in reason
+
+
+@pytest.mark.parametrize("text", [f'{{"p": "{80 * "a"}{KEY}"}}', 60 * "x" + KEY, 75 * "x" + KEY])
+def test_no_half_of_a_key_is_left_where_an_answer_is_cut(text):
+    found = endpoint("m", {"OPENAI_BASE_URL": "http://x/v1", "OPENAI_API_KEY": KEY})
+    with pytest.raises(Fault) as fault:
+        read(text, {}, found.hide)
+    assert KEY[:4] not in found.reason(fault.value.reason)

@@ -16,9 +16,10 @@ from mcp.client.stdio import StdioServerParameters
 from sitting import LR, looping
 
 from jaxnano.cli import report_errors
+from jaxnano.config.base import ConfigError
 from research.inbox import Inbox
 from research.machine import ROOT
-from research.mcp import ABSENT, TOOLS, main
+from research.mcp import ABSENT, TOOLS, _question, main
 from research.session import Session
 from research.state import fold
 
@@ -191,3 +192,9 @@ def test_bad_options_are_one_line(tmp_path, capsys, session, argv, words):
     code = report_errors(lambda: main([places.get(word, word) for word in argv]))
     out, err = capsys.readouterr()
     assert code == 2 and out == "" and err.count("\n") == 1 and words in err
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '[{"path": "x", "new": ' + "[" * 5_000 + "]" * 5_000 + "}]", "[NaN]"])
+def test_lists_that_are_sent_as_hostile_text_are_refused(text):
+    with pytest.raises(ConfigError, match="edits"):
+        _question("propose", {"edits": text, "why": "x"})
