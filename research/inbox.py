@@ -99,8 +99,8 @@ def visible(events: Iterable[Event], track: Track) -> Iterator[Event]:
                 body = body | {"loss": {name: loss for name, loss in body["loss"].items() if name == split}}
             case "verification" | "crowned":
                 body = {name: value for name, value in body.items() if name in kept}
-            case "review":  # who reviews has seen the proof, and a note may quote it
-                body = {name: value for name, value in body.items() if name != "note"}
+            case "review":  # who reviews has seen the proof, and a note, or whatever else stands there, may quote it
+                body = {name: value for name, value in body.items() if name == "decision"}
         yield replace(event, body=body)
 
 

@@ -156,8 +156,8 @@ def _review(facts: Facts, drawn: dict[str, Figure]) -> list[Block]:
                    Listing(f"python -m research.review SESSION\n"
                            f"python -m research.review SESSION --approve {recipe_id[:8]} --note 'why'")]
     if facts.state.reviews:
-        rows = [[e.body["decision"], _recipe(e.subject), facts.name(e.subject), str(e.body.get("reviewer") or ""),
-                 str(e.body.get("note") or "")] for e in facts.state.reviews]
+        rows = [[e.body["decision"], _recipe(e.subject), facts.name(e.subject), e.body.get("reviewer", ""),
+                 e.body.get("note", "")] for e in facts.state.reviews]
         blocks.append(Table(["decision", "recipe", "name", "reviewer", "note"], rows, "lllll"))
     return [Heading("Review"), *blocks] if blocks else []
 

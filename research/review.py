@@ -22,11 +22,9 @@ from jaxnano.cli import report_errors
 from jaxnano.config.edit import show
 from research.candidates import Candidate, Cost, candidates
 from research.session import Session
-from research.state import DECISIONS, State, fold
+from research.state import DECISIONS, LONGEST, State, fold
 from research.summary import Facts
 from research.text import clean, count, effect, interval, spread
-
-MOST = 1000  # characters of a note
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,8 +59,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     for name in ("note", "reviewer"):
         if (text := getattr(options, name)) and not decided:
             raise ValueError(f"--{name}: {text!r}: with --approve, --veto or --hold ID it would do")
-        if len(text) > MOST:
-            raise ValueError(f"--{name}: {len(text)} characters; at most {MOST} would do")
+        if len(text) > LONGEST:
+            raise ValueError(f"--{name}: {len(text)} characters; at most {LONGEST} would do")
     return options
 
 

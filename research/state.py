@@ -7,12 +7,13 @@ idleness.
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from research.ledger import LOOP_KINDS, Event
 
 DECISIONS = ("approve", "veto", "hold")  # what a person may say of a recipe; the last word counts
+LONGEST = 1000  # characters of what a reviewer says
 FINAL = frozenset({"completed", "killed", "diverged", "failed", "timeout"})  # an `interrupted` run is run again
 
 
@@ -95,6 +96,7 @@ class State:
     verifications: list[Event] = field(default_factory=list)
     crowned: list[Event] = field(default_factory=list)
     reviews: list[Event] = field(default_factory=list)
+    _said: dict[str, str] = field(default_factory=dict)  # the last decision by recipe id
     end: dict[str, Any] | None = None  # None while the session runs, and again after a resume
 
     @property
@@ -118,7 +120,7 @@ class State:
 
     def review(self, recipe_id: str) -> str | None:
         """What a person decided last about a recipe: approve, veto, hold; None if nobody did."""
-        return next((e.body["decision"] for e in reversed(self.reviews) if e.subject == recipe_id), None)
+        return self._said.get(recipe_id)
 
     def attempts(self) -> list[Attempt]:
         """All attempts of all trials, in the order of the trials."""
@@ -209,7 +211,9 @@ class State:
             case "crowned":
                 self.crowned.append(event)
             case "review" if body.get("decision") in DECISIONS:  # any process may write one
-                self.reviews.append(event)
+                said = {name: str(body[name] or "")[:LONGEST] for name in ("reviewer", "note") if name in body}
+                self.reviews.append(replace(event, body={"decision": body["decision"], **said}))
+                self._said[subject] = body["decision"]
             case "end":
                 self.end = body
         self.seq = event.seq

@@ -239,7 +239,8 @@ def test_nothing_of_the_protected_split_is_told_but_pass_or_fail(session):
     found = drive(session, max_trials=5)
     note = f"protected loss {3 * SECRET}"
     session.ledger.append("review", found.state.champion, {"decision": "hold", "reviewer": "eve", "note": note})
-    session.ledger.append("review", found.state.champion, {"decision": "approve", "reviewer": "eve", "note": note})
+    session.ledger.append("review", found.state.champion, {"decision": "approve", "reviewer": note, "note": note,
+                                                              "more": {"deep": note}})
     events = session.ledger.events()
     hidden = {number for number in secrets(events) if len(number) > 5}  # not 0.95, say
     assert found.state.champion is not None

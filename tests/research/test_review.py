@@ -15,6 +15,7 @@ from research.invariants import violations
 from research.proof import pending
 from research.report import write_report
 from research.session import Session
+from research.state import fold
 from research.summary import Facts, verdict
 
 MINUTES = 40  # two rounds, so that there is search after the first proof
@@ -157,6 +158,22 @@ def test_a_vetoed_recipe_is_not_nominated_and_a_proof_of_it_not_gone_on_with(tmp
         first, vetoed = state.nominated[0], state.reviews[0]
         assert vetoed.subject == first.subject and first.subject not in {e.subject for e in state.sealed}
         assert [e.subject for e in state.nominated].count(first.subject) == 1
+
+
+def test_whatever_a_review_holds_it_is_short_text_to_read(waiting, capsys):
+    path, state = waiting
+    best = Facts.of(state).waiting()[0]
+    with Session.open(path) as session:
+        for note in (["<script>", {"\x1b": 1}], 10**300, "n" * 1_000_000, None):
+            session.ledger.append("review", best, {"decision": "hold", "reviewer": {"a": note}, "note": note})
+        session.ledger.append("review", best, {"decision": ["approve"], "reviewer": "eve"})
+        session.ledger.append("review", "nobody <b>", {"decision": "veto"})
+        state = fold(session.ledger.events())
+    write_report(path, state)
+    assert state.review(best) == "hold" and state.review("nobody <b>") == "veto"
+    text = (path / "report.html").read_text()
+    assert "n" * 900 in text and "n" * 1001 not in text and "<script>" not in text and "<b>" not in text
+    assert review.main([str(path)]) == 0 and "\x1b" not in capsys.readouterr().out
 
 
 def test_of_several_that_wait_the_best_comes_first(ended):
