@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Literal
+from urllib.parse import quote
 
 from research.text import clean
 
@@ -201,7 +202,7 @@ def _markdown_line(line: Line) -> str:
 def _markdown_span(span: Span) -> str:
     match span:
         case Link(text, target):
-            return f"[{_plain(text)}]({target.replace(' ', '%20').replace(')', '%29')})"
+            return f"[{_plain(text)}]({quote(target, safe='/#:?=&%')})"
         case Code(text):
             return f"<code>{_plain(text)}</code>"
         case Anchor(text, id_):

@@ -117,6 +117,17 @@ def test_text_from_outside_stays_text(tmp_path):
     assert tables and all(len(bars.findall(a)) == len(bars.findall(b)) for a, b in tables)
 
 
+def test_the_subject_of_a_review_that_anybody_may_append_is_text_too(tmp_path):
+    story = Story(tmp_path / "session").search()
+    story.write("review", f"x\n\n{EVIL} (a)", {"decision": "veto", "reviewer": EVIL, "note": EVIL})
+    path, state = story.end()
+    write_report(path, state)
+    for name in ("report.html", "report.md"):
+        text = (path / name).read_text()
+        assert "<script" not in text and "\x1b" not in text
+    assert "[x](y)" not in text  # the Markdown's
+
+
 def test_numbers_of_the_proof_are_the_ledgers(tmp_path):
     path, state = proven(tmp_path / "session")
     write_report(path, state)
