@@ -249,7 +249,7 @@ def decode(text: str, where: str) -> dict[str, Any]:
     """
     try:
         body = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SessionError(f"{where}: not JSON ({error})") from error
     if not isinstance(body, dict):
         raise SessionError(f"{where}: a JSON object was expected, not {type(body).__name__}")

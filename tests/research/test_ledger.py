@@ -13,7 +13,7 @@ from jaxnano.config.base import dump_full
 from jaxnano.config.recipe import Recipe, recipe_id
 from research import machine
 from research.invariants import violations
-from research.ledger import FILE, Ledger, SessionBusy, SessionError, StaleFence, encode, main
+from research.ledger import FILE, Ledger, SessionBusy, SessionError, StaleFence, decode, encode, main
 from research.session import LOG_BYTES, Session, default_session_dir, read_result, write_result
 
 HOLDER = """
@@ -359,6 +359,8 @@ def test_check_command_sees_files_gaps_and_broken_bodies(session, capsys):
     database.close()
     assert main(["--check", str(session.path)]) == 1
     out = capsys.readouterr().out
+    with pytest.raises(SessionError, match="not JSON"):
+        decode("[" * 100_000, "here")
     assert "event 19: not JSON" in out and "event 30: seq is not contiguous, 20 was expected" in out
     assert main(["--check", str(session.path / "nowhere")]) == 2
     assert "no such ledger" in capsys.readouterr().err
