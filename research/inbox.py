@@ -200,6 +200,8 @@ class Inbox:
         names = itertools.chain([name], (f"{name} {i}" for i in itertools.count(2)))
         name = next(n for n in names if n not in taken)
         parts = (*kept, replace(new, name=name))
+        if len(parts) > MOST:
+            raise ConfigError([Problem("on", ask.on, f"a recipe has at most {MOST} parts; one with fewer would do")])
         return Proposal(title(parts), parts, ask.why, lane, origin, (parent,) if parent else ())
 
     def judge(self, proposal: Proposal) -> Verdict:

@@ -88,8 +88,9 @@ class Intake:
         state, until_s = self.book.state, time.monotonic() + JUDGE_S
         for subject in [s for s in state.proposals if s not in state.judged]:
             self._judged(subject, self.gate.judge(state.proposals[subject]["recipe"]))
-        known = {part for body in state.proposals.values() for part in parts_of(body["proposal"])}
-        for number, body in state.unanswered().items():
+        waiting = state.unanswered()
+        known = {part for body in state.proposals.values() for part in parts_of(body["proposal"])} if waiting else set()
+        for number, body in waiting.items():
             if time.monotonic() > until_s:
                 return  # the workers wait: the others come next time
             try:

@@ -101,7 +101,7 @@ class Grid(Node):
 
 
 class Track(Node):
-    """The contract. base: a recipe file below configs/, or an absolute path. full_steps: steps of the base at the full horizon.
+    """The contract. base: a recipe file below configs/, or an absolute path. full_steps: its at the full horizon.
 
     frozen: paths nobody may touch. needs: what a machine must have. horizons: fractions of the full budget, 1.0 last.
     epsilon: nats that do not matter.

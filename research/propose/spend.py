@@ -11,7 +11,6 @@ from jaxnano.config.base import finite
 from research.ledger import Event
 
 EXHAUSTED = "exhausted"  # the outcome of an event that is no request: the budget does not hold one more
-
 MOST, SHOWN = 1e15, 80  # of a number, so that sums stay finite; characters of a name: anybody may append a call
 
 
