@@ -243,6 +243,9 @@ def _job(options: argparse.Namespace) -> Job:
     if options.config is not None:
         recipe = load(options.config, tuple(options.set))
     elif about is not None:
+        if options.set:
+            raise ValueError(f"--set: {options.set[0]}: --resume goes on with the checkpoint's recipe; leaving it out "
+                             "would do")
         recipe = validate(Recipe, about["recipe"], str(out))
     else:
         raise ValueError("--config: missing: configs/gpt2-tiny.yaml would do; only --resume of a checkpoint needs none")

@@ -16,7 +16,7 @@ FRONTIER = 5  # candidates that ran, beside those that were nominated
 
 @dataclass(frozen=True)
 class Cost:
-    """Of the recipe, and of the base beside it. device_s: mean of full-horizon runs; None where there is none."""
+    """Of a recipe. device_s: of training in full, the mean over runs, compiling not counted; None without a run."""
 
     parameters: int
     flops_per_step: float
@@ -94,8 +94,9 @@ def status(facts: Facts, recipe_id: str) -> str:
 
 def _cost(facts: Facts, recipe_id: str) -> Cost:
     arm = facts.snapshot.arms[facts.snapshot.index[recipe_id]]
-    spent = [t.result["device_s"] for t in facts.state.trials.values() if t.recipe_id == recipe_id and t.loss
-             and t.horizon == 1.0 and t.result and t.result.get("device_s")]
+    step = arm.recipe.data.batch * arm.recipe.data.length
+    spent = [t.result["steps"] * step / t.result["tokens_per_s"] for t in facts.state.trials.values()
+             if t.recipe_id == recipe_id and t.loss and t.horizon == 1.0 and t.result and t.result.get("tokens_per_s")]
     return Cost(preflight.preflight(arm.recipe).parameters, arm.flops, float(np.mean(spent)) if spent else None)
 
 

@@ -193,7 +193,7 @@ class Inbox:
         Raises: ConfigError if it names no accepted recipe.
         """
         parent, parts = self.parts_on(ask.on)
-        name = ask.name or ", ".join(edit.path.rpartition(".")[2] for edit in ask.edits)[:80]
+        name = ask.name or ", ".join(".".join(edit.path.split(".")[-2:]) for edit in ask.edits)[:80]
         new = replace(part(ask), name=name, effect=_claim(ask.effect))
         kept = [old for old in parts if not replaces(new, old)]
         taken = {old.name for old in kept}

@@ -11,6 +11,7 @@ from research.track import Track
 REPORT_S = 15.0  # kept back for the champion's folder and the report
 MARGIN = 1.15  # on the predicted time of an ablation
 LEAST_PROOF = 0.5  # share of a verification's predicted time under which it is not begun
+MOST_PROOF = 0.75  # share of a round that the proof may keep from the search: without one there is nothing to prove
 ROUND_MINUTES = 20.0  # a longer session proves a candidate about so often
 
 
@@ -35,7 +36,7 @@ class Plan:
         if self.too_late(snapshot):
             return self.left_s
         after_s = self.end_s * (1.0 - min(1.0, round_ / self.rounds))
-        return self.left_s - after_s - self.proof_s(snapshot)
+        return self.left_s - after_s - min(self.proof_s(snapshot), MOST_PROOF * self.end_s / self.rounds)
 
     def too_late(self, snapshot: Snapshot) -> bool:
         """Whether a verification begun now would far outlast the session."""

@@ -16,7 +16,7 @@ COLOURS = ("#2563a8", "#c2570c", "#2f855a", "#7c4fa3", "#8a6d1a", "#5b6472")
 INK, FAINT = "#1f2933", "#d9dee4"
 WIDTH, HEIGHT = 720, 300
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 44
-CHARACTER = 6.3  # pixels, about, of 12-pixel text
+CHARACTER = 6.9  # pixels, about, of 12-pixel text
 LABEL = 44  # characters of a legend's entry
 
 

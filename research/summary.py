@@ -184,8 +184,10 @@ class Facts:
         rows: dict[str, Any] = {}
         for ablation in self.state.ablations.values():
             rows.update({row["part"]: row for row in ablation["rows"] if ablation["recipe_id"] == recipe_id})
-        whys = {p["name"]: p["hypothesis"] for body in self.state.proposals.values()
-                if len((p := body["proposal"])["parts"]) == 1}
+        whys: dict[str, str] = {}
+        for proposal in (body["proposal"] for body in self.state.proposals.values()):
+            if proposal["parts"] and (len(proposal["parts"]) == 1 or proposal["lane"] in ("catalogue", "inbox", "llm")):
+                whys.setdefault(proposal["parts"][-1]["name"], proposal["hypothesis"])  # what it is about comes last
         return [{"name": p["name"], "source": p["source"], "why": whys.get(p["name"], ""), "edits": p["edits"],
                  "ablation": rows.get(p["name"])} for p in self.proposal(recipe_id).get("parts", ())]
 

@@ -101,7 +101,7 @@ class Grid(Node):
 
 
 class Track(Node):
-    """The contract. base: a recipe file below configs/, or an absolute path. full_steps: its at the full horizon.
+    """The contract. base: a recipe file below configs/ or beside the track's. full_steps: its at the full horizon.
 
     frozen: paths nobody may touch. needs: what a machine must have. horizons: fractions of the full budget, 1.0 last.
     epsilon: nats that do not matter.
@@ -172,4 +172,8 @@ def load_track(name: str) -> Track:
     path = tracks().get(name, Path(name))
     if not path.is_file():
         raise ConfigError([Problem("--track", name, f"no such track; {', '.join(tracks())} would do")])
-    return validate(Track, parse_yaml(path.read_text(), str(path)), str(path))
+    data = parse_yaml(path.read_text(), str(path))
+    base = data.get("base") if isinstance(data, dict) else None
+    if isinstance(base, str) and not (CONFIGS / base).is_file() and (beside := path.parent / base).is_file():
+        data["base"] = str(beside.resolve())
+    return validate(Track, data, str(path))

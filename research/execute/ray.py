@@ -97,7 +97,8 @@ def connect(address: str | None = None, workers: int | None = None, cpus: float 
     try:
         ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if address else own))
     except (Exception, SystemExit) as error:  # SystemExit: Ray's way to say that what listens there is no Ray
-        raise Failure(f"--ray-address: {address or 'this machine'}: {_line(error)}") from error
+        where = f"--ray-address: {address}" if address else "--executor ray: Ray did not start on this machine"
+        raise Failure(f"{where}: {_line(error)}") from error
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     slots = tuple(offered(nodes, cpus))[:workers]
     if not slots:
