@@ -31,7 +31,7 @@ def test_an_accepted_one_says_its_trial_and_its_outcome(capsys, session):
     code, out, _ = propose(capsys, session, *options)
     assert code == 1 and out.startswith("refused: bold\n") and "the same recipe" in out
     code, out, _ = propose(capsys, session, "--set", f"{LR}=0.004", "--why", "more", "--on", verdict["recipe_id"][:8])
-    assert code == 0 and "accepted: value" in out and "--resume" in out
+    assert code == 0 and "accepted: lr.value" in out and "--resume" in out
 
 
 def test_waiting_prints_what_came_of_it(capsys, session, monkeypatch):
