@@ -26,7 +26,7 @@ COMPILE_S, SECONDS_PER_FLOP = 8.0, 3e-12  # before anything was measured
 IN_MEMORY, ON_DISK = 0.05, 0.4  # shares of compiling where this worker, or another one, did it before
 START_S = 0.3  # of a run, beside training
 SLOWDOWN, FIRST_RUNS = 1.2, 4  # seconds per device-second before anything was measured; runs in which workers import
-INBOX = "inbox"  # lane of people and coding agents
+INBOX, LLM = "inbox", "llm"  # lanes of people and coding agents, and of a language model: others submit for these
 STRONG = 2.0  # standard deviations that make up "may still be best"
 
 

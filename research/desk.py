@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from jaxnano.config.base import dump_full
 from jaxnano.config.edit import show
 from research.explain import explain
 from research.forms import (
@@ -91,18 +90,13 @@ class Desk:
 
     def rules(self, asked: Nothing) -> Rules:
         """The game: track, objective, limits, what is frozen, the base recipe, and how to write edits. Ask it first."""
-        track, cost, base = self.inbox.track, self.inbox.track.base_cost, dump_full(self.inbox.track.base_recipe)
-        for path in track.frozen:
-            *parents, last = path.split(".")
-            here = base
-            for part in parents:
-                here = here[part]
-            del here[last]
+        track, cost = self.inbox.track, self.inbox.track.base_cost
         limits = {"parameters": int(cost.parameters * track.limits.parameters), "base_parameters": cost.parameters,
                   "step_flops": cost.flops_per_step * track.limits.step_flops, "base_step_flops": cost.flops_per_step,
                   "memory_gib": track.limits.memory_gib}
         return Rules(track.name, track.summary, track.objective.model_dump(), Facts(self.inbox.snapshot).unit,
-                     track.epsilon, list(track.horizons), track.full_steps, limits, list(track.frozen), base, list(HOW))
+                     track.epsilon, list(track.horizons), track.full_steps, limits, list(track.frozen),
+                     track.free(track.base_recipe), list(HOW))
 
     def schema(self, asked: Place) -> Lines:
         """What may be changed and what it may become: fields, ranges and defaults at a path and below."""

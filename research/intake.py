@@ -12,14 +12,13 @@ import numpy as np
 from jaxnano.config.base import ConfigError, Problem, dump
 from jaxnano.config.recipe import Recipe, recipe_id
 from research import allocate
-from research.belief import INBOX
+from research.belief import INBOX, LLM
 from research.book import Book
 from research.gate import Gate, Verdict
 from research.inbox import proposal_of
 from research.propose import Beside, Proposal, Proposer, build, parts_of
 
-OUTSIDE = (INBOX, "llm")  # lanes whose proposals others submit
-ROOM, JUDGE_S = 256, 1.0  # of these, how many may wait for a run; seconds for judging at a time
+ROOM, JUDGE_S = 256, 1.0  # submitted proposals that may wait for a run; seconds for judging at a time
 STOCK, REFILL = 24, 3  # arms without a run that may be the next best; proposals asked for at a time
 
 
@@ -104,7 +103,7 @@ class Intake:
     def _room(self) -> None:
         """Raises: ConfigError while so many proposals from outside wait for a run that the belief would slow down."""
         state, ran = self.book.state, {trial.recipe_id for trial in self.book.state.trials.values()}
-        waiting = sum(subject in state.accepted and subject not in ran and body["proposal"]["lane"] in OUTSIDE
+        waiting = sum(subject in state.accepted and subject not in ran and body["proposal"]["lane"] in (INBOX, LLM)
                       for subject, body in state.proposals.items())
         if waiting >= ROOM:
             raise ConfigError([Problem("", waiting, f"fewer than {ROOM} proposals may wait for a run; later would do")])

@@ -21,10 +21,10 @@ from jaxnano.config.base import dump, dump_full
 from jaxnano.config.recipe import recipe_id
 from jaxnano.curves import require_tensorboard
 from research import machine
+from research.belief import LLM
 from research.execute import Offer
 from research.propose import Proposal, Proposer, build, lanes_of, parts_of
 from research.propose import lanes as known_lanes
-from research.propose.llm import LANE as LLM
 from research.propose.llm import Llm, add_options
 from research.scheduler import Scheduler
 from research.session import Session, SessionError, default_session_dir

@@ -12,7 +12,7 @@ import numpy as np
 from jaxnano.config.base import validate
 from jaxnano.config.edit import diff
 from jaxnano.config.recipe import Recipe
-from research.belief import Belief, Snapshot
+from research.belief import INBOX, LLM, Belief, Snapshot
 from research.compare import compare
 from research.ledger import Event, SessionError
 from research.proof import Proof, pending
@@ -186,7 +186,7 @@ class Facts:
             rows.update({row["part"]: row for row in ablation["rows"] if ablation["recipe_id"] == recipe_id})
         whys: dict[str, str] = {}
         for proposal in (body["proposal"] for body in self.state.proposals.values()):
-            if proposal["parts"] and (len(proposal["parts"]) == 1 or proposal["lane"] in ("catalogue", "inbox", "llm")):
+            if proposal["parts"] and (len(proposal["parts"]) == 1 or proposal["lane"] in ("catalogue", INBOX, LLM)):
                 whys.setdefault(proposal["parts"][-1]["name"], proposal["hypothesis"])  # what it is about comes last
         return [{"name": p["name"], "source": p["source"], "why": whys.get(p["name"], ""), "edits": p["edits"],
                  "ablation": rows.get(p["name"])} for p in self.proposal(recipe_id).get("parts", ())]
@@ -243,7 +243,7 @@ class Facts:
 
         See research.propose.spend.
         """
-        accepted = self.lanes().get("llm", {}).get("accepted", 0)
+        accepted = self.lanes().get(LLM, {}).get("accepted", 0)
         return Spend.of(self.state.calls).as_dict(accepted) if self.state.calls else None
 
     def results(self) -> Iterator[tuple[Trial, dict[str, Any]]]:

@@ -7,12 +7,12 @@ import math
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from jaxnano import preflight
-from jaxnano.config.base import ConfigError, Node, Problem, digest, dump, parse_yaml, validate
+from jaxnano.config.base import ConfigError, Node, Problem, digest, dump, dump_full, parse_yaml, validate
 from jaxnano.config.recipe import Recipe, load
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -132,6 +132,17 @@ class Track(Node):
     def base_cost(self) -> preflight.Cost:
         """What the base costs."""
         return preflight.preflight(self.base_recipe)
+
+    def free(self, recipe: Recipe) -> dict[str, Any]:
+        """A recipe as plain data with all defaults, without what is frozen."""
+        tree = dump_full(recipe)
+        for path in self.frozen:
+            *parents, last = path.split(".")
+            here = tree
+            for part in parents:
+                here = here.get(part, {})
+            here.pop(last, None)
+        return tree
 
     @property
     def identity(self) -> str:

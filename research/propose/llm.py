@@ -21,6 +21,7 @@ import numpy as np
 from pydantic import Field
 
 from jaxnano.config.base import ConfigError, Node, Problem, dump_full, validate
+from research.belief import LLM
 from research.inbox import Inbox
 from research.ledger import SessionError
 from research.propose import Proposal, View
@@ -30,7 +31,6 @@ from research.propose.prompt import Page
 from research.propose.provider import Answer, Endpoint, Fault, Provider, endpoint
 from research.propose.spend import EXHAUSTED, Spend
 
-LANE = "llm"
 MAX_OUT, LEAST_OUT = 16_384, 512  # tokens an answer may have; below the latter it is not worth asking
 LONGEST_PAUSE = 64  # times `pause_s`, between two requests after faults in a row
 PATIENCE = 6  # faults in a row after which the loop does not wait for this lane alone
@@ -103,7 +103,7 @@ def _price(text: str) -> list[float]:
 class Llm:
     """The lane. `open` gives it a session; `close` ends it."""
 
-    name = LANE
+    name = LLM
 
     def __init__(self, settings: Settings, endpoint: Endpoint):
         self.settings, self.endpoint = settings, endpoint
@@ -131,7 +131,7 @@ class Llm:
 
     def open(self, session: Path) -> None:
         """Start the thread on a session, which must have begun."""
-        self._thread = threading.Thread(target=self._run, args=(session,), name=LANE, daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(session,), name=LLM, daemon=True)
         self._thread.start()
 
     def propose(self, view: View, rng: np.random.Generator) -> Proposal | None:
@@ -259,7 +259,7 @@ class Llm:
         if draft.ask is None:
             return
         try:
-            verdict = inbox.judge(inbox.compose(draft.ask, LANE, self.endpoint.model))
+            verdict = inbox.judge(inbox.compose(draft.ask, LLM, self.endpoint.model))
         except ConfigError as error:
             draft.ask, draft.problems = None, error.problems  # on a recipe that nobody knows
             return
@@ -271,7 +271,7 @@ class Llm:
         """Submit what is a proposal at all, refused ones too."""
         for draft in drafts:
             if draft.ask is not None and not self._stop.is_set():
-                self._last = inbox.submit(draft.ask, origin=self.endpoint.model, lane=LANE).number
+                self._last = inbox.submit(draft.ask, origin=self.endpoint.model, lane=LLM).number
 
     def _write(self, failed: Fault | None, answer: Answer | None = None, drafts: list[Draft] | None = None) -> None:
         """The `call` event of the request under way. The lock is held."""

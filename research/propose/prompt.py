@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jaxnano.config.base import dump_full
 from jaxnano.config.edit import Edit, diff, show
 from research.belief import Arm
 from research.inbox import Inbox
@@ -155,15 +154,9 @@ class Tables:
         if best is None:
             return {}
         arm = self.snapshot.arms[self.snapshot.index[best]]
-        tree = dump_full(arm.recipe)
-        for path in self.track.frozen:
-            *parents, last = path.split(".")
-            here = tree
-            for part in parents:
-                here = here.get(part, {})
-            here.pop(last, None)
         row = self._row(arm, edits) if arm.parts else {"id": arm.recipe_id, "name": "base", "changes": []}
-        return row | {"proven": best == self.facts.state.champion} | ({"recipe": tree} if spelt else {})
+        recipe = {"recipe": self.track.free(arm.recipe)} if spelt else {}
+        return row | {"proven": best == self.facts.state.champion} | recipe
 
     def _row(self, arm: Arm, edits: int) -> dict[str, Any]:
         """A recipe: who it is, what it changes, and what is known of it."""
