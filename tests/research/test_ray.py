@@ -36,7 +36,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning",
 HERE = Path(__file__).parent
 DEADLINE_S = 120.0
 TRIALS = 20
-SETTLED_S = 0.3  # in which what a worker said before it was stopped has arrived
+SETTLED_S = 1.0  # in which what a worker said before it was stopped has arrived
 
 
 @pytest.fixture(scope="module")
