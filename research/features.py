@@ -9,6 +9,7 @@ from pydantic_core import PydanticUndefined
 
 from jaxnano.config.base import Node, Range, finite, name_of, traced_range
 from jaxnano.config.recipe import Recipe
+from jaxnano.config.schedule import Constant, Schedule
 
 Features = dict[str, float | str]
 
@@ -25,6 +26,8 @@ def features(base: Recipe, recipe: Recipe) -> Features:
 
 def _compare(a: Any, b: Any, path: str, found: Features, span: Range | None = None) -> None:
     """span: of the field both stand in; it is that of a schedule's peak too, whose own range holds any field's."""
+    if isinstance(a, Schedule) != isinstance(b, Schedule) and (finite(a) or finite(b)):  # a number is a schedule too
+        a, b = (Constant(kind="constant", value=x) if finite(x) else x for x in (a, b))
     if a == b:
         return
     if isinstance(b, Node) and type(a) is type(b):
@@ -36,7 +39,7 @@ def _compare(a: Any, b: Any, path: str, found: Features, span: Range | None = No
         found[path] = getattr(b, "kind", "present")
         for name, field in type(b).model_fields.items():
             default = field.get_default(call_default_factory=True)
-            before = a if name == "value" and finite(a) else default
+            before = getattr(a, name, default) if name == "value" else default
             within = span if span and name == "value" else traced_range(field)
             if name != "kind" and before is not PydanticUndefined:
                 _compare(before, getattr(b, name), f"{path}.{name}", found, within)
@@ -58,11 +61,4 @@ def _named(value: Any) -> bool:
 
 
 def _units(value: float, span: Range | None) -> float:
-    """A number in steps that matter: a factor of e where the range is logarithmic, else a tenth of it."""
-    if span is None:
-        return math.log(abs(value) + 1e-9)
-    if span.log:
-        return math.log(max(value, span.low, 1e-9))
-    if 0.9 <= span.high < 1.0:  # a beta: what matters is the memory, 1 / (1 - beta)
-        return -math.log(max(1.0 - value, 1e-6))
-    return 10.0 * (value - span.low) / (span.high - span.low)
+    return math.log(abs(value) + 1e-9) if span is None else span.units(value)

@@ -77,7 +77,7 @@ class Draw:
 
     def number(self, span: Range) -> float:
         """A number of the range; on a logarithmic scale at most six decades below its end."""
-        if span.log:
+        if span.scale == "log":
             low = max(span.low, span.high * 1e-6)
             return float(f"{math.exp(self.rng.uniform(math.log(low), math.log(span.high))):.4g}")
         return min(max(float(f"{self.rng.uniform(span.low, span.high):.4g}"), span.low), span.high)
@@ -161,7 +161,7 @@ class Draw:
         parts = [["matrix", *tables], [role for role in optimizer.ROLES if role != "matrix" and role not in tables]]
         if self.chance(0.3):
             parts[1:] = [parts[1][:2], parts[1][2:]]
-        return [{"name": f"group{i}", "roles": roles, "lr": self.traced(Range(1e-5, 1.0, log=True)),
+        return [{"name": f"group{i}", "roles": roles, "lr": self.traced(Range(1e-5, 1.0, "log")),
                  "chain": self.chain(set(roles) <= {"matrix", "embedding", "head"})} for i, roles in enumerate(parts)]
 
     def chain(self, matrices: bool) -> list[dict[str, Any]]:

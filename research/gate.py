@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from jaxnano import preflight
-from jaxnano.config.base import ConfigError, Problem, digest, dump, validate
+from jaxnano.config.base import ConfigError, Problem, validate
 from jaxnano.config.edit import Diff, apply, diff, is_under, show
-from jaxnano.config.model import Alibi, Injection, Rotary
 from jaxnano.config.recipe import Recipe, recipe_id
+from research.behaviour import behaviour, idle, needless
+from research.propose import Part, build, dead
 from research.track import Track
 
 
@@ -56,10 +57,18 @@ class Gate:
         start = time.perf_counter()
         try:
             recipe = self._recipe(proposal)
-            problems = list(self._frozen(recipe)) + list(self._limits(recipe)) + list(self._duplicate(recipe))
+            problems = [*self._frozen(recipe), *self._idle(recipe), *self._limits(recipe), *self._duplicate(recipe)]
         except ConfigError as error:
             recipe, problems = None, error.problems
         return Verdict(None if problems else recipe, problems, 1e3 * (time.perf_counter() - start))
+
+    def judge_parts(self, parts: Sequence[Part]) -> Verdict:
+        """Judge what the parts make of the base; each of their edits has to change something. Never raises."""
+        try:
+            problems, recipe = dead(self.track.base_recipe, parts), build(self.track.base_recipe, parts)
+        except ConfigError as error:
+            return Verdict(None, error.problems)
+        return Verdict(None, problems) if problems else self.judge(recipe)
 
     def _recipe(self, proposal: Recipe | Diff | Mapping[str, Any]) -> Recipe:
         if isinstance(proposal, Recipe):
@@ -73,6 +82,13 @@ class Gate:
             for path in self.track.frozen:
                 if is_under(edit.path, path) or is_under(path, edit.path):
                     yield Problem(edit.path, edit.new, f"frozen by track {self.track.name}; {show(edit.old)} would do")
+
+    def _idle(self, recipe: Recipe):
+        for name, why in needless(recipe).items():
+            yield Problem(f"optimizer.groups.{name}", name, f"{why}; without it would do")
+        edits = {edit.path: edit.new for edit in diff(self.track.base_recipe, recipe).edits}
+        for path, why in idle(recipe, edits).items():
+            yield Problem(path, edits[path], f"nothing reads it: {why}")
 
     def _limits(self, recipe: Recipe):
         cost, base, limits = preflight.preflight(recipe), self.track.base_cost, self.track.limits
@@ -91,30 +107,3 @@ class Gate:
         if known is not None:
             same = "the same recipe" if known == recipe_id(recipe) else "another spelling"
             yield Problem("", recipe_id(recipe), f"{same} as {known}, which is known; change something that matters")
-
-
-def behaviour(recipe: Recipe) -> str:
-    """A name shared by recipes that train alike: what has no effect is put to one spelling before hashing."""
-    m, length = recipe.model, recipe.data.length
-    attention = m.attention
-    windows = tuple(m.window(block, length) or 0 for block in range(m.depth))
-    alive = {block for block in range(m.depth) if block not in attention.dropped}
-    position = m.position
-    if not alive and isinstance(position, Rotary | Alibi):
-        position = None
-    wires = [wire for wire in m.residual.injections if isinstance(wire, Injection) and wire.before]
-    used = {wire.source for wire in wires}
-    data = dump(recipe)
-    data["model"] = dump(m) | {
-        "attention": dump(attention) | {
-            "windows": windows if any(windows) else (), "kv_heads": m.kv_heads, "head_dim": m.head_dim,
-            "dropped": sorted(attention.dropped),
-        },
-        "position": position and dump(position),
-        "ffn": dump(m.ffn) | {"ratio": m.ffn_width, "dropped": sorted(m.ffn.dropped)},
-        "residual": dump(m.residual) | {
-            "saves": sorted((s.name, s.after) for s in m.residual.saves if s.name in used),
-            "injections": [dump(wire) | {"before": sorted(wire.before)} for wire in wires],
-        },
-    }
-    return digest(data)

@@ -21,7 +21,7 @@ from jaxnano.config.recipe import Recipe, recipe_id
 from research.belief import INBOX, Belief, Snapshot
 from research.gate import Gate, Verdict
 from research.ledger import Event
-from research.propose import Part, Proposal, build, parts_of, replaces, title
+from research.propose import Part, Proposal, parts_of, replaces, title
 from research.propose.catalogue import Idea, IdeaEdit, part
 from research.session import Session
 from research.state import State, fold
@@ -206,10 +206,7 @@ class Inbox:
 
     def judge(self, proposal: Proposal) -> Verdict:
         """The gate's verdict, without submitting."""
-        try:
-            return self.gate.judge(build(self.track.base_recipe, proposal.parts))
-        except ConfigError as error:
-            return Verdict(None, error.problems)
+        return self.gate.judge_parts(proposal.parts)
 
     def submit(self, ask: Ask, *, origin: str, lane: str = INBOX) -> Submitted:
         """Judge and submit. A refused one is submitted too: the ledger knows what was tried.

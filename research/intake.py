@@ -72,13 +72,12 @@ class Intake:
 
     def consider(self, proposal: Proposal, **about: Any) -> Verdict:
         """Judge a proposal and write down both. about: what the verdict's event holds beside."""
+        verdict = self.gate.judge_parts(proposal.parts)
         try:
             recipe = build(self.book.track.base_recipe, proposal.parts)
-        except ConfigError as error:
-            verdict = Verdict(None, error.problems)
+        except ConfigError:
             self.book.record("verdict", "", verdict.as_dict() | {"proposal": proposal.as_dict()} | about)
             return verdict
-        verdict = self.gate.judge(recipe)
         self._submit(proposal, recipe, verdict, **about)
         return verdict
 

@@ -50,6 +50,8 @@ def violations(
     yield from _proof(events)
     yield from _files(events, session)
     yield from _recipes(events, identify or _recipe_id)
+    if identify is None:
+        yield from _dead_edits(events)
 
 
 def _order(events: list[Event]) -> Iterator[str]:
@@ -163,6 +165,25 @@ def _recipes(events: list[Event], identify: Callable[[Mapping[str, Any]], str]) 
             key = f"{body['recipe_id']}-{body['horizon']:g}-{body['seed']}"
             if key != event.subject:
                 yield f"event {event.seq}: attempt at {event.subject}, but its body says {key}"
+
+
+def _dead_edits(events: list[Event]) -> Iterator[str]:
+    """What was accepted changes how the base trains, edit by edit."""
+    from jaxnano.config.base import ConfigError, validate
+    from jaxnano.config.recipe import Recipe
+    from research.propose import dead, parts_of
+
+    accepted = {event.subject for event in events if event.kind == "verdict" and event.body["accepted"]}
+    base = None
+    for event in (e for e in events if e.kind == "proposal" and e.subject in accepted):
+        try:
+            parts = parts_of(event.body["proposal"])
+            if not parts and base is None:
+                base = validate(Recipe, event.body["recipe"])
+            for problem in dead(base, parts) if base is not None else ():
+                yield f"event {event.seq}: proposal {event.subject} has a dead edit, {problem}"
+        except (ConfigError, KeyError, TypeError):
+            continue  # what is wrong with it is another rule's finding
 
 
 def _recipe_id(recipe: Mapping[str, Any]) -> str:

@@ -104,7 +104,7 @@ def _takes(field: FieldInfo) -> str:
     span, annotation = traced_range(field), field.annotation
     if span is None:
         return _words(annotation, field.metadata)
-    within = f"{span.low:g}..{span.high:g}{' log' if span.log else ''}"
+    within = f"{span.low:g}..{span.high:g}{'' if span.scale == 'linear' else f' {span.scale}'}"
     if get_origin(annotation) is dict:
         return f"names with numbers {within}"
     fixed = annotation is float or _members(annotation) == [float]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -23,12 +24,22 @@ MAX_PLACES, MAX_DEPTH, MAX_TEXT = 10_000, 32, 4096  # of plain data before anyth
 class Range:
     """Marks a field as traced: it changes no shape and no control flow, so an edit of it never recompiles.
 
-    low, high: the accepted values, both ends included. log: whether a tuner moves it on a logarithmic scale.
+    low, high: the accepted values, both ends included. scale: on which equal steps matter equally: `linear`, `log`, or
+    `decay`, the factor an average keeps a step, whose memory 1 / (1 - value) is what matters.
     """
 
     low: float
     high: float
-    log: bool = False
+    scale: Literal["linear", "log", "decay"] = "linear"
+
+    def units(self, value: float) -> float:
+        """A value in steps that matter: a factor of e on the scales `log` and `decay`, else a tenth of the range."""
+        match self.scale:
+            case "log":
+                return math.log(max(value, self.low, 1e-9))
+            case "decay":
+                return -math.log(max(1.0 - value, 1e-6))
+        return 10.0 * (value - self.low) / (self.high - self.low)
 
 
 class Node(BaseModel):

@@ -25,7 +25,7 @@ class ConstantScale(Node):
     """Scores times a constant; wanted with QK-norm, which bounds them."""
 
     kind: Literal["constant"]
-    value: Annotated[Traced, Range(1e-3, 10.0, log=True)] = 0.12
+    value: Annotated[Traced, Range(1e-3, 10.0, "log")] = 0.12
 
 
 class OutputGate(Node):
@@ -46,7 +46,7 @@ class Attention(Node):
     head_dim: int | None = Field(default=None, ge=2, le=512)
     qk_norm: bool = False
     scale: Annotated[InverseSqrt | ConstantScale, Field(discriminator="kind")] = InverseSqrt(kind="inverse_sqrt")
-    softcap: Annotated[Traced | None, Range(0.5, 1000.0, log=True)] = None
+    softcap: Annotated[Traced | None, Range(0.5, 1000.0, "log")] = None
     gate: OutputGate | None = None
     windows: tuple[Annotated[int, Field(ge=0, le=65536)], ...] = ()
     dropped: tuple[Block, ...] = ()
@@ -66,7 +66,7 @@ class Rotary(Node):
     """
 
     kind: Literal["rotary"]
-    base: Annotated[Traced, Range(10.0, 1e7, log=True)] = 10000.0
+    base: Annotated[Traced, Range(10.0, 1e7, "log")] = 10000.0
     fraction: float = Field(default=1.0, gt=0.0, le=1.0)
     spacing: Literal["exclusive", "inclusive"] = "exclusive"
 
@@ -144,7 +144,7 @@ class LayerNorm(Node):
     gain: bool = True
     bias: bool = True
     placement: Literal["pre", "sandwich"] = "pre"
-    eps: Annotated[Traced, Range(1e-12, 1e-2, log=True)] = 1e-5
+    eps: Annotated[Traced, Range(1e-12, 1e-2, "log")] = 1e-5
 
 
 class RmsNorm(Node):
@@ -153,7 +153,7 @@ class RmsNorm(Node):
     kind: Literal["rmsnorm"]
     gain: bool = True
     placement: Literal["pre", "sandwich"] = "pre"
-    eps: Annotated[Traced, Range(1e-12, 1e-2, log=True)] = 1e-6
+    eps: Annotated[Traced, Range(1e-12, 1e-2, "log")] = 1e-6
 
 
 class Save(Node):
@@ -237,14 +237,14 @@ class Softcap(Node):
     """cap * tanh(z / cap), or cap * z / sqrt(z**2 + cap**2)."""
 
     kind: Literal["tanh", "rsqrt"]
-    cap: Annotated[Traced, Range(1.0, 1000.0, log=True)] = 15.0
+    cap: Annotated[Traced, Range(1.0, 1000.0, "log")] = 15.0
 
 
 class Head(Node):
     """z_loss: weight of logsumexp(logits)**2 in training. Source: Chowdhery et al. 2022, arXiv:2204.02311."""
 
     softcap: Softcap | None = None
-    z_loss: Annotated[Traced | None, Range(0.0, 0.1, log=True)] = None
+    z_loss: Annotated[Traced | None, Range(0.0, 0.1, "log")] = None
 
 
 class Init(Node):

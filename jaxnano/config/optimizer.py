@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 from jaxnano.config.base import Node, Range, refuse, unique_names
 from jaxnano.config.schedule import Traced
 
-_BETA = Range(0.0, 0.99999)
-_EPS = Range(1e-16, 1e-2, log=True)
+_BETA = Range(0.0, 0.99999, "decay")
+_EPS = Range(1e-16, 1e-2, "log")
 Role = Literal["matrix", "embedding", "head", "gain", "bias", "scalar", "gate"]
 ROLES: tuple[Role, ...] = ("matrix", "embedding", "head", "gain", "bias", "scalar", "gate")
 
@@ -123,7 +123,7 @@ class Group(Node):
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")
     roles: tuple[Role, ...] = ()
     paths: tuple[str, ...] = ()
-    lr: Annotated[Traced, Range(0.0, 10.0, log=True)]
+    lr: Annotated[Traced, Range(0.0, 10.0, "log")]
     chain: tuple[Transform, ...]
 
     def matches(self, path: str, role: str) -> bool:
@@ -168,7 +168,7 @@ class TailEma(Node):
 
     kind: Literal["tail_ema"]
     start: Annotated[Traced, Range(0.0, 0.99)] = 0.7
-    time_constant: Annotated[Traced, Range(0.001, 1.0, log=True)] = 0.05
+    time_constant: Annotated[Traced, Range(0.001, 1.0, "log")] = 0.05
     weight: Annotated[Traced, Range(0.0, 1.0)] = 0.6
 
 
@@ -184,7 +184,7 @@ def adamw(lr: float = 1e-3) -> tuple[Group, ...]:
 class Optimizer(Node):
     """clip: global gradient norm, or none. wrapper and readout act on all parameters."""
 
-    clip: Annotated[Traced | None, Range(1e-3, 1e3, log=True)] = 1.0
+    clip: Annotated[Traced | None, Range(1e-3, 1e3, "log")] = 1.0
     groups: tuple[Group, ...] = Field(default_factory=adamw)
     wrapper: EmaNesterov | None = None
     readout: TailEma | None = None

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from jaxnano.config.base import ConfigError, validate
+from jaxnano.config.base import ConfigError, Problem, validate
 from jaxnano.config.edit import Diff, Edit, apply, is_under, overlap, read
 from jaxnano.config.recipe import Recipe, recipe_id
+from research.behaviour import idle, pruned
 from research.track import Track
 
 
@@ -76,14 +77,40 @@ def parts_of(body: Mapping[str, Any]) -> tuple[Part, ...]:
 
 
 def build(base: Recipe, parts: Sequence[Part]) -> Recipe:
-    """The base with the parts applied in turn.
+    """The base with the parts applied in turn, less the optimizer's groups that they leave without a parameter.
 
     Raises: ConfigError where a part does not apply.
     """
+    return pruned(_applied(base, parts))
+
+
+def _applied(base: Recipe, parts: Sequence[Part]) -> Recipe:
     built = _build(base.model_dump_json(exclude_defaults=True), tuple(parts))
     if isinstance(built, ConfigError):
         raise built
     return built
+
+
+def dead(base: Recipe, parts: Sequence[Part]) -> list[Problem]:
+    """Edits of the parts that change nothing of how the recipe trains, each with the reason.
+
+    Raises: ConfigError where a part does not apply.
+    """
+    edits = {edit["path"]: edit["new"] for part in parts for edit in part.edits}
+    found = idle(_applied(base, parts), edits)
+    return [Problem(path, edits[path], f"nothing reads it: {why}") for path, why in found.items()]
+
+
+def live(base: Recipe, parts: Sequence[Part]) -> tuple[Part, ...]:
+    """The parts less their dead edits, and less those of which nothing is left.
+
+    Raises: ConfigError where a part does not apply.
+    """
+    gone = {problem.path for problem in dead(base, parts)}
+    if not gone:
+        return tuple(parts)
+    kept = [replace(part, edits=tuple(e for e in part.edits if e["path"] not in gone)) for part in parts]
+    return tuple(part for part in kept if part.edits)
 
 
 @lru_cache(maxsize=1 << 14)
@@ -161,10 +188,13 @@ class View:
         """The candidate with the highest mean among those that have run, if any beats the base."""
         return next((k for k in self.known if k.runs and k.mean > 0 and k.parts), None)
 
-    def fresh(self, parts: Sequence[Part]) -> bool:
-        """Whether these parts build a recipe that was not proposed yet."""
-        recipe = try_build(self.track.base_recipe, parts)
-        return recipe is not None and recipe_id(recipe) not in self.proposed
+    def fresh(self, parts: Sequence[Part]) -> tuple[Part, ...]:
+        """The parts less their dead edits, if they build a recipe that was not proposed yet; else none."""
+        try:
+            parts = live(self.track.base_recipe, parts)
+            return parts if recipe_id(build(self.track.base_recipe, parts)) not in self.proposed else ()
+        except ConfigError:
+            return ()
 
 
 class Proposer(Protocol):

@@ -100,7 +100,7 @@ class Catalogue:
             return None
         choices = [(*(old for old in best.parts if not replaces(new, old)), new) for new in ranked()]
         for parts in sorted(choices, key=lambda parts: -prior(parts)):
-            if view.fresh(parts):
+            if parts := view.fresh(parts):
                 return self._proposal(parts, best.recipe_id)
         return None
 

@@ -19,7 +19,7 @@ class Simplify:
             return None
         for index in sorted(range(len(best.parts)), key=lambda i: best.parts[i].effect):
             parts = best.parts[:index] + best.parts[index + 1 :]
-            if view.fresh(parts):
+            if parts := view.fresh(parts):
                 gone = best.parts[index].name
                 hypothesis = f"Without {gone} nothing is lost."
                 return Proposal(title(parts), parts, hypothesis, self.name, "ablation", (best.recipe_id,))

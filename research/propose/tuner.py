@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from jaxnano.config.base import Leaf, leaves
+from jaxnano.config.edit import is_under
+from research.behaviour import unread
 from research.propose import Known, Part, Proposal, View, title
 
 STEPS = (0.35, 0.7, 1.1)  # factors of e^step on logarithmic scales: 1.4, 2 and 3
@@ -30,14 +32,14 @@ class Tuner:
             if part is None:
                 continue
             parts = (*filter(None, (_less(old, part) for old in chosen.parts)), part)
-            if view.fresh(parts):
+            if parts := view.fresh(parts):
                 return Proposal(title(parts), parts, "The optimum has moved: " + ", ".join(
                     f"{e['path']} = {e['new']:.4g}" for e in part.edits), self.name, "tuning", (chosen.recipe_id,))
         return None
 
     def _move(self, view: View, known: Known, rng: np.random.Generator) -> Part | None:
-        able = [leaf for leaf in leaves(known.recipe) if not any(
-            leaf.path == f or leaf.path.startswith(f + ".") for f in view.track.frozen)]
+        fixed = (*view.track.frozen, *unread(known.recipe))
+        able = [leaf for leaf in leaves(known.recipe) if not any(is_under(leaf.path, path) for path in fixed)]
         if not able:
             return None
         weight = np.array([RATES if ".lr" in leaf.path else 1.0 for leaf in able])
@@ -64,7 +66,7 @@ def _less(old: Part, new: Part) -> Part | None:
 def moved(leaf: Leaf, rng: np.random.Generator) -> float:
     """Another value for a number, three significant digits, on the scale that suits its range."""
     low, high, step = leaf.range.low, leaf.range.high, rng.choice(STEPS) * rng.choice((-1.0, 1.0))
-    if 0.9 < high < 1.0 and not leaf.range.log:  # a beta: its memory 1 / (1 - beta) is what moves
+    if leaf.range.scale == "decay":  # its memory 1 / (1 - value) is what moves
         new = round(1.0 - _three((1.0 - leaf.value) * math.exp(-step)), 9)
     elif leaf.value:
         new = _three(leaf.value * math.exp(step))

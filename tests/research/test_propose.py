@@ -145,7 +145,7 @@ def test_tuner_moves_a_number_again_and_keeps_the_other(track):
         assert len(changed(start.recipe, build(track.base_recipe, proposal.parts))) <= 2
 
 
-@pytest.mark.parametrize("span", [Range(1e-4, 1.0, log=True), Range(0.0, 0.99999), Range(-10.0, 10.0), Range(0.0, 0.9)])
+@pytest.mark.parametrize("span", [Range(1e-4, 1.0, "log"), Range(0.0, 0.99999), Range(-10.0, 10.0), Range(0.0, 0.9)])
 @pytest.mark.parametrize("value", [1e-4, 0.05, 0.5, 0.9])
 def test_a_moved_number_is_another_one_within_its_range(span, value):
     found = {moved(Leaf("x", value, span), np.random.default_rng(seed)) for seed in range(30)}
@@ -154,7 +154,7 @@ def test_a_moved_number_is_another_one_within_its_range(span, value):
 
 
 def test_a_moved_beta_stays_a_beta():
-    found = [moved(Leaf("b2", 0.999, Range(0.0, 0.99999)), np.random.default_rng(seed)) for seed in range(30)]
+    found = [moved(Leaf("b2", 0.999, Range(0.0, 0.99999, "decay")), np.random.default_rng(seed)) for seed in range(30)]
     assert 0.996 < min(found) < 0.999 < max(found) < 0.9997  # a memory of 333 to 3,000 steps, from 1,000
 
 

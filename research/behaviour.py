@@ -1,0 +1,192 @@
+"""What of a recipe matters: which places nothing reads, and a name that recipes share which train alike.
+
+An edit of a place that nothing reads is dead: it costs runs, and whatever they say of it is luck. The gate refuses it
+with the reason; a lane's proposal loses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from jaxnano.config.base import Node, Range, digest, dump, finite, name_of, traced_range
+from jaxnano.config.edit import is_under
+from jaxnano.config.model import Alibi, Injection, Rotary
+from jaxnano.config.optimizer import Group
+from jaxnano.config.recipe import Recipe
+from jaxnano.config.schedule import Constant, Schedule
+from jaxnano.model.specs import specs
+from jaxnano.optim.build import members
+
+SHOWN = 3  # paths of parameters that a reason names
+
+
+def unread(recipe: Recipe) -> dict[str, str]:
+    """The places of a recipe that nothing reads, each with the reason: whatever stands there, it trains alike."""
+    return dict(_unread(recipe))
+
+
+def _unread(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    m, init, taken = recipe.model, recipe.model.init, _taken(recipe)
+    for name, reason in taken.items():
+        yield from ((f"optimizer.groups.{name}.{field}", reason) for field in ("lr", "chain"))
+    attends = set(range(m.depth)) - set(m.attention.dropped)
+    feeds = set(range(m.depth)) - set(m.ffn.dropped)
+    if not attends:
+        why = "no block has attention, see model.attention.dropped"
+        yield from ((f"model.attention.{f}", why) for f in type(m.attention).model_fields if f != "dropped")
+        yield from ((path, why) for path in ("model.residual.branch", "model.init.attention_std"))
+        if isinstance(m.position, Rotary | Alibi):
+            yield "model.position", why
+    if not feeds:
+        why = "no block has an FFN, see model.ffn.dropped"
+        yield from ((f"model.ffn.{f}", why) for f in type(m.ffn).model_fields if f not in ("kind", "dropped"))
+        yield "model.init.ffn_std", why
+    if (not attends or init.attention_std is not None) and (not feeds or init.ffn_std is not None):
+        yield "model.init.std", "every matrix has a standard deviation of its own"
+    if init.zero_projections:
+        yield "model.init.depth_scaled", "projections start at 0, see model.init.zero_projections"
+    if m.embedding.tied:
+        yield "model.init.head_std", "the head is the token table, see model.embedding.tied"
+    sources = {wire.source for wire in m.residual.injections if wire.before}
+    for save in m.residual.saves:
+        if save.name not in sources:
+            yield f"model.residual.saves.{save.name}", "no injection adds it anywhere"
+    for wire in m.residual.injections:
+        if not wire.before:
+            yield f"model.residual.injections.{wire.name}", "it is added before no block"
+    wrapper, readout = recipe.optimizer.wrapper, recipe.optimizer.readout
+    if wrapper is not None and wrapper.beta == 0:
+        yield "optimizer.wrapper.gamma", "a look-ahead of 0 steps, see optimizer.wrapper.beta"
+    if readout is not None and readout.weight == 0:
+        yield from ((f"optimizer.readout.{f}", "an average of weight 0, see optimizer.readout.weight")
+                    for f in ("start", "time_constant"))
+    for path, schedule in _schedules(recipe):
+        if isinstance(schedule, Constant):
+            yield f"{path}.floor", "a constant schedule has no decay that a floor would end"
+
+
+def _schedules(node: Node, path: str = "") -> Iterator[tuple[str, Node]]:
+    """Schedules of traced fields, by path."""
+    for name, field in type(node).model_fields.items():
+        value, here = getattr(node, name), f"{path}.{name}" if path else name
+        if isinstance(value, Node) and traced_range(field):
+            yield here, value
+        elif isinstance(value, Node):
+            yield from _schedules(value, here)
+        elif isinstance(value, tuple):
+            for item in value:
+                if isinstance(item, Node):
+                    yield from _schedules(item, f"{here}.{name_of(item)}")
+
+
+def _taken(recipe: Recipe) -> dict[str, str]:
+    """Groups without a parameter, each with who holds those that it names."""
+    table, groups = specs(recipe), recipe.optimizer.groups
+    held, found = members(recipe.optimizer, table), {}
+    for group in groups:
+        if held[group.name]:
+            continue
+        rivals = {}
+        for path, spec in table.items():
+            if group.matches(path, spec.role):
+                rivals.setdefault(recipe.optimizer.group_of(path, spec.role).name, []).append(path)
+        found[group.name] = f"group {group.name!r} holds no parameter: " + ("; ".join(
+            f"{', '.join(paths[:SHOWN])}{f' and {len(paths) - SHOWN} more' if len(paths) > SHOWN else ''} "
+            f"{'are' if len(paths) > 1 else 'is'} in group {name!r}, which stands before it"
+            for name, paths in rivals.items()) or "the model has none of its roles or paths")
+    return found
+
+
+def needless(recipe: Recipe) -> dict[str, str]:
+    """Groups without a parameter, each with the reason, that may go as the groups left still cover all roles."""
+    found, gone, left = _taken(recipe), {}, list(recipe.optimizer.groups)
+    for group in reversed(recipe.optimizer.groups) if found else ():
+        others = [other for other in left if other is not group]
+        if group.name in found and set(group.roles) <= {role for other in others for role in other.roles}:
+            gone[group.name], left = found[group.name], others
+    return gone
+
+
+def pruned(recipe: Recipe) -> Recipe:
+    """The recipe without the groups that earlier ones leave nothing: two techniques may empty a third's group."""
+    if len(recipe.optimizer.groups) < 2 or not (gone := needless(recipe)):
+        return recipe
+    groups = tuple(group for group in recipe.optimizer.groups if group.name not in gone)
+    return recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"groups": groups})})
+
+
+def idle(recipe: Recipe, paths: Iterable[str]) -> dict[str, str]:
+    """The paths among these whose edits change nothing of how the recipe trains, each with the reason."""
+    places, gone = unread(recipe), {f"optimizer.groups.{name}": why for name, why in needless(recipe).items()}
+    found = {path: gone.get(path) or next((why for place, why in places.items() if is_under(path, place)), None)
+             for path in paths}
+    return {path: why for path, why in found.items() if why}
+
+
+def behaviour(recipe: Recipe) -> str:
+    """A name shared by recipes that train alike: what has no effect is put to one spelling before hashing.
+
+    Numbers that agree to three digits are one: no run could tell them apart. Groups are what they do to each parameter.
+    """
+    m, length, places = recipe.model, recipe.data.length, unread(recipe)
+    windows = tuple(m.window(block, length) or 0 for block in range(m.depth))
+    wires = [wire for wire in m.residual.injections if isinstance(wire, Injection) and wire.before]
+    optimizer, table = recipe.optimizer, specs(recipe)
+    chains = {group.name: digest(_chain(group)) for group in optimizer.groups}
+    data = {
+        "model": _spelled(m, "model", places), "data": dump(recipe.data), "train": dump(recipe.train),
+        "clip": _number(optimizer.clip, traced_range(type(optimizer).model_fields["clip"])),
+        "chains": {path: chains[optimizer.group_of(path, spec.role).name] for path, spec in table.items()},
+    }
+    for name, off in (("wrapper", "beta"), ("readout", "weight")):
+        node = getattr(optimizer, name)
+        if node is not None and getattr(node, off) != 0:
+            data[name] = _spelled(node, f"optimizer.{name}", places)
+    data["attention"] = [windows if any(windows) else (), m.kv_heads, m.head_dim, sorted(m.attention.dropped)]
+    data["ffn"] = [m.ffn_width, sorted(m.ffn.dropped)]
+    data["wires"] = [sorted((s.name, s.after) for s in m.residual.saves if s.name in {w.source for w in wires}),
+                     [[_spelled(wire, "", {}), sorted(wire.before)] for wire in wires]]
+    return digest(data)
+
+
+SPELLED = ("windows", "kv_heads", "head_dim", "dropped", "ratio", "saves", "injections", "before")  # by `behaviour`
+
+
+def _chain(group: Group) -> list[Any]:
+    """What a group does to a parameter: a decay of 0 is none."""
+    rate = _number(group.lr, traced_range(Group.model_fields["lr"]))
+    return [rate, [_spelled(t, "", {}) for t in group.chain if getattr(t, "rate", None) != 0]]
+
+
+def _spelled(node: Node, path: str, places: Mapping[str, str]) -> dict[str, Any]:
+    """A node as plain data, without what is not read and what `behaviour` spells itself."""
+    out: dict[str, Any] = {}
+    for name, field in type(node).model_fields.items():
+        value, here, span = getattr(node, name), f"{path}.{name}", traced_range(field)
+        if name in SPELLED or here in places:
+            continue
+        if span:
+            out[name] = _number(value, span)
+        elif isinstance(value, Node):
+            out[name] = _spelled(value, here, places)
+        elif isinstance(value, tuple):
+            out[name] = [_spelled(i, f"{here}.{name_of(i)}", places) if isinstance(i, Node) else i for i in value]
+        else:
+            out[name] = value
+    return out
+
+
+def _number(value: Any, span: Range | None) -> Any:
+    """A traced field's value to three digits; a constant schedule without a warm-up is its number."""
+    if isinstance(value, Constant) and value.warmup == 0:
+        value = value.value
+    if isinstance(value, Schedule):
+        known = type(value).model_fields
+        return {name: _number(getattr(value, name), span if name == "value" else traced_range(known[name]))
+                for name in known if not (isinstance(value, Constant) and name == "floor")}
+    if isinstance(value, dict):
+        return {key: _number(item, span) for key, item in value.items()}
+    if not finite(value):
+        return value
+    return float(f"{1.0 - value:.3g}") if span and span.scale == "decay" else float(f"{value:.3g}") + 0.0
