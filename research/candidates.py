@@ -27,8 +27,9 @@ class Cost:
 class Candidate:
     """status: in words. effect, sd: believed at the full horizon. search: compared with the base on common seeds.
 
-    proofs: sealed attempts. gains: by horizon, over the base on the same seeds. trend: `grows`, `shrinks`, `steady`
-    (less than matters, or than noise), or empty where too little ran.
+    hypothesis: the reasons of its parts. parts: name, why, source, and the ablation's row. proofs: sealed attempts.
+    gains: by horizon, over the base on the same seeds. trend: `grows`, `shrinks`, `steady` (less than matters, or than
+    noise), or empty where too little ran.
     """
 
     recipe_id: str
@@ -37,6 +38,7 @@ class Candidate:
     lane: str
     origin: str
     hypothesis: str
+    parts: list[dict[str, Any]]
     edits: list[dict[str, Any]]
     effect: float
     sd: float
@@ -68,7 +70,8 @@ def candidate(facts: Facts, recipe_id: str) -> Candidate:
     reviews = [dict(e.body) for e in facts.state.reviews if e.subject == recipe_id]
     return Candidate(
         recipe_id, facts.name(recipe_id), status(facts, recipe_id), proposal.get("lane", ""),
-        proposal.get("origin", ""), proposal.get("hypothesis", ""), facts.edits(recipe_id), mean, sd, search,
+        proposal.get("origin", ""), facts.claim(recipe_id), facts.parts(recipe_id), facts.edits(recipe_id), mean, sd,
+        search,
         [row for row in facts.verifications() if row["recipe_id"] == recipe_id], _cost(facts, recipe_id),
         _cost(facts, facts.base or recipe_id), gains, _trend(gains, facts.track.epsilon), reviews)
 

@@ -6,6 +6,7 @@ same champion gives the same card.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -39,7 +40,7 @@ def card(facts: Facts) -> dict[str, Any]:
                   "objective": dump_full(track.objective)},
         "base": facts.base,
         "diff": champion["diff"],
-        "hypothesis": facts.proposal(champion["recipe_id"]).get("hypothesis", ""),
+        "hypothesis": facts.claim(champion["recipe_id"]),
         "parts": champion["parts"],
         "unit": facts.unit,
         "test": {"split": track.splits.protected, "against": {"recipe_id": against["recipe_id"],
@@ -68,12 +69,17 @@ def tried(facts: Facts) -> str:
             f"{count(len(state.sealed), 'sealed attempt')}, {count(len(state.crowned), 'champion')}")
 
 
-def change(card: dict[str, Any]) -> str:
-    """diff.md: what separates the recipe from the track's base."""
+def change(card: Mapping[str, Any]) -> str:
+    """diff.md: what separates the recipe from the track's base, and the reason of each of its parts.
+
+    Args: card: of it, name, track, base, diff and parts are read.
+    """
     lines = "\n".join(f"{mark} {edit['path']}: {show(edit[side])}"
                       for edit in card["diff"] for mark, side in (("-", "old"), ("+", "new")))
     about = Paragraph(f"Against the base of track {card['track']['name']}, recipe {card['base']}:")
-    return to_markdown(card["name"], [about, Listing(lines, "diff")], "")
+    rows = [[part["name"], part["why"], part["source"]] for part in card["parts"]]
+    reasons = [Table(["part", "why", "source"], rows, "lll")] if rows else []
+    return to_markdown(card["name"], [about, Listing(lines, "diff"), *reasons], "")
 
 
 def page(card: dict[str, Any]) -> str:

@@ -6,10 +6,10 @@ import shutil
 from typing import Any
 
 from jaxnano import checkpoint, data, evaluate
-from jaxnano.config.edit import diff, render
-from jaxnano.config.recipe import save
+from jaxnano.config.edit import diff
+from jaxnano.config.recipe import recipe_id, save
 from research.belief import Arm
-from research.document import Listing, Paragraph, to_markdown
+from research.card import change
 from research.session import Session
 from research.track import Track
 
@@ -28,9 +28,10 @@ def crown(session: Session, track: Track, arm: Arm, trial_key: str) -> dict[str,
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     save(arm.recipe, folder / "recipe.yaml")
-    change = Listing(render(diff(track.base_recipe, arm.recipe)))
-    against = Paragraph(f"Against the base of track {track.name}:")
-    (folder / "diff.md").write_text(to_markdown(arm.name, [against, change], ""), encoding="utf-8")
+    about = {"name": arm.name, "track": {"name": track.name}, "base": recipe_id(track.base_recipe),
+             "diff": [edit.model_dump() for edit in diff(track.base_recipe, arm.recipe).edits],
+             "parts": [part.as_dict() for part in arm.parts]}
+    (folder / "diff.md").write_text(change(about), encoding="utf-8")
     shutil.copytree(source, folder / "checkpoint")
     recipe, params, about = checkpoint.load(folder / "checkpoint")
     corpus = data.load(recipe.data)

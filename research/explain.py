@@ -89,7 +89,8 @@ def _what(facts: Facts, recipe_id: str) -> Iterator[str]:
     yield f"  lane {proposal.get('lane')}, from {proposal.get('origin') or 'nowhere in particular'}"
     yield f"  hypothesis: {proposal.get('hypothesis')}"
     for part in proposal.get("parts", ()):
-        yield f"  part {part['name']} ({part['source'] or 'no source'}, expected {part['effect']:+.3f})"
+        why = f": {part['why']}" if part.get("why") else ""
+        yield f"  part {part['name']} ({part['source'] or 'no source'}, expected {part['effect']:+.3f}){why}"
     for edit in facts.edits(recipe_id):
         yield f"    {edit['path']}: {show(edit['old'])} -> {show(edit['new'])}"
 

@@ -31,6 +31,7 @@ from research.trial import Trial
 
 CLAIM = 0.1  # nats: what a promise from outside may move the prior by
 MOST = 32  # edits of a part, and parts of a proposal: each part is built on the one before
+MAX_WHY = 2000  # characters of a reason
 POLL_S = 0.1
 
 
@@ -41,7 +42,7 @@ class Ask(Idea):
     """
 
     edits: tuple[IdeaEdit, ...] = Field(min_length=1, max_length=MOST)
-    why: str = Field(min_length=1, max_length=2000)
+    why: str = Field(min_length=1, max_length=MAX_WHY)
     name: str = Field(default="", max_length=80)
     effect: float = Field(default=0.0, ge=-10, le=10)
     source: str = Field(default="", max_length=300)
@@ -53,6 +54,7 @@ class _Part(Node):
     edits: tuple[IdeaEdit, ...] = Field(min_length=1, max_length=MOST)
     effect: float = Field(ge=-1, le=1)
     source: str
+    why: str = Field(default="", max_length=MAX_WHY)
 
 
 class _Submission(Node):

@@ -100,6 +100,8 @@ def _lines(row: Candidate) -> Iterator[str]:
     """A candidate as a reviewer reads it."""
     yield f"{row.recipe_id[:8]}  {row.name}: {row.status}"
     yield f"  hypothesis: {row.hypothesis} ({row.lane}" + (f", {row.origin})" if row.origin else ")")
+    for part in row.parts if len(row.parts) > 1 else ():
+        yield f"  part {part['name']}{_worth(part['ablation'])}: {part['why'] or part['source'] or 'no reason given'}"
     for edit in row.edits:
         yield f"    {edit['path']}: {show(edit['old'])} -> {show(edit['new'])}"
     yield f"  believed at the full horizon: {spread(row.effect, row.sd)}"
@@ -118,6 +120,11 @@ def _lines(row: Candidate) -> Iterator[str]:
         yield f"  better than the base on {sum(gain > 0 for gain in full)} of {count(len(full), 'seed')} run in full"
     for said in row.reviews:
         yield f"  {said['decision']} by {said.get('reviewer')}" + (f": {said['note']}" if said.get("note") else "")
+
+
+def _worth(ablation: dict[str, Any] | None) -> str:
+    """What the loss rises by without a part, where that was tried."""
+    return f" (worth {effect(ablation['effect'])})" if ablation and ablation.get("effect") is not None else ""
 
 
 def _trend(word: str) -> str:

@@ -184,12 +184,27 @@ class Facts:
         rows: dict[str, Any] = {}
         for ablation in self.state.ablations.values():
             rows.update({row["part"]: row for row in ablation["rows"] if ablation["recipe_id"] == recipe_id})
-        whys: dict[str, str] = {}
+        return [{"name": p["name"], "source": p["source"], "why": p.get("why") or self._older_why(p["name"]),
+                 "edits": p["edits"], "ablation": rows.get(p["name"])}
+                for p in self.proposal(recipe_id).get("parts", ())]
+
+    def _older_why(self, part: str) -> str:
+        """A part's reason in a ledger of 0.2, whose parts do not hold it: that of the proposal that brought it."""
         for proposal in (body["proposal"] for body in self.state.proposals.values()):
-            if proposal["parts"] and (len(proposal["parts"]) == 1 or proposal["lane"] in ("catalogue", INBOX, LLM)):
-                whys.setdefault(proposal["parts"][-1]["name"], proposal["hypothesis"])  # what it is about comes last
-        return [{"name": p["name"], "source": p["source"], "why": whys.get(p["name"], ""), "edits": p["edits"],
-                 "ablation": rows.get(p["name"])} for p in self.proposal(recipe_id).get("parts", ())]
+            alone = len(proposal["parts"]) == 1 or proposal["lane"] in ("catalogue", INBOX, LLM)
+            if alone and proposal["parts"] and proposal["parts"][-1]["name"] == part:  # what it is about comes last
+                return proposal["hypothesis"]
+        return ""
+
+    def claim(self, recipe_id: str) -> str:
+        """What a recipe claims: the reasons of its parts; its proposal's hypothesis where these have none.
+
+        An ablation, or a move of numbers, proposes a whole recipe for a reason that is about a part of it alone.
+        """
+        parts = [part for part in self.parts(recipe_id) if part["why"]]
+        if len(parts) < 2:
+            return parts[0]["why"] if parts else self.proposal(recipe_id).get("hypothesis", "")
+        return "; ".join(f"{part['name']}: {part['why']}" for part in parts)
 
     def verifications(self) -> list[dict[str, Any]]:
         """Every sealed attempt: what was tested, at which level, and what came out (`passed` None: not decided)."""

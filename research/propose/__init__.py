@@ -25,20 +25,23 @@ from research.track import Track
 class Part:
     """One named change. edits: {path, new[, before, after]}; `old` is read from the recipe it is applied to.
 
-    effect: expected, in nats, positive = better. source: a paper or a record.
+    effect: expected, in nats, positive = better. source: a paper or a record. why: its reason, which it keeps wherever
+    it is taken: what a candidate of several parts claims is what they claim.
     """
 
     name: str
     edits: tuple[Mapping[str, Any], ...]
     effect: float = 0.0
     source: str = ""
+    why: str = ""
 
     def __hash__(self) -> int:
         return hash((self.name, json.dumps(self.edits)))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for the ledger."""
-        return {"name": self.name, "edits": list(self.edits), "effect": self.effect, "source": self.source}
+        return {"name": self.name, "edits": list(self.edits), "effect": self.effect, "source": self.source,
+                "why": self.why}
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ def title(parts: Sequence[Part]) -> str:
 
 def parts_of(body: Mapping[str, Any]) -> tuple[Part, ...]:
     """The parts in a ledger's proposal."""
-    return tuple(Part(p["name"], tuple(p["edits"]), p["effect"], p["source"]) for p in body["parts"])
+    return tuple(Part(p["name"], tuple(p["edits"]), p["effect"], p["source"], p.get("why", ""))
+                 for p in body["parts"])
 
 
 def build(base: Recipe, parts: Sequence[Part]) -> Recipe:

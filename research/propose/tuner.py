@@ -14,6 +14,7 @@ from research.behaviour import unread
 from research.propose import Known, Part, Proposal, View, title
 
 STEPS = (0.35, 0.7, 1.1)  # factors of e^step on logarithmic scales: 1.4, 2 and 3
+WHY = "tuned: the optimum has moved"
 RATES = 3.0  # how much likelier a learning rate is moved than another number
 
 
@@ -52,7 +53,7 @@ class Tuner:
 
 def _tuning(edits: Sequence[Mapping[str, Any]]) -> Part | None:
     """The part that makes these moves, if there are any."""
-    return Part("tune " + ", ".join(short(e["path"]) for e in edits), tuple(edits)) if edits else None
+    return Part("tune " + ", ".join(short(e["path"]) for e in edits), tuple(edits), why=WHY) if edits else None
 
 
 def _less(old: Part, new: Part) -> Part | None:

@@ -9,8 +9,13 @@ import pytest
 from sessions import EVIL, Story
 
 from research import plots, report
+from research.candidates import candidates
+from research.card import card, change, page
 from research.document import Code, Link, Paragraph, Table, to_html, to_markdown
+from research.propose import Part
+from research.propose.catalogue import ideas, part
 from research.report import write_report
+from research.review import _lines
 from research.summary import Facts
 from research.trial import Trial
 
@@ -139,8 +144,29 @@ def test_numbers_of_the_proof_are_the_ledgers(tmp_path):
         for loss in losses.values():
             assert f"{loss:.4f}" in text
     assert f"{test['effect']:+.4f}" in text and f"{test['p_value']:.2g}" in text and f"{body['alpha']:.2g}" in text
-    for part in facts.parts(state.champion):
-        assert part["source"] in text and f"{part['ablation']['effect']:+.4f}" in text
+    for row in facts.parts(state.champion):
+        assert row["source"] in text and f"{row['ablation']['effect']:+.4f}" in text
+
+
+def test_what_an_ablation_leaves_claims_the_reasons_of_its_parts(tmp_path):
+    """The last to propose it says `without silu`; a person's reason stays with the part through all lanes."""
+    story = Story(tmp_path / "session").search()
+    own = Part("calm", ({"path": "optimizer.clip", "new": 0.7},), why="its gradients are wild")
+    parts = (part(ideas()["rotary"]), own)
+    story.best = story.propose(parts, 0.4, lane="ablation", origin="ablation", hypothesis="without silu")
+    for horizon in (0.25, 1.0):
+        story.run(Trial(story.best, horizon, 0))
+    path, state = story.nominate().seal().end()
+    facts = Facts.of(state)
+    reasons = [ideas()["rotary"].why, "its gradients are wild"]
+    assert state.champion == story.best and [p["why"] for p in facts.parts(story.best)] == reasons
+    about = card(facts)
+    (row,) = [row for row in candidates(facts) if row.recipe_id == story.best]
+    write_report(path, state)
+    texts = [page(about), change(about), (path / "report.md").read_text(), "\n".join(_lines(row))]
+    for text in texts:
+        assert all(reason.replace("'", "") in text.replace("'", "") for reason in reasons), text
+    assert "without silu" not in about["hypothesis"] + row.hypothesis
 
 
 def test_barnacles_are_listed(tmp_path):
