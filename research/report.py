@@ -33,7 +33,7 @@ from research.document import (
 )
 from research.figures import figures, trial_id
 from research.proof import FRESH
-from research.session import Session
+from research.session import Session, refuse_links, replace_file
 from research.state import State, fold
 from research.summary import NORMAL_95, Facts, verdict
 from research.text import cost, count, effect, interval, loss, spread
@@ -46,7 +46,9 @@ def write_report(session_path: Path, state: State) -> None:
     """Write report.html, report.md and plots/*.svg into the session's folder.
 
     Args: state: the session's, folded; the plots over time read the ledger itself.
+    Raises: SessionError if a link lies in the folder.
     """
+    refuse_links(session_path)
     with Session.open(session_path) as session:
         events = session.ledger.events()
     facts = Facts.of(state)
@@ -56,9 +58,9 @@ def write_report(session_path: Path, state: State) -> None:
                                     _replay, _recipes, _trials) for block in section(facts, drawn)]
     (session_path / FOLDER).mkdir(exist_ok=True)
     for figure in drawn.values():
-        (session_path / FOLDER / f"{figure.name}.svg").write_text(figure.svg, encoding="utf-8")
-    (session_path / "report.html").write_text(to_html(title, blocks), encoding="utf-8")
-    (session_path / "report.md").write_text(to_markdown(title, blocks, FOLDER), encoding="utf-8")
+        replace_file(session_path / FOLDER / f"{figure.name}.svg", figure.svg.encode())
+    replace_file(session_path / "report.html", to_html(title, blocks).encode())
+    replace_file(session_path / "report.md", to_markdown(title, blocks, FOLDER).encode())
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,6 +8,9 @@
 A trial's result reaches the ledger in two steps, so that a crash between them loses nothing: the worker writes
 result.json (to a temporary name, flushed, renamed), then the loop appends it, once. The file carries a checksum and
 the attempt it belongs to; a torn, edited or older one is no result.
+
+A session may come from somebody else. A link in it leads to files that are not the session's, so whoever writes below
+it refuses it first (`refuse_links`), and files that are replaced are written beside and renamed.
 """
 
 import hashlib
@@ -16,7 +19,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +66,14 @@ class Session:
     def open(cls, path: Path, *, lock: bool = False) -> "Session":
         """Open the session at `path`: to read it and to propose to it, or with `lock` to go on with it.
 
-        Raises: SessionError if there is none; SessionBusy if `lock` and another process holds it.
+        Raises: SessionError if there is none, or if `lock` and a link lies in it; SessionBusy if `lock` and another
+            process holds it.
         """
         path = Path(path).resolve()
         if not (path / FILE).is_file():
             raise SessionError(f"{path}: no session there ({FILE} is missing)")
+        if lock:
+            refuse_links(path)
         session = cls(path, Ledger(path / FILE))
         if lock:
             try:
@@ -90,11 +96,14 @@ class Session:
     def trial_dir(self, key: str) -> Path:
         """The folder of one trial, made if absent.
 
-        Raises: ValueError if the key is not a plain file name.
+        Raises: ValueError if the key is not a plain file name; SessionError if the folder is a link.
         """
         if not _KEY.fullmatch(key):
             raise ValueError(f"trial key {key!r} is not a plain file name")
         folder = self.trials / key
+        for place in (self.trials, folder):
+            if place.is_symlink():
+                raise _linked(place)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -103,7 +112,9 @@ class Session:
 
         Args: keep: keys of trials to leave alone: those running and the champion's.
         Returns: bytes freed.
+        Raises: SessionError if a link lies in the session, before anything is removed.
         """
+        refuse_links(self.path)
         freed = 0
         for folder in self.trials.iterdir():
             if folder.name in keep or not folder.is_dir():
@@ -111,7 +122,7 @@ class Session:
             for item in folder.iterdir():
                 if item.name not in KEPT and not item.name.startswith(EVENTS):
                     freed += folder_bytes(item)
-                    shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
+                    shutil.rmtree(item) if item.is_dir() else item.unlink()
             freed += _shorten(folder / "log.txt")
         return freed
 
@@ -136,12 +147,7 @@ def write_result(folder: Path, attempt: int, result: Mapping[str, Any]) -> dict[
     Returns: the result as a reader will get it.
     """
     text = encode({**result, "attempt": attempt})
-    temporary = folder / "result.json.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(f'{{"sha256":"{_checksum(text)}","result":{text}}}\n')
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / "result.json")
+    replace_file(folder / "result.json", f'{{"sha256":"{_checksum(text)}","result":{text}}}\n'.encode())
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)  # the rename, too, has to outlive a power cut
@@ -160,6 +166,44 @@ def read_result(folder: Path, attempt: int | None = None) -> dict[str, Any] | No
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return result
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old one or the new one, whole; a link at `path` is replaced, not followed.
+
+    It is beside under another name first, and on the disk before it is renamed.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    with open(temporary, "xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def refuse_links(path: Path) -> None:
+    """Look through a session's folder before anything is written or removed below it.
+
+    Raises: SessionError that names the first link: what it leads to is not the session's.
+    """
+    for place in _links(path):
+        raise _linked(place)
+
+
+def _links(path: Path) -> Iterator[Path]:
+    """All links below a folder; what they lead to is not looked at."""
+    with os.scandir(path) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.is_symlink():
+                yield Path(entry.path)
+            elif entry.is_dir(follow_symlinks=False):
+                yield from _links(Path(entry.path))
+
+
+def _linked(place: Path) -> SessionError:
+    return SessionError(f"{place}: is a link, to {os.readlink(place)}: nothing outside the session is written or "
+                        "removed; a copy of what it leads to, in its place, would do")
 
 
 def folder_bytes(path: Path) -> int:
@@ -181,5 +225,5 @@ def _shorten(log: Path) -> int:
     with open(log, "rb") as file:
         file.seek(size - LOG_BYTES)
         tail = file.read()
-    log.write_bytes(tail)
+    replace_file(log, tail)
     return size - len(tail)

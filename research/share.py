@@ -22,7 +22,7 @@ from jaxnano.device import use_compile_cache
 from research.card import card, change, page
 from research.invariants import violations
 from research.replay import TOLERANCE
-from research.session import Session
+from research.session import Session, refuse_links
 from research.state import fold
 from research.summary import Facts
 from research.text import clean
@@ -60,7 +60,8 @@ def share(session: Path, target: str) -> dict[str, Any]:
 
 
 def _checked(session: Path) -> Facts:
-    """The facts of a session that may be published from."""
+    """The facts of a session that may be published from: with a link in it, other people's files would be."""
+    refuse_links(session)
     with Session.open(session) as opened:
         broken = list(violations(opened.ledger, opened.path))
         events = opened.ledger.events()
