@@ -25,11 +25,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxnano.cli import Failure
 from research import machine
 
 SCHEMA_VERSION = 1
@@ -59,6 +60,10 @@ class SessionError(ValueError):
 
 class SessionBusy(SessionError):
     """Another living process holds the session's lease."""
+
+
+class LedgerFailure(Failure):
+    """The machine does not let a ledger be read or written: a full disk, a read-only folder, a lock held too long."""
 
 
 class StaleFence(SessionError):
@@ -110,10 +115,16 @@ class Ledger:
             raise
 
     def close(self) -> None:
-        """Give the lease back, if held, and close the file."""
+        """Give the lease back, if held, and close the file.
+
+        Where the disk does not take that, the lease stays with this process, and is anybody's once it has ended.
+        """
         with self._lock:
-            self.release()
-            self._db.close()
+            try:
+                with suppress(LedgerFailure):
+                    self.release()
+            finally:
+                self._db.close()
 
     def __enter__(self) -> "Ledger":
         return self
@@ -128,7 +139,7 @@ class Ledger:
         taken, and a number that is not finite is stored as null.
         Returns: its seq.
         Raises: StaleFence if the kind is the loop's and this process does not hold the lease. ValueError for an
-        unknown kind.
+        unknown kind. LedgerFailure if it cannot be written; then nothing of it is.
         """
         if kind not in OPEN_KINDS | LOOP_KINDS:
             raise ValueError(f"unknown event kind {kind!r}; known: {', '.join(sorted(OPEN_KINDS | LOOP_KINDS))}")
@@ -144,11 +155,10 @@ class Ledger:
     def events(self, kind: str | None = None, since: int = 0) -> list[Event]:
         """Events after seq `since`, of one kind or all, in order.
 
-        Raises: SessionError if a body is not a JSON object.
+        Raises: SessionError if a body is not a JSON object; LedgerFailure if they cannot be read.
         """
         where, values = ("seq > ?", (since,)) if kind is None else ("seq > ? AND kind = ?", (since, kind))
-        with self._lock:
-            rows = self._db.execute(f"SELECT * FROM events WHERE {where} ORDER BY seq", values).fetchall()
+        rows = self._read(f"SELECT * FROM events WHERE {where} ORDER BY seq", values)
         return [
             Event(seq, at, kind, subject, decode(text, f"{self.path}: event {seq}"), fence)
             for seq, at, kind, subject, text, fence in rows
@@ -156,14 +166,11 @@ class Ledger:
 
     def raw(self) -> list[tuple[int, float, str, str, str, int | None]]:
         """All rows with their bodies as text, for the check."""
-        with self._lock:
-            return self._db.execute("SELECT * FROM events ORDER BY seq").fetchall()
+        return self._read("SELECT * FROM events ORDER BY seq")
 
     def integrity(self) -> list[str]:
         """What SQLite's own check says against the file; empty if nothing."""
-        with self._lock:
-            rows = self._db.execute("PRAGMA integrity_check").fetchall()
-        return [row[0] for row in rows if row[0] != "ok"]
+        return [row[0] for row in self._read("PRAGMA integrity_check") if row[0] != "ok"]
 
     def acquire(self) -> int:
         """Take the lease: from nobody, or from a holder that is dead.
@@ -205,8 +212,7 @@ class Ledger:
 
     def held(self) -> bool:
         """Whether somebody who is alive holds the lease; a holder on another machine is taken to be."""
-        with self._lock:
-            pid, host, identity = self._db.execute("SELECT pid, host, identity FROM lease").fetchone()
+        (pid, host, identity), = self._read("SELECT pid, host, identity FROM lease")
         return pid is not None and (host != machine.host() or machine.process_identity(pid) == identity)
 
     def _refuse_living(self, pid: int | None, identity: str | None) -> None:
@@ -224,17 +230,30 @@ class Ledger:
                 f"{self.path.parent}: the lease was lost (fence {self.fence}, now {fence}); {kind!r} event refused"
             )
 
+    def _read(self, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        with self._lock, self._telling("read"):
+            return self._db.execute(query, values).fetchall()
+
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """BEGIN IMMEDIATE ... COMMIT: what is read inside still holds when it is written."""
-        with self._lock:
+        """BEGIN IMMEDIATE ... COMMIT: what is read inside still holds when it is written, all of it or nothing."""
+        with self._lock, self._telling("written"):
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
+                self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:  # SQLite rolls some failures back by itself
+                    self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
+
+    @contextmanager
+    def _telling(self, what: str) -> Iterator[None]:
+        """What SQLite raises, in a line of ours."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise LedgerFailure(f"{self.path}: cannot be {what}: {error}; what it held before is kept") from error
 
 
 def encode(body: Mapping[str, Any]) -> str:
@@ -291,9 +310,9 @@ def main(argv: list[str] | None = None) -> int:
             lines = list(violations(ledger, session))
             print("\n".join(lines) or f"{session}: {len(ledger.raw())} events, no violation")
             return 1 if lines else 0
-    except SessionError as error:
+    except (SessionError, Failure) as error:
         print(error, file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, SessionError) else 1
 
 
 if __name__ == "__main__":

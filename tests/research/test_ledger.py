@@ -13,7 +13,7 @@ from jaxnano.config.base import dump_full
 from jaxnano.config.recipe import Recipe, recipe_id
 from research import machine
 from research.invariants import violations
-from research.ledger import FILE, Ledger, SessionBusy, SessionError, StaleFence, decode, encode, main
+from research.ledger import FILE, Ledger, LedgerFailure, SessionBusy, SessionError, StaleFence, decode, encode, main
 from research.session import LOG_BYTES, Session, default_session_dir, read_result, write_result
 
 HOLDER = """
@@ -384,3 +384,49 @@ def test_ledger_is_usable_from_several_threads(session):
     assert len(events) == 50
     with Ledger(session.path / FILE) as other:
         assert other.events() == events
+
+
+def open_again(path):
+    """A second connection that waits for nobody."""
+    return sqlite3.connect(path / FILE, timeout=0, isolation_level=None)
+
+
+def test_a_ledger_that_cannot_grow_is_told_in_a_line_and_goes_on_when_it_can(session):
+    """SQLite's own bound on the pages of a file stands in for a full disk: it gives the same error."""
+    database = session.ledger._db
+    session.ledger.append("session", "", {})
+    pages = database.execute("PRAGMA page_count").fetchone()[0]
+    database.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(LedgerFailure, match="cannot be written: database or disk is full"):
+        session.ledger.append("result", "t", {"log": "x" * 100_000})
+    database.execute("PRAGMA max_page_count = 1000000")
+    assert session.ledger.append("decision", "t", {}) == 2 and len(session.ledger.events()) == 2
+
+
+def test_a_commit_that_fails_leaves_no_transaction_open(session):
+    """Deferred foreign keys are looked at by COMMIT alone, which then fails and leaves the transaction to us."""
+    database = session.ledger._db
+    database.executescript("PRAGMA foreign_keys = ON; CREATE TABLE p (i INTEGER PRIMARY KEY);"
+                           "CREATE TABLE c (i REFERENCES p DEFERRABLE INITIALLY DEFERRED);")
+    for _ in range(2):
+        with pytest.raises(Exception, match="FOREIGN KEY"), session.ledger._transaction() as inside:
+            inside.execute("INSERT INTO c VALUES (7)")
+    assert session.ledger.append("session", "", {}) == 1
+    assert database.execute("SELECT count(*) FROM c").fetchone() == (0,)
+
+
+def test_a_locked_or_read_only_ledger_is_a_failure_of_the_machine(session):
+    session.ledger.append("session", "", {})
+    session.ledger._db.execute("PRAGMA busy_timeout = 0")
+    other = open_again(session.path)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(LedgerFailure, match="cannot be written: database is locked"):
+        session.ledger.append("decision", "t", {})
+    other.execute("ROLLBACK")
+    other.close()
+    session.ledger._db.execute("PRAGMA query_only = ON")
+    with pytest.raises(LedgerFailure, match="cannot be written: attempt to write a readonly database"):
+        session.ledger.append("decision", "t", {})
+    session.ledger.close()  # gives no lease back, and says nothing
+    with Session.open(session.path) as again:
+        assert len(again.ledger.events()) == 1
