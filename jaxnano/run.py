@@ -8,7 +8,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,16 +129,23 @@ def fit(job: Job, console: Console | None = None, resume: bool = False) -> dict[
 
     Args: resume: go on from the folder's latest checkpoint, if there is one.
     Returns: a summary; `stopped_by` is the number of the signal that ended it early, or None.
-    Raises: ValueError for a folder or an option that does not fit; Failure if the loss is not finite.
+    Raises: ValueError for a folder or an option that does not fit; Failure if the loss is not finite. Whatever it is,
+        the run's files are closed, and what was being saved is on disk.
     """
+    with ExitStack() as files:
+        return _fit(job, console, resume, files)
+
+
+def _fit(job: Job, console: Console | None, resume: bool, files: ExitStack) -> dict[str, Any]:
     corpus = data.load(job.recipe.data)
     windows = eval_windows(corpus, SPLIT, job.recipe)
     batches = data.train_batches(corpus, job.recipe.data.batch, job.recipe.data.length, train.seeds(job.seed)[1],
                                  train.STEPS_PER_CALL)
     compiled = train.program(job.recipe, job.mesh, job.accumulate)
-    checkpoints, state = _open(job, corpus.data_hash, batches, resume)
+    checkpoints, state = _open(job, corpus.data_hash, batches, resume, files)
     journal = Journal(job.out if hosts.first() else None, 0 if state is None else int(state.step), job.tensorboard,
                       {"recipe": recipe_id(job.recipe)})
+    files.callback(journal.close)
     watch, losses, search_loss, step = Stopwatch(job), np.full(1, np.nan), None, 0 if state is None else int(state.step)
 
     def measure(state: train.TrainState) -> float:
@@ -164,20 +171,18 @@ def fit(job: Job, console: Console | None = None, resume: bool = False) -> dict[
             if stop.number is not None:
                 break
             watch.skip()
-    journal.close()
-    if checkpoints:
-        checkpoints.close()
     if search_loss is None and state is not None and step == job.steps:  # the run had ended before this process began
         search_loss = measure(state)
     return {"steps": step, "loss": float(losses.mean()), f"{SPLIT}_loss": search_loss, "tokens_per_s": watch.usual(),
             "mfu": watch.mfu(watch.usual()), "out": job.out and str(job.out), "stopped_by": stop.number}
 
 
-def _open(job: Job, data_hash: str, batches: grain.DatasetIterator, resume: bool) -> Any:
+def _open(job: Job, data_hash: str, batches: grain.DatasetIterator, resume: bool, files: ExitStack) -> Any:
     """The folder's checkpoints and the state in them, with `batches` set to what follows; (None, None) without one."""
     if job.out is None:
         return None, None
     checkpoints = Checkpoints(job.out / FOLDER, job.recipe, job.seed, job.steps, data_hash, job.mesh)
+    files.callback(checkpoints.close)
     if checkpoints.latest_step is not None and not resume:
         raise ValueError(f"--out: {job.out}: holds a checkpoint at step {checkpoints.latest_step}; --resume goes on "
                          "from it, another folder starts anew")

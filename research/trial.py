@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,9 +83,8 @@ def run_job(args: Mapping[str, Any], report: Callable[[Mapping[str, Any]], None]
         result |= _evaluated(recipe, state, steps, corpus, args["splits"])
     if result["outcome"] == "completed" and args.get("checkpoint"):
         shutil.rmtree(args["checkpoint"], ignore_errors=True)  # left by an attempt that was interrupted
-        checkpoints = Checkpoints(Path(args["checkpoint"]), recipe, seed, steps, corpus.data_hash)
-        checkpoints.save(state, batches.get_state(), next(iter(result["loss"].values())))
-        checkpoints.close()
+        with _writing(), closing(Checkpoints(Path(args["checkpoint"]), recipe, seed, steps, corpus.data_hash)) as made:
+            made.save(state, batches.get_state(), next(iter(result["loss"].values())))
     backend, device = jax.default_backend(), jax.local_devices()[0].device_kind
     done = marks[-1][0] if marks else 0
     return result | {
@@ -93,6 +93,16 @@ def run_job(args: Mapping[str, Any], report: Callable[[Mapping[str, Any]], None]
         "tokens_per_s": tokens / step_s,
         "fingerprint": fingerprint(backend, None if backend == "cpu" else device) | {"data": corpus.data_hash},
     }
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    """Raises: OSError if a checkpoint cannot be written: of a full disk, Orbax and TensorStore say what they like."""
+    try:
+        yield
+    except Exception as error:
+        said = " ".join(str(error).split())[:200]
+        raise OSError(f"the checkpoint cannot be written ({type(error).__name__}: {said})") from error
 
 
 def pieces(recipe: Recipe) -> int:

@@ -141,6 +141,39 @@ def test_divergence_is_one_line_and_code_1(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_run_that_diverges_closes_its_files_and_keeps_what_it_saved(
+        whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Any] = []
+
+    class Journal(run.Journal):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            opened.append(self)
+
+    class Checkpoints(run.Checkpoints):
+        closed = False
+
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            opened.append(self)
+
+        def close(self) -> None:
+            super().close()
+            self.closed = True
+
+    def check(losses: np.ndarray, step: int, steps: int) -> None:
+        if step > 20:
+            raise Failure("loss: nan")
+
+    for name, stand_in in (("Journal", Journal), ("Checkpoints", Checkpoints), ("_check", check)):
+        monkeypatch.setattr(run, name, stand_in)
+    with pytest.raises(Failure, match="loss: nan"):
+        run.fit(run.Job(RECIPE, STEPS, out=tmp_path, save_every=20))
+    checkpoints, journal = opened
+    assert checkpoints.closed and journal._curves._file.closed
+    assert (tmp_path / FOLDER / "20" / "_CHECKPOINT_METADATA").is_file() and rows(tmp_path)[-1][0] == 20
+
+
 def test_evaluations_and_saves_fall_on_calls() -> None:
     job = run.Job(RECIPE, 100, eval_every=15, save_every=40)
     ends = range(train.STEPS_PER_CALL, 101, train.STEPS_PER_CALL)
