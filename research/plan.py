@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
+from research.ablation import REPLICATES
 from research.belief import Snapshot
-from research.proof import REPLICATES
 from research.track import Track
 
 REPORT_S = 15.0  # kept back for the champion's folder and the report

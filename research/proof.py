@@ -1,28 +1,22 @@
 """From the best candidate to a record: replicate, ablate, seal, verify on fresh seeds. A pure fold of the ledger.
 
-`wanted` lists the runs the present stage still needs; when none is left, `settle`, `seal` and `verify`
-make the event that comes next.
+`wanted` lists the runs the present stage still needs; when none is left, `Ablation.settle`, `seal` and `verify` make
+the event that comes next.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from jaxnano.config.recipe import recipe_id
+from research.ablation import Ablation, compared
 from research.belief import Arm, Snapshot
-from research.compare import alpha_for_attempt, compare, holm
-from research.propose import Part, Proposal, title, try_build
+from research.compare import alpha_for_attempt
 from research.track import StepsToTarget, TimeToTarget
 from research.trial import Trial
 
-REPLICATES = 3  # common seeds a candidate and its ablations are compared on
-CLEAR = 5.0  # epsilons by which a variant may lose before its other seeds are spared
 FRESH = 1_000_000  # verification seeds are above this, search seeds below
 
 
@@ -46,35 +40,15 @@ class Proof:
     def _arm(self, recipe_id: str) -> Arm:
         return self.snapshot.arms[self.snapshot.index[recipe_id]]
 
-    def variants(self) -> dict[str, tuple[Part, ...]]:
-        """The candidate less one part, by the part's name; where it cannot do without, the part is not ablated."""
-        parts, base = self.candidate.parts, self.snapshot.belief.track.base_recipe
-        found = {}
-        for i, part in enumerate(parts):
-            rest = parts[:i] + parts[i + 1 :]
-            if len(parts) > 1 and try_build(base, rest) is not None:
-                found[part.name] = rest
-        return found
-
-    def ablation_proposals(self) -> list[Proposal]:
-        """Variants the ledger does not know yet; a variant must be accepted before it can run."""
-        made = []
-        for name, parts in self.variants().items():
-            if recipe_id(self._build(parts)) not in self._state.proposals:
-                made.append(Proposal(title(parts), parts, f"{name} earns its place", "ablation",
-                                     "ablation", (self.recipe_id,)))
-        return made
-
-    def _build(self, parts: tuple[Part, ...]):
-        recipe = try_build(self.snapshot.belief.track.base_recipe, parts)
-        assert recipe is not None
-        return recipe
+    @property
+    def ablation(self) -> Ablation:
+        """Which of its parts earn their place, as far as that is known."""
+        return Ablation(self.snapshot, self.recipe_id)
 
     @property
     def final(self) -> str | None:
         """The recipe to seal, once the ablation is settled."""
-        ablation = self._state.ablations.get(self.recipe_id)
-        return ablation["recipe_id"] if ablation and not ablation.get("trying") else None
+        return self.ablation.final
 
     @property
     def sealed(self):
@@ -121,25 +95,9 @@ class Proof:
             rivals = dict.fromkeys(self.contenders().values())
             trials = [(Trial(rid, 1.0, s), "verify") for s in self.seeds() for rid in rivals]
         else:
-            ids = {self.snapshot.arms[0].recipe_id: "replicate", self.recipe_id: "replicate"}
-            for parts in self.variants().values():
-                variant = recipe_id(self._build(parts))
-                if variant in self.snapshot.index:
-                    ids.setdefault(variant, "ablate")
-            if trying := self._state.ablations.get(self.recipe_id, {}).get("trying"):
-                ids.setdefault(trying, "ablate")
-            trials = [(Trial(rid, 1.0, s), purpose) for s in range(REPLICATES) for rid, purpose in ids.items()
-                      if purpose == "replicate" or not self._clear(rid)]
+            trials = self.ablation.wanted()
         over = {t for trials_ in self.snapshot.over.values() for t in trials_}
         return [(t, purpose) for t, purpose in trials if t not in over]
-
-    def _clear(self, variant: str) -> bool:
-        """Whether the runs so far show that a variant misses what matters: more of them would tell nothing."""
-        split = self.snapshot.belief.track.splits.search
-        full, without = self.losses(self.recipe_id, split), self.losses(variant, split)
-        gap = _mean_gap(without, full)  # on two seeds: the first is what the candidate was picked by
-        many = len(full.keys() & without.keys()) > 1
-        return many and gap is not None and gap > CLEAR * self.snapshot.belief.track.epsilon
 
     def losses(self, recipe_id: str, split: str) -> dict[int, float]:
         """Full-horizon losses of a recipe by seed."""
@@ -149,46 +107,6 @@ class Proof:
         """Losses on this seal's seeds alone: an earlier attempt may have run the recipe on others."""
         seeds = self.seeds()
         return {seed: loss for seed, loss in self.losses(recipe_id, split).items() if seed in seeds}
-
-    def settle(self) -> tuple[dict[str, Any], Proposal | None]:
-        """The `ablation` event: which parts earn their place, each compared without it on the common seeds.
-
-        Returns: the event's body, and the reduced recipe to try if parts are to go.
-        """
-        track = self.snapshot.belief.track
-        split, before = track.splits.search, self._state.ablations.get(self.recipe_id)
-        full = self.losses(self.recipe_id, split)
-        if before is not None:  # the reduced recipe has run: is it as good?
-            reduced = self.losses(before["trying"], split)
-            lost = _mean_gap(reduced, full)
-            ran = [t for t in self.snapshot.over.get(before["trying"], ()) if t.horizon == 1.0 and t.seed < FRESH]
-            keep = len(reduced) >= len(ran) and (lost is None or lost <= track.epsilon)  # no time: verification tells
-            body = {**before, "trying": None, "recipe_id": before["trying"], "reduced_effect": lost}
-            if not keep:  # together they matter: only the one that mattered least goes
-                row = min((r for r in before["rows"] if r["part"] in before["removed"]), key=lambda r: r["effect"])
-                kept = [p.name for p in self.candidate.parts if p.name != row["part"]]
-                body |= {"recipe_id": row["recipe_id"], "removed": [row["part"]], "kept": kept}
-            return body, None
-        rows, removed = [], []
-        for name, parts in self.variants().items():
-            variant = recipe_id(self._build(parts))
-            gap = _mean_gap(self.losses(variant, split), full)
-            rows.append({"part": name, "recipe_id": variant, "effect": gap} | _compared(
-                self.losses(variant, split), full))
-            if gap is not None and gap < track.epsilon and len(self.losses(variant, split)) > 1:
-                removed.append(name)
-        tested = [row for row in rows if "p_value" in row]
-        for row, adjusted in zip(tested, holm([row["p_value"] for row in tested]), strict=True):
-            row["p_adjusted"] = adjusted
-        kept = tuple(p for p in self.candidate.parts if p.name not in removed)
-        body = {"rows": rows, "removed": removed, "kept": [p.name for p in kept], "recipe_id": self.recipe_id,
-                "trying": None}
-        reduced = try_build(track.base_recipe, kept) if removed and kept else None
-        if reduced is None:
-            return body | {"removed": [], "kept": [p.name for p in self.candidate.parts]}, None
-        proposal = Proposal(title(kept), kept, f"without {', '.join(removed)}", "ablation",
-                            "ablation", (self.recipe_id,))
-        return body | {"trying": recipe_id(reduced)}, proposal
 
     def seal(self, incumbent: str, best_single: str | None) -> dict[str, Any]:
         """The `sealed` event of attempt k, written before any fresh seed exists."""
@@ -207,7 +125,7 @@ class Proof:
                                 "nomination": seal["nomination"], "passed": False, "comparisons": {}}
         for role in ("incumbent", "best_single"):
             if role in roles:
-                body["comparisons"][role] = _compared(fresh[role], candidate, seal["attempt"])
+                body["comparisons"][role] = compared(fresh[role], candidate, seal["attempt"])
         body["losses"] = {role: _by_seed(losses) for role, losses in fresh.items()}
         if isinstance(rule := self.snapshot.belief.track.objective, StepsToTarget | TimeToTarget):
             body["official"] = rule.met(candidate.values())
@@ -219,18 +137,6 @@ class Proof:
 
 def _by_seed(losses: Mapping[int, float]) -> dict[str, float]:
     return {str(seed): loss for seed, loss in losses.items()}
-
-
-def _compared(a: Mapping[int, float], b: Mapping[int, float], attempt: int = 0) -> dict[str, Any]:
-    """`compare` as plain data; empty where fewer than two seeds are common."""
-    return compare(a, b, attempt=attempt).as_dict() if len(a.keys() & b.keys()) > 1 else {}
-
-
-def _mean_gap(a: Mapping[int, float], b: Mapping[int, float]) -> float | None:
-    """Mean of a - b over common seeds: what b gains, nats. None without one, infinite never."""
-    common = sorted(a.keys() & b.keys())
-    gap = float(np.mean([a[s] - b[s] for s in common])) if common else None
-    return gap if gap is not None and math.isfinite(gap) else None
 
 
 def pending(snapshot: Snapshot, vetoed: bool = False) -> list[Proof]:

@@ -341,20 +341,16 @@ class Scheduler:
 
     def _prepare(self, proof: Proof) -> Proof:
         """Have the candidate's ablations judged, those that were not yet."""
-        for proposal in proof.ablation_proposals():
+        for proposal in proof.ablation.proposals():
             self.intake.consider(proposal)
         return self._proof() or proof
 
     def _advance(self, proof: Proof) -> Proof | None:
         """Write the event that the finished stage leads to."""
         if proof.final is None:
-            body, reduced = proof.settle()
-            if reduced is not None and body["trying"] not in self.state.proposals:
-                self.intake.consider(reduced)
-            if body["trying"] and body["trying"] not in self.state.accepted:
-                body |= {"trying": None, "removed": [], "kept": [p.name for p in proof.candidate.parts]}
-            self.record("ablation", proof.recipe_id, body)
-        elif proof.sealed is None:
+            self.record("ablation", proof.recipe_id, proof.ablation.settle())
+            return self._prepare(now) if (now := self._proof()) is not None else None
+        if proof.sealed is None:
             single = best_single(self.snapshot)
             rival = single if single not in (proof.final, self.snapshot.incumbent) else None
             self.record("sealed", proof.final, proof.seal(self.snapshot.incumbent, rival))

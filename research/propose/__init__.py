@@ -6,8 +6,9 @@ reverted and ablated.
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
@@ -127,6 +128,30 @@ def _build(base: str, parts: tuple[Part, ...]) -> Recipe | ConfigError:
         return recipe if isinstance(recipe, ConfigError) else apply(recipe, diff_of(recipe, parts[-1]))
     except ConfigError as error:
         return error
+
+
+def without(base: Recipe, parts: Sequence[Part], names: Collection[str]) -> tuple[Part, ...]:
+    """The parts less those named, and less what of later ones cannot stand without them.
+
+    A tuning of what a part has brought has nothing to move once that is gone; its other edits stay.
+    """
+    kept: tuple[Part, ...] = ()
+    for part in parts:
+        if part.name not in names:
+            kept = (*kept, *_rebased(base, kept, part))
+    return live(base, kept)
+
+
+def _rebased(base: Recipe, kept: tuple[Part, ...], part: Part) -> tuple[Part, ...]:
+    """A part, or as many of its edits as apply after `kept`, as nothing or one part."""
+    if try_build(base, (*kept, part)) is not None:
+        return (part,)
+    edits: tuple[Mapping[str, Any], ...] = ()
+    for edit in part.edits:
+        bare = {name: value for name, value in edit.items() if name not in ("before", "after")}
+        able = (e for e in (edit, bare) if try_build(base, (*kept, replace(part, edits=(*edits, e)))) is not None)
+        edits += tuple(itertools.islice(able, 1))
+    return (replace(part, edits=edits),) if edits else ()
 
 
 def diff_of(recipe: Recipe, part: Part) -> Diff:

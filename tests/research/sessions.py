@@ -8,8 +8,9 @@ import numpy as np
 
 from jaxnano.config.base import dump, dump_full
 from jaxnano.config.recipe import recipe_id
+from research.ablation import REPLICATES
 from research.belief import Belief
-from research.proof import FRESH, REPLICATES, Proof, best_single
+from research.proof import FRESH, Proof, best_single
 from research.propose import Proposal, build
 from research.propose.catalogue import ideas, part
 from research.session import Session
@@ -98,7 +99,7 @@ class Story:
         for trial, purpose in proof.wanted():
             assert trial.seed < REPLICATES
             self.run(trial, purpose)
-        self.write("ablation", self.best, Proof(self.snapshot(), self.best, body).settle()[0])
+        self.write("ablation", self.best, Proof(self.snapshot(), self.best, body).ablation.settle())
         return self
 
     def seal(self):

@@ -3,8 +3,9 @@
 import pytest
 from sessions import Story
 
+from jaxnano.config.recipe import recipe_id
 from research.proof import FRESH, Proof, best_single
-from research.propose.catalogue import ideas, part
+from research.propose import build
 from research.trial import Trial
 
 
@@ -24,6 +25,7 @@ def proof(story):
 def nominate(story, recipe):
     number = len(story.snapshot().state.nominated) + 1
     story.write("nominated", recipe, {"number": number, "mean": 0.1, "sd": 0.01, "parts": []})
+    propose_variants(story)
     return proof(story)
 
 
@@ -34,9 +36,17 @@ def run_wanted(story, **outcomes):
 
 
 def settle(story):
-    body, proposal = proof(story).settle()
+    """The next ablation event; what it wants to run is accepted, and is worth what `story.worth` says, or the most."""
+    body = proof(story).ablation.settle()
     story.write("ablation", proof(story).recipe_id, body)
-    return body, proposal
+    propose_variants(story)
+    return body
+
+
+def propose_variants(story):
+    for proposal in [] if proof(story).done else list(proof(story).ablation.proposals()):
+        recipe = recipe_id(build(story.track.base_recipe, proposal.parts))
+        story.propose(proposal.parts, story.worth.get(recipe, story.worth[story.best]))
 
 
 def seal(story):
@@ -59,50 +69,17 @@ def test_the_candidate_its_base_and_its_ablations_run_on_common_seeds(story):
     assert purposes == {story.base: "replicate", story.best: "replicate", story.singles["rotary"]: "ablate",
                         story.singles["relu-squared"]: "ablate"}
     assert Trial(story.best, 1.0, 0) not in [t for t, _ in wanted]  # has run in the search
-    assert found.ablation_proposals() == [] and found.final is None and found.sealed is None
+    assert list(found.ablation.proposals()) == [] and found.final is None and found.sealed is None
 
 
 def test_a_part_that_earns_its_place_stays(story):
     nominate(story, story.best)
     run_wanted(story)
-    body, proposal = settle(story)
-    assert proposal is None and body["removed"] == [] and body["recipe_id"] == story.best
+    body = settle(story)
+    assert body["removed"] == [] and body["recipe_id"] == story.best and body["untested"] == {}
     effects = {row["part"]: row["effect"] for row in body["rows"]}
     assert effects == pytest.approx({"rotary": 0.35, "relu-squared": 0.05}, abs=0.02)
     assert proof(story).final == story.best and proof(story).wanted() == []
-
-
-def test_a_barnacle_goes_if_what_is_left_is_as_good(story):
-    """rotary alone is worth 0.35; the pair is no better than 0.3."""
-    story.worth[story.best] = 0.2  # 0.4 in the one run that the search has made
-    nominate(story, story.best)
-    run_wanted(story)
-    body, proposal = settle(story)
-    assert body["removed"] == ["relu-squared"] and body["trying"] == story.singles["rotary"]
-    assert proposal is not None and [p.name for p in proposal.parts] == ["rotary"]
-    assert proof(story).final is None and proof(story).wanted() == []  # what is left has run already, as an ablation
-    body, proposal = settle(story)
-    assert proposal is None and body["trying"] is None and body["recipe_id"] == story.singles["rotary"]
-    assert proof(story).final == story.singles["rotary"]
-
-
-def test_two_parts_that_stand_in_for_each_other_do_not_both_go(story):
-    rotary, relu, norm = (part(ideas()[name]) for name in ("rotary", "relu-squared", "qk-norm"))
-    story.worth[story.best] = 0.4
-    candidate = story.propose([rotary, relu, norm], 0.4)
-    story.propose([rotary, norm], 0.4)
-    story.propose([relu, norm], 0.0)
-    nominate(story, candidate)
-    run_wanted(story)
-    body, _ = settle(story)
-    assert set(body["removed"]) == {"relu-squared", "qk-norm"} and body["trying"] == story.singles["rotary"]
-    story.worth[story.singles["rotary"]] = 0.2
-    run_wanted(story)
-    body, _ = settle(story)
-    assert body["reduced_effect"] == pytest.approx(0.4 - (2 * 0.2 + 0.35) / 3, abs=0.02)
-    least = min(body["rows"], key=lambda row: row["effect"])  # this one alone goes: without it nothing was lost
-    assert body["removed"] == [least["part"]] and len(body["kept"]) == 2
-    assert proof(story).final == least["recipe_id"] != candidate
 
 
 def test_a_better_candidate_passes_on_fresh_seeds(story):
