@@ -9,22 +9,32 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 
+class UserError(ValueError):
+    """What somebody gave that cannot be used, in one line: what, where, the value, what would do.
+
+    A plain ValueError is a fault of ours, and is shown with its traceback.
+    """
+
+
 class Failure(Exception):
     """What went wrong through nobody's input, in one line: a run that diverged, say."""
 
 
 def report_errors(main: Callable[[], int]) -> int:
-    """Run a command: exit code 2 and one line for bad input, 1 and one line for a failure or a refusing machine."""
+    """Run a command: exit code 2 and one line for bad input, 1 and one line for a failure or a refusing machine.
+
+    Whatever else is raised is a fault of ours: it goes on as a traceback, and Python ends with exit code 1.
+    """
     try:
         return main()
-    except ValueError as error:  # ConfigError and every other refusal of a value
+    except UserError as error:
         _complain(str(error))
         return 2
     except Failure as error:
         _complain(str(error))
         return 1
     except OSError as error:
-        _complain(f"{error.filename or ''}: {error.strerror or error}")
+        _complain(": ".join(filter(None, (str(error.filename or ""), error.strerror or str(error)))))
         return 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxnano.cli import UserError
+
 METRICS, EVENTS = "metrics.jsonl", "events.out.tfevents."  # names: the first whole, the second begun
 PER_MILLE = 1000  # TensorBoard counts in whole steps; so finely is `loss_by_progress` told apart
 _POSITION = frozenset({"step", "progress", "elapsed_s"})
@@ -27,7 +29,7 @@ Row = Mapping[str, Any]
 def require_tensorboard(option: str = "--tensorboard") -> None:
     """Raises: ValueError, naming the option, if event files cannot be written here."""
     if importlib.util.find_spec("tensorboardX") is None:
-        raise ValueError(f'{option}: tensorboardX is not installed; pip install "jaxnano[tensorboard]" would do')
+        raise UserError(f'{option}: tensorboardX is not installed; pip install "jaxnano[tensorboard]" would do')
 
 
 class Curves:

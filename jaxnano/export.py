@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from jaxnano import published
-from jaxnano.cli import Output, report_errors
+from jaxnano.cli import Output, UserError, report_errors
 from jaxnano.config.base import ConfigError, Problem
 from jaxnano.config.edit import diff, is_under, show
 from jaxnano.config.model import Gelu
@@ -108,7 +108,7 @@ def export(path: str, out: str) -> dict[str, Any]:
     try:
         from safetensors.numpy import save
     except ImportError:
-        raise ValueError('export: safetensors is not installed; pip install "jaxnano[safetensors]" would do') from None
+        raise UserError('export: safetensors is not installed; pip install "jaxnano[safetensors]" would do') from None
     recipe, params, _ = published.load(path)
     if problem := misfit(recipe):
         raise ConfigError([problem], path)

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 import jax
 from jax.experimental import multihost_utils
 
-from jaxnano.cli import Failure, positive, report_errors
+from jaxnano.cli import Failure, UserError, positive, report_errors
 
 HEARTBEAT_S = 30  # silence after which a process counts as lost; one that is killed is noticed at once
 JOIN_S = 300  # how long the first process waits for the last
@@ -73,18 +73,18 @@ def _asked(options: argparse.Namespace) -> bool:
     """Whether there are other processes. Raises: ValueError for options that do not fit each other."""
     place = (options.coordinator, options.processes, options.process)
     if options.distributed and place != (None, None, None):
-        raise ValueError("--distributed: finds the others by itself; without it, --coordinator, --processes and "
-                         "--process say where they are")
+        raise UserError("--distributed: finds the others by itself; without it, --coordinator, --processes and "
+                        "--process say where they are")
     if options.distributed or place == (None, None, None):
         return options.distributed
     if None in place:
-        raise ValueError("--coordinator, --processes, --process: one without the others; "
-                         "--coordinator 127.0.0.1:8476 --processes 2 --process 0 would do")
+        raise UserError("--coordinator, --processes, --process: one without the others; "
+                        "--coordinator 127.0.0.1:8476 --processes 2 --process 0 would do")
     host, _, port = options.coordinator.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ValueError(f"--coordinator: {options.coordinator!r} is no HOST:PORT; 127.0.0.1:8476 would do")
+        raise UserError(f"--coordinator: {options.coordinator!r} is no HOST:PORT; 127.0.0.1:8476 would do")
     if not 0 <= options.process < options.processes:
-        raise ValueError(f"--process: {options.process} of {options.processes}; 0 to {options.processes - 1} would do")
+        raise UserError(f"--process: {options.process} of {options.processes}; 0 to {options.processes - 1} would do")
     return True
 
 
@@ -97,8 +97,8 @@ def _join(options: argparse.Namespace) -> None:
             heartbeat_timeout_seconds=HEARTBEAT_S, shutdown_timeout_seconds=HEARTBEAT_S,
             cluster_detection_method=None if options.distributed else "deactivate")
     except ValueError as error:
-        raise ValueError("--distributed: this is no TPU pod and no SLURM job; "
-                         "--coordinator HOST:PORT --processes N --process I would do") from error
+        raise UserError("--distributed: this is no TPU pod and no SLURM job; "
+                        "--coordinator HOST:PORT --processes N --process I would do") from error
     except jax.errors.JaxRuntimeError as error:
         raise Failure(f"--coordinator: {options.coordinator}: {_line(error)}") from error
 
@@ -110,7 +110,7 @@ def _translated(command: Callable[[], int]) -> int:
     except Exception as error:
         if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
             raise Failure(f"{LOST} ({_line(error)})") from error
-        if not isinstance(error, ValueError | Failure | OSError):
+        if not isinstance(error, UserError | Failure | OSError):
             traceback.print_exc()
             raise Failure(f"process {jax.process_index()}: {_line(error)}") from error
         raise

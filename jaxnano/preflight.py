@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from jaxnano.cli import Output, positive, report_errors
+from jaxnano.cli import Output, UserError, positive, report_errors
 from jaxnano.config.recipe import Recipe, load
 from jaxnano.device import device_bytes
 from jaxnano.model.head import CHUNK_LOGITS
@@ -148,7 +148,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _estimated(options: argparse.Namespace) -> dict[str, Any]:
     if options.mesh is not None:
-        raise ValueError("--mesh: only with --topology; without it the cost is that of one device")
+        raise UserError("--mesh: only with --topology; without it the cost is that of one device")
     recipe, platform, room = load(options.config, tuple(options.set)), jax.default_backend(), device_bytes()
     found = preflight(recipe, options.accumulate, platform)
     return asdict(found) | {

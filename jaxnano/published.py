@@ -24,7 +24,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from jaxnano import checkpoint, sharding
-from jaxnano.cli import Failure
+from jaxnano.cli import Failure, UserError
 from jaxnano.config.recipe import Recipe
 
 MANIFEST, CARD = "manifest.json", "card.json"
@@ -53,7 +53,7 @@ def load(path: str | os.PathLike[str], mesh: Mesh | str | None = None,
         with reaching(path):
             published = (place / MANIFEST).exists()
             if not published and (remote or digest is not None or (place / CARD).exists()):
-                raise ValueError(f"{path}: no {MANIFEST}: not published, or not to the end; another path would do")
+                raise UserError(f"{path}: no {MANIFEST}: not published, or not to the end; another path would do")
             name = verify(place, Path(copy) if remote else None, digest) if published else None
         if name is None:
             return checkpoint.load(Path(path), mesh)
@@ -84,17 +84,17 @@ def verify(place: epath.Path, into: Path | None = None, digest: str | None = Non
     text = (place / MANIFEST).read_bytes()
     name = hashlib.sha256(text).hexdigest()
     if digest not in (None, name):
-        raise ValueError(f"{place}: its id is {name}, not {digest}; the path of that model would do")
+        raise UserError(f"{place}: its id is {name}, not {digest}; the path of that model would do")
     recorded = _recorded(place, text)
     for file in sorted(recorded.keys() | found.keys()):
         where = f"{place}: {file}"
         if file not in found:
-            raise ValueError(f"{where}: missing, the manifest lists it; another copy would do")
+            raise UserError(f"{where}: missing, the manifest lists it; another copy would do")
         if file not in recorded:
-            raise ValueError(f"{where}: added, the manifest does not list it; the folder without it would do")
+            raise UserError(f"{where}: added, the manifest does not list it; the folder without it would do")
         if (now := _read(found[file], into and into / file)) != recorded[file]:
-            raise ValueError(f"{where}: changed since it was published (SHA-256 {now}, the manifest says "
-                             f"{recorded[file]}); another copy would do")
+            raise UserError(f"{where}: changed since it was published (SHA-256 {now}, the manifest says "
+                            f"{recorded[file]}); another copy would do")
     return name
 
 
@@ -103,13 +103,13 @@ def _recorded(place: epath.Path, text: bytes) -> dict[str, str]:
     try:
         content = json.loads(text)
         if content["format"] != FORMAT:
-            raise ValueError(f"{place}: {MANIFEST}: format {content['format']!r}; this version reads {FORMAT}")
+            raise UserError(f"{place}: {MANIFEST}: format {content['format']!r}; this version reads {FORMAT}")
         files = content["files"]
         if _manifest(files) == text and all(isinstance(sha256, str) for sha256 in files.values()):
             return files
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError, RecursionError):
         pass
-    raise ValueError(f"{place}: {MANIFEST}: changed, or never a manifest; another copy would do")
+    raise UserError(f"{place}: {MANIFEST}: changed, or never a manifest; another copy would do")
 
 
 def _files(place: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath.Path]]:
@@ -121,12 +121,12 @@ def _files(place: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath.Pat
         if item == place or item.name in ("", ".", ".."):
             continue  # some buckets list a folder in itself, and their names may hold anything
         if not is_remote(item) and (os.path.islink(item) or not (os.path.isdir(item) or os.path.isfile(item))):
-            raise ValueError(f"{place}: {item.name}: no plain file or folder; the folder without it would do")
+            raise UserError(f"{place}: {item.name}: no plain file or folder; the folder without it would do")
         if prefix + item.name == MANIFEST:
             continue
         if item.is_dir():
             if prefix.count("/") >= DEEPEST:
-                raise ValueError(f"{place}: folders are more than {DEEPEST} deep; another copy would do")
+                raise UserError(f"{place}: folders are more than {DEEPEST} deep; another copy would do")
             yield from _files(item, f"{prefix}{item.name}/")
         else:
             yield prefix + item.name, item
@@ -156,7 +156,7 @@ def publishing(target: str | os.PathLike[str]) -> Iterator[Path]:
     place = epath.Path(target)
     with reaching(target):
         if place.exists() and (not place.is_dir() or any(place.iterdir())):
-            raise ValueError(f"{target}: is there already; a new or empty folder would do")
+            raise UserError(f"{target}: is there already; a new or empty folder would do")
     if is_remote(target):
         with tempfile.TemporaryDirectory(prefix="jaxnano-") as folder:
             yield Path(folder)
@@ -197,12 +197,12 @@ def reaching(path: str | os.PathLike[str]) -> Iterator[None]:
     """What a bucket's library raises, in one line; a folder's errors are left as they are."""
     try:
         yield
-    except (ValueError, Failure):
+    except (UserError, Failure):
         raise
     except Exception as error:
         if not is_remote(path):
             raise
         if isinstance(error, ImportError):
-            raise ValueError(f"{path}: {error.name or 'gcsfs'} is not installed; pip install gcsfs would do") from None
+            raise UserError(f"{path}: {error.name or 'gcsfs'} is not installed; pip install gcsfs would do") from None
         reason = " ".join(str(error).split()) or type(error).__name__
         raise Failure(f"{path}: cannot be reached: {reason[:200]}") from None

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jaxnano import data, hosts, sharding, train
 from jaxnano.checkpoint import FOLDER, Checkpoints, recorded
-from jaxnano.cli import Failure, Output, positive
+from jaxnano.cli import Failure, Output, UserError, positive
 from jaxnano.config.base import validate
 from jaxnano.config.recipe import Recipe, hypers, load, recipe_id, save
 from jaxnano.curves import METRICS, Curves, require_tensorboard
@@ -87,10 +87,10 @@ class Journal:
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     """The lines of a journal; a last one that was cut short is no row."""
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().splitlines():
         try:
             yield json.loads(line)
-        except json.JSONDecodeError:
+        except ValueError:  # neither JSON nor, perhaps, UTF-8
             return
 
 
@@ -184,8 +184,8 @@ def _open(job: Job, data_hash: str, batches: grain.DatasetIterator, resume: bool
     checkpoints = Checkpoints(job.out / FOLDER, job.recipe, job.seed, job.steps, data_hash, job.mesh)
     files.callback(checkpoints.close)
     if checkpoints.latest_step is not None and not resume:
-        raise ValueError(f"--out: {job.out}: holds a checkpoint at step {checkpoints.latest_step}; --resume goes on "
-                         "from it, another folder starts anew")
+        raise UserError(f"--out: {job.out}: holds a checkpoint at step {checkpoints.latest_step}; --resume goes on "
+                        "from it, another folder starts anew")
     if hosts.first():
         save(job.recipe, job.out / "recipe.yaml")
     restored = checkpoints.restore()
@@ -239,21 +239,21 @@ def _job(options: argparse.Namespace) -> Job:
     """The run that is asked for; what is left out is the checkpoint's, if one is resumed."""
     out = options.out and Path(options.out)
     if options.resume and out is None:
-        raise ValueError("--resume: without a folder: --out DIR names the one to go on in")
+        raise UserError("--resume: without a folder: --out DIR names the one to go on in")
     if options.tensorboard:
         require_tensorboard()
         if out is None:
-            raise ValueError("--tensorboard: without a folder: --out DIR names the one for event files")
+            raise UserError("--tensorboard: without a folder: --out DIR names the one for event files")
     about = recorded(out / FOLDER) if options.resume else None
     if options.config is not None:
         recipe = load(options.config, tuple(options.set))
     elif about is not None:
         if options.set:
-            raise ValueError(f"--set: {options.set[0]}: --resume goes on with the checkpoint's recipe; leaving it out "
-                             "would do")
+            raise UserError(f"--set: {options.set[0]}: --resume goes on with the checkpoint's recipe; leaving it out "
+                            "would do")
         recipe = validate(Recipe, about["recipe"], str(out))
     else:
-        raise ValueError("--config: missing: configs/gpt2-tiny.yaml would do; only --resume of a checkpoint needs none")
+        raise UserError("--config: missing: configs/gpt2-tiny.yaml would do; only --resume of a checkpoint needs none")
     about = about or {"total_steps": 400, "seed": 0}
     steps = about["total_steps"] if options.steps is None else options.steps
     return Job(

@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxnano import data
 from jaxnano.checkpoint import load
-from jaxnano.cli import positive, report_errors
+from jaxnano.cli import UserError, positive, report_errors
 from jaxnano.config.recipe import Recipe, at, hypers, structure_id
 from jaxnano.device import use_compile_cache
 from jaxnano.model import gpt
@@ -36,7 +36,7 @@ def sample(recipe: Recipe, params: gpt.Params, prompt: np.ndarray, tokens: int, 
     Raises: ValueError for a temperature or top_k below 0.
     """
     if temperature < 0 or top_k < 0:
-        raise ValueError(f"temperature {temperature:g}, top_k {top_k}: neither may be below 0")
+        raise UserError(f"temperature {temperature:g}, top_k {top_k}: neither may be below 0")
     text = np.asarray(prompt, np.int32)
     length, key, made = recipe.data.length, jax.random.key(seed), 0
     settings = {"temperature": np.float32(temperature), "top_k": np.int32(top_k or recipe.model.vocab)}

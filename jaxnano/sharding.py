@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, use_abstract_mesh
 
+from jaxnano.cli import UserError
 from jaxnano.model.specs import Table
 
 AXES = ("data", "fsdp", "tensor")
@@ -38,7 +39,7 @@ def make_mesh(data: int = 0, fsdp: int = 1, tensor: int = 1, devices: Sequence[A
         rest, left = divmod(count, fsdp * tensor)
         would = (1, count, 1) if left else (rest, fsdp, tensor)
         given, right = (",".join(f"{n}={s}" for n, s in zip(AXES, x, strict=True)) for x in (shape, would))
-        raise ValueError(f"mesh: {given}: the sizes multiply to the {count} device(s) there are; {right} would do")
+        raise UserError(f"mesh: {given}: the sizes multiply to the {count} device(s) there are; {right} would do")
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
@@ -56,7 +57,7 @@ def sizes(text: str | None) -> tuple[int, int, int]:
     for part in text.split(",") if text is not None else ():
         name, _, size = part.partition("=")
         if name not in AXES or not size.isdigit() or int(size) < 1:
-            raise ValueError(f"mesh: {part!r}: written as data=2,fsdp=4 with axes {', '.join(AXES)}")
+            raise UserError(f"mesh: {part!r}: written as data=2,fsdp=4 with axes {', '.join(AXES)}")
         found[name] = int(size)
     return found["data"], found["fsdp"], found["tensor"]
 

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxnano import train
-from jaxnano.cli import Failure
+from jaxnano.cli import Failure, UserError
 from jaxnano.config.recipe import Recipe, hypers
 from jaxnano.device import hbm_bytes, peak_flops
 from jaxnano.preflight import preflight
@@ -35,7 +35,7 @@ def describe(name: str) -> Sequence[Any]:
     Raises: ValueError without libtpu, or for a slice it does not know; Failure if libtpu does not start.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise ValueError(f'--topology {name}: libtpu is not installed; pip install "jaxnano[tpu]" would do')
+        raise UserError(f'--topology {name}: libtpu is not installed; pip install "jaxnano[tpu]" would do')
     from jax.experimental import topologies
 
     jax.config.update("jax_platforms", "cpu")  # or JAX would look for chips here
@@ -47,7 +47,7 @@ def describe(name: str) -> Sequence[Any]:
         kind, _, reason = str(error).partition("\n")[0].partition(": ")
         if kind != "INVALID_ARGUMENT":
             raise Failure(f"--topology {name}: {kind}: {reason}") from error
-        raise ValueError(f"--topology {name}: {reason}; v6e:2x4 or v5p:2x2x2 would do") from error
+        raise UserError(f"--topology {name}: {reason}; v6e:2x4 or v5p:2x2x2 would do") from error
 
 
 def compiled_cost(recipe: Recipe, mesh: Mesh, accumulate: int = 1) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxnano import sharding
+from jaxnano.cli import UserError
 from jaxnano.config.recipe import Recipe, at, hypers, structure_id
 from jaxnano.model import gpt
 from jaxnano.model.specs import specs
@@ -113,8 +114,8 @@ def program(recipe: Recipe, mesh: Mesh | None = None, accumulate: int = 1) -> Pr
     """
     rows = accumulate * (1 if mesh is None else sharding.batch_shards(mesh))
     if recipe.data.batch % rows:
-        raise ValueError(f"data.batch: {recipe.data.batch} rows are not divisible by {accumulate} piece(s) on "
-                         f"{rows // accumulate} device(s); a multiple of {rows} would do")
+        raise UserError(f"data.batch: {recipe.data.batch} rows are not divisible by {accumulate} piece(s) on "
+                        f"{rows // accumulate} device(s); a multiple of {rows} would do")
     return _program(Structure(structure_id(recipe), mesh, accumulate, recipe))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from jaxnano.cli import UserError
 from jaxnano.config.base import dump_full
 from jaxnano.config.edit import show
 from research.document import Block, Heading, Listing, Paragraph, Table, to_markdown
@@ -26,7 +27,7 @@ def card(facts: Facts) -> dict[str, Any]:
     """
     champion, state, track = facts.champion(), facts.state, facts.track
     if champion is None:
-        raise ValueError("no champion was crowned")
+        raise UserError("no champion was crowned")
     crowned, shipped = state.crowned[-1], state.trials[state.crowned[-1].body["trial"]]
     result = shipped.result or {}
     against = facts.side(champion["against"])

@@ -6,6 +6,7 @@ import shutil
 from typing import Any
 
 from jaxnano import checkpoint, data, evaluate
+from jaxnano.cli import UserError
 from jaxnano.config.edit import diff
 from jaxnano.config.recipe import recipe_id, save
 from research.belief import Arm
@@ -22,8 +23,8 @@ def crown(session: Session, track: Track, arm: Arm, trial_key: str) -> dict[str,
     """
     folder, source = session.champion, session.trial_dir(trial_key) / "checkpoint"
     if not source.is_dir():  # before the champion that is there goes
-        raise ValueError(f"{source}: missing, so {arm.recipe_id} cannot be crowned; research.review --veto "
-                         f"{arm.recipe_id[:8]} would let the session go on")
+        raise UserError(f"{source}: missing, so {arm.recipe_id} cannot be crowned; research.review --veto "
+                        f"{arm.recipe_id[:8]} would let the session go on")
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)

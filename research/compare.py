@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from scipy import optimize, stats
 
+from jaxnano.cli import UserError
+
 ALTERNATIVES = ("greater", "two-sided", "less")
 
 
@@ -164,10 +166,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(argv)
     if options.seeds < 2:
-        raise ValueError(f"--seeds: {options.seeds}: 2 or more would do")
+        raise UserError(f"--seeds: {options.seeds}: 2 or more would do")
     track, recipes = load_track(options.track), [load(options.a), load(options.b)]
     if recipes[0].data != recipes[1].data:
-        raise ValueError(f"{options.b}: its data differs from that of {options.a}; equal data would do")
+        raise UserError(f"{options.b}: its data differs from that of {options.a}; equal data would do")
     corpus, seeds = data.load(recipes[0].data), range(options.first_seed, options.first_seed + options.seeds)
     splits = {track.splits.search: track.eval_tokens}
     results = run_batch((job(r, 1.0, seed, track.steps(r, 1.0), splits, corpus.data_hash)

@@ -6,13 +6,13 @@ protected and the held-out split.
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from jaxnano.cli import Failure, UserError
 from jaxnano.config.edit import show
 from research.explain import explain
 from research.forms import (
@@ -72,7 +72,7 @@ class Desk:
         over = threading.Event()
 
         def follow() -> None:
-            with suppress(ValueError, OSError, sqlite3.Error), Inbox(self.inbox.session.path) as own:
+            with suppress(UserError, Failure, OSError), Inbox(self.inbox.session.path) as own:
                 while not over.wait(KEEP_UP_S):
                     own.refresh()
                     self._best = own.parts_on("best")[0]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxnano.cli import report_errors
+from jaxnano.cli import UserError, report_errors
 from jaxnano.config.edit import show
 from research.belief import Belief, Snapshot
 from research.ledger import Event
@@ -61,8 +61,8 @@ def find(text: str, facts: Facts) -> str:
             return matches[0]
         if matches:
             more = f" and {len(matches) - 4} more" if len(matches) > 4 else ""
-            raise ValueError(f"{text!r}: {', '.join(matches[:4])}{more} begin with it; a longer beginning would do")
-    raise ValueError(f"{text!r}: no trial or recipe of this session begins with it; its report lists them")
+            raise UserError(f"{text!r}: {', '.join(matches[:4])}{more} begin with it; a longer beginning would do")
+    raise UserError(f"{text!r}: no trial or recipe of this session begins with it; its report lists them")
 
 
 def _recipe(facts: Facts, recipe_id: str) -> Iterator[str]:

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxnano.cli import Failure
+from jaxnano.cli import Failure, UserError
 from research import machine
 
 SCHEMA_VERSION = 1
@@ -54,7 +54,7 @@ PRAGMA user_version = {SCHEMA_VERSION};
 """
 
 
-class SessionError(ValueError):
+class SessionError(UserError):
     """A session that cannot be used as asked; the message is one line for the user."""
 
 
@@ -88,7 +88,8 @@ class Ledger:
     def __init__(self, path: Path, *, create: bool = False) -> None:
         """Open the file at `path`, which must exist unless `create`, and must not if so.
 
-        Raises: SessionError if it is absent, not a ledger, or of another schema version.
+        Raises: SessionError if it is absent, not a ledger, or of another schema version; LedgerFailure if the machine
+        does not let it be opened.
         """
         self.path = Path(path)
         if self.path.exists() == create:
@@ -98,7 +99,7 @@ class Ledger:
         try:
             self._db = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         except sqlite3.Error as error:
-            raise SessionError(f"{self.path}: {error}") from error
+            raise LedgerFailure(f"{self.path}: cannot be opened: {error}") from error
         try:
             if create:
                 self._db.execute("PRAGMA journal_mode = WAL")
@@ -107,6 +108,9 @@ class Ledger:
             found = self._db.execute("PRAGMA user_version").fetchone()[0]
             if found != SCHEMA_VERSION:
                 raise SessionError(f"{self.path}: ledger schema {found}, but this program reads {SCHEMA_VERSION}")
+        except sqlite3.OperationalError as error:
+            self._db.close()
+            raise LedgerFailure(f"{self.path}: cannot be opened: {error}") from error
         except sqlite3.Error as error:
             self._db.close()
             raise SessionError(f"{self.path}: {error}") from error

@@ -16,7 +16,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from jaxnano.cli import report_errors
+from jaxnano.cli import UserError, report_errors
 from jaxnano.config.base import dump, dump_full
 from jaxnano.config.recipe import recipe_id
 from jaxnano.curves import require_tensorboard
@@ -55,11 +55,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     for name in ("minutes", "max_trials", "workers", "ray_cpus"):
         if (value := getattr(options, name)) is not None and value <= 0:
-            raise ValueError(f"--{name.replace('_', '-')}: {value}: above 0 would do")
+            raise UserError(f"--{name.replace('_', '-')}: {value}: above 0 would do")
     if options.resume and options.session is None:
-        raise ValueError("--resume: absent: --session SESSION names the folder to go on with")
+        raise UserError("--resume: absent: --session SESSION names the folder to go on with")
     if options.ray_address and options.executor != "ray":
-        raise ValueError(f"--ray-address: {options.ray_address}: --executor ray would use it")
+        raise UserError(f"--ray-address: {options.ray_address}: --executor ray would use it")
     if options.tensorboard:
         require_tensorboard()
     return options
@@ -143,9 +143,9 @@ def inherit(origin: Path, body: dict[str, Any]) -> Proposal:
         state = fold(session.ledger.events())
     for name in ("track_hash", "data_hash"):
         if state.session.get(name) != body[name]:
-            raise ValueError(f"--from: {origin}: its {name} is another; a session of this track and data would do")
+            raise UserError(f"--from: {origin}: its {name} is another; a session of this track and data would do")
     if state.champion is None:
-        raise ValueError(f"--from: {origin}: it crowned no champion; a session that did would do")
+        raise UserError(f"--from: {origin}: it crowned no champion; a session that did would do")
     proposal = state.proposals[state.champion]["proposal"]
     return Proposal(proposal["name"], parts_of(proposal), f"champion of {origin.name}", "from", str(origin.name))
 

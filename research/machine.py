@@ -20,6 +20,8 @@ from pathlib import Path
 
 import psutil
 
+from jaxnano.cli import UserError
+
 ROOT = Path(__file__).resolve().parents[1]  # the folder that holds jaxnano/ and research/
 PACKAGES = (
     "jax",
@@ -65,7 +67,7 @@ def places(workers: int | None = None) -> list[Place]:
     count = limit if workers is None else workers
     if not 1 <= count <= limit:
         kind = "GPUs" if devices else "cores"
-        raise ValueError(f"workers: {count} asked for, but this machine offers {limit} {kind}; 1 to {limit} would do")
+        raise UserError(f"workers: {count} asked for, but this machine offers {limit} {kind}; 1 to {limit} would do")
     if not devices:
         return [Place((core,)) for core in available[:count]]
     return [Place(tuple(available[i::count]), gpu) for i, gpu in enumerate(devices[:count])]

@@ -13,7 +13,6 @@ import argparse
 import inspect
 import json
 import socket
-import sqlite3
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -23,7 +22,7 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter
 
-from jaxnano.cli import report_errors
+from jaxnano.cli import Failure, UserError, report_errors
 from jaxnano.config.base import ConfigError, Problem, validate
 from research.desk import Desk
 from research.inbox import Inbox
@@ -46,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, help="for --http; any free one by default")
     options = parser.parse_args(argv)
     if options.port is not None and not (options.http and 0 <= options.port < 65536):
-        raise ValueError(f"--port: {options.port}: 0 to 65535, with --http, would do")
+        raise UserError(f"--port: {options.port}: 0 to 65535, with --http, would do")
     with Inbox(options.session) as inbox:
         desk = Desk(inbox)
         server = build(desk)
@@ -68,7 +67,7 @@ def build(desk: Desk) -> Any:
         import mcp_types as types
         from mcp.server.lowlevel import Server
     except ImportError as error:
-        raise ValueError(ABSENT) from error
+        raise UserError(ABSENT) from error
 
     async def list_tools(context: Any, asked: Any) -> types.ListToolsResult:
         return types.ListToolsResult(tools=[_tool(types, name) for name in TOOLS])
@@ -85,7 +84,7 @@ def build(desk: Desk) -> Any:
             while asked.name == "wait" and not found["over"] and time.monotonic() < deadline:
                 await anyio.sleep(POLL_S)
                 found = await anyio.to_thread.run_sync(call)
-        except (ValueError, OSError, sqlite3.Error) as error:  # the agent's mistake, or a full disk: the server stays
+        except (UserError, Failure, OSError) as error:  # the agent's mistake, or a full disk: the server stays
             content = [types.TextContent(type="text", text="\n".join(map(clean, str(error).splitlines())))]
             return types.CallToolResult(content=content, is_error=True)  # type: ignore[arg-type]
         text = "\n".join(map(clean, found["lines"])) if "lines" in found else json.dumps(found)
@@ -140,7 +139,7 @@ def _serve_http(server: Any, port: int) -> None:
         try:
             listener.bind((LOOPBACK, port))
         except OSError as error:
-            raise ValueError(f"--port: {port}: {error.strerror}; another, or none for any, would do") from error
+            raise UserError(f"--port: {port}: {error.strerror}; another, or none for any, would do") from error
         listener.listen()  # before the address is told: a client may come at once
         names = [f"{host}:{listener.getsockname()[1]}" for host in (LOOPBACK, "localhost")]
         security = TransportSecuritySettings(allowed_hosts=names, allowed_origins=[f"http://{name}" for name in names])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxnano import data
-from jaxnano.cli import Output, report_errors
+from jaxnano.cli import Output, UserError, report_errors
 from jaxnano.config.base import validate
 from jaxnano.config.recipe import Recipe
 from research.execute.batch import job, run_batch
@@ -29,9 +29,9 @@ def find(state: State, name: str) -> Trial:
     exact = [t for t in found if t.key == name] or found
     if len(exact) != 1:
         some = ", ".join([t.key for t in found or state.trials.values()][:5])
-        raise ValueError(f"{name}: {'no such trial' if not found else f'{len(found)} trials'}; {some} would do")
+        raise UserError(f"{name}: {'no such trial' if not found else f'{len(found)} trials'}; {some} would do")
     if exact[0].outcome != "completed":
-        raise ValueError(f"{name}: is {exact[0].outcome}; a completed trial can be replayed")
+        raise UserError(f"{name}: is {exact[0].outcome}; a completed trial can be replayed")
     return exact[0]
 
 
@@ -52,8 +52,8 @@ def replay(session: Path, name: str) -> dict[str, Any]:
         splits[state.session["contract"]["splits"]["protected"]] = state.session["contract"]["proof_tokens"]
     corpus = data.load(recipe.data)
     if corpus.data_hash != before["fingerprint"]["data"]:
-        raise ValueError(f"{session}: its data {before['fingerprint']['data'][:12]} is not this machine's "
-                         f"{corpus.data_hash[:12]}; the same versions of the wheels would do")
+        raise UserError(f"{session}: its data {before['fingerprint']['data'][:12]} is not this machine's "
+                        f"{corpus.data_hash[:12]}; the same versions of the wheels would do")
     again = job(recipe, trial.horizon, trial.seed, before["steps"], splits, corpus.data_hash)
     after = run_batch([again], 1, "replay")[trial.key]
     differs = {k: {"then": v, "now": after["fingerprint"].get(k)} for k, v in before["fingerprint"].items()

@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jaxnano.cli import report_errors
+from jaxnano.cli import UserError, report_errors
 from jaxnano.config.edit import show
 from research.candidates import Candidate, Cost, candidates
 from research.session import Session
@@ -58,9 +58,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     decided = any(getattr(options, name) is not None for name in DECISIONS)
     for name in ("note", "reviewer"):
         if (text := getattr(options, name)) and not decided:
-            raise ValueError(f"--{name}: {text!r}: with --approve, --veto or --hold ID it would do")
+            raise UserError(f"--{name}: {text!r}: with --approve, --veto or --hold ID it would do")
         if len(text) > LONGEST:
-            raise ValueError(f"--{name}: {len(text)} characters; at most {LONGEST} would do")
+            raise UserError(f"--{name}: {len(text)} characters; at most {LONGEST} would do")
     return options
 
 
@@ -71,9 +71,9 @@ def find(state: State, text: str, option: str) -> str:
     """
     found = [recipe_id for recipe_id in state.proposals if recipe_id in state.accepted and recipe_id.startswith(text)]
     if not text or not found:
-        raise ValueError(f"{option}: {text!r}: no recipe of this session begins with it; research.review lists them")
+        raise UserError(f"{option}: {text!r}: no recipe of this session begins with it; research.review lists them")
     if len(found) > 1:
-        raise ValueError(f"{option}: {text!r}: {', '.join(found[:4])} begin with it; a longer beginning would do")
+        raise UserError(f"{option}: {text!r}: {', '.join(found[:4])} begin with it; a longer beginning would do")
     return found[0]
 
 

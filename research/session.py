@@ -78,7 +78,7 @@ class Session:
         if lock:
             try:
                 session.ledger.acquire()
-            except SessionError:
+            except BaseException:
                 session.close()
                 raise
         return session

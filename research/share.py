@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxnano import checkpoint, data, evaluate, published
-from jaxnano.cli import Failure, Output, report_errors
+from jaxnano.cli import Failure, Output, UserError, report_errors
 from jaxnano.config.base import dump, validate
 from jaxnano.config.recipe import Recipe, save
 from jaxnano.device import use_compile_cache
@@ -67,24 +67,24 @@ def _checked(session: Path) -> Facts:
         events = opened.ledger.events()
     if broken:
         more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
-        raise ValueError(f"{session}: its ledger does not hold: {broken[0]}{more}; research.ledger --check lists them")
+        raise UserError(f"{session}: its ledger does not hold: {broken[0]}{more}; research.ledger --check lists them")
     facts = Facts.of(fold(events))
     if facts.state.champion is None:
-        raise ValueError(f"{session}: no champion was crowned, so there is nothing to share; a session that proved an "
-                         "improvement would do")
+        raise UserError(f"{session}: no champion was crowned, so there is nothing to share; a session that proved an "
+                        "improvement would do")
     return facts
 
 
 def _copy(source: Path, folder: Path, expected: dict[str, Any]) -> None:
     """Copy the champion's checkpoint, if it is that of the run the ledger crowned."""
     if not source.is_dir():
-        raise ValueError(f"{source}: missing, although a champion was crowned; it cannot be shared without")
+        raise UserError(f"{source}: missing, although a champion was crowned; it cannot be shared without")
     shutil.copytree(source, folder)
     found = checkpoint.recorded(folder) or {}
     for name, value in expected.items():
         if found.get(name) != value:
-            raise ValueError(f"{source}: {name}: not that of the run the ledger crowned; the champion's own checkpoint "
-                             "would do")
+            raise UserError(f"{source}: {name}: not that of the run the ledger crowned; the champion's own checkpoint "
+                            "would do")
 
 
 def _measure(folder: Path, split: str, tokens: int) -> float:
@@ -95,8 +95,8 @@ def _measure(folder: Path, split: str, tokens: int) -> float:
         raise Failure(f"champion/{checkpoint.FOLDER}: cannot be read ({type(error).__name__}); not published") from None
     corpus = data.load(recipe.data)
     if corpus.data_hash != about["data_hash"]:
-        raise ValueError(f"data: {corpus.data_hash[:12]} on this machine, the champion's is {about['data_hash'][:12]}; "
-                         "the machine that the session ran on would do")
+        raise UserError(f"data: {corpus.data_hash[:12]} on this machine, the champion's is {about['data_hash'][:12]}; "
+                        "the machine that the session ran on would do")
     return evaluate.evaluate(recipe, params, evaluate.eval_windows(corpus, split, recipe, tokens))
 
 

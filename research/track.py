@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from jaxnano import preflight
-from jaxnano.config.base import ConfigError, Node, Problem, digest, dump, dump_full, parse_yaml, validate
+from jaxnano.config.base import ConfigError, Node, Problem, digest, dump, dump_full, read_yaml, validate
 from jaxnano.config.recipe import Recipe, load
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -183,7 +183,7 @@ def load_track(name: str) -> Track:
     path = tracks().get(name, Path(name))
     if not path.is_file():
         raise ConfigError([Problem("--track", name, f"no such track; {', '.join(tracks())} would do")])
-    data = parse_yaml(path.read_text(), str(path))
+    data = read_yaml(path)
     base = data.get("base") if isinstance(data, dict) else None
     if isinstance(base, str) and not (CONFIGS / base).is_file() and (beside := path.parent / base).is_file():
         data["base"] = str(beside.resolve())

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxnano import data, evaluate, preflight, train
 from jaxnano.checkpoint import Checkpoints
+from jaxnano.cli import UserError
 from jaxnano.config.base import validate
 from jaxnano.config.recipe import Recipe, hypers
 from jaxnano.device import device_bytes, use_compile_cache
@@ -53,7 +54,7 @@ def run_job(args: Mapping[str, Any], report: Callable[[Mapping[str, Any]], None]
     recipe, steps, seed = validate(Recipe, args["recipe"]), args["total_steps"], args["seed"]
     corpus = data.load(recipe.data)
     if corpus.data_hash != args["data_hash"]:
-        raise ValueError(f"data {corpus.data_hash[:12]} is not the session's {args['data_hash'][:12]}")
+        raise UserError(f"data {corpus.data_hash[:12]} is not the session's {args['data_hash'][:12]}")
     batches = data.train_batches(corpus, recipe.data.batch, recipe.data.length, train.seeds(seed)[1],
                                  train.STEPS_PER_CALL)
     tokens = recipe.data.batch * recipe.data.length
@@ -113,7 +114,7 @@ def pieces(recipe: Recipe) -> int:
     room, platform = int(MEMORY_SHARE * device_bytes()), jax.default_backend()
     found = preflight.least_accumulate(recipe, room, platform)
     if found is None:
-        raise ValueError(f"data.batch: a step of one row does not fit into {room / 2**30:.1f} GiB of {platform} memory")
+        raise UserError(f"data.batch: a step of one row does not fit into {room / 2**30:.1f} GiB of {platform} memory")
     return found
 
 

@@ -10,12 +10,15 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
+
+from jaxnano.cli import UserError
 
 MAX_PLACES, MAX_DEPTH, MAX_TEXT = 10_000, 32, 4096  # of plain data before anything looks inside
 
@@ -72,7 +75,7 @@ class Problem(NamedTuple):
         return f"{self.path or '(top)'}: {shown if len(shown) <= 80 else shown[:77] + '...'}: {self.rule}"
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A config that cannot be used, as a list of problems."""
 
     def __init__(self, problems: list[Problem], source: str = ""):
@@ -118,7 +121,7 @@ def _not_plain(data: Any) -> Problem | None:
                         return Problem(place, key, "a name is text")
                     stack.append((place, item, depth + 1))
             case str() if len(value) > MAX_TEXT or not _encodes(value):
-                return Problem(path, value[:40], f"text is Unicode of at most {MAX_TEXT} characters")
+                return Problem(path, value[:40], f"text is Unicode of at most {MAX_TEXT} characters, without NUL")
             case int() if value.bit_length() > 63:
                 return Problem(path, f"{value.bit_length()} bits", "a whole number has at most 63 bits")
             case str() | int() | float() | None:
@@ -128,8 +131,8 @@ def _not_plain(data: Any) -> Problem | None:
 
 
 def _encodes(text: str) -> bool:
-    """Whether `text` is free of the lone surrogates that JSON and files cannot carry."""
-    return text.isascii() or text.encode("utf-8", "replace").decode() == text
+    """Whether `text` is free of NUL, which no path can hold, and of lone surrogates, which no file can."""
+    return "\0" not in text and (text.isascii() or text.encode("utf-8", "replace").decode() == text)
 
 
 def _problem(error: Any, data: Any) -> Problem:
@@ -247,9 +250,22 @@ def parse_yaml(text: str, source: str = "") -> Any:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # an impossible date, a nesting bomb
         mark = getattr(error, "problem_mark", None)
-        place, shown = (f"line {mark.line + 1}", text.splitlines()[mark.line]) if mark else ("", text[:40])
+        lines = text.splitlines() or [""]
+        last = min(mark.line, len(lines) - 1) if mark else 0  # what is missing at the end is marked below the last line
+        place, shown = (f"line {last + 1}", lines[last]) if mark else ("", text[:40])
         reason = " ".join(str(getattr(error, "problem", error)).split())
         raise ConfigError([Problem(place, shown, f"not YAML: {reason}")], source) from None
+
+
+def read_yaml(path: Path, place: str = "") -> Any:
+    """Read a YAML file, for an option `place` if one named it; raises ConfigError that names file and line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        shown = str(path) if place else path.name
+        raise ConfigError([Problem(place or str(path), shown, f"cannot be read: {reason}")]) from None
+    return parse_yaml(text, str(path))
 
 
 def to_yaml(data: Any) -> str:

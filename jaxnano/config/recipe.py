@@ -22,6 +22,7 @@ from jaxnano.config.base import (
     leaves,
     name_of,
     parse_yaml,
+    read_yaml,
     refuse,
     to_yaml,
     traced_range,
@@ -66,13 +67,7 @@ def load(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
     """
     from jaxnano.config.edit import Diff, Edit, apply
 
-    path = Path(path)
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise ConfigError([Problem(str(path), path.name, f"cannot be read: {reason}")]) from None
-    recipe = validate(Recipe, {} if (data := parse_yaml(text, str(path))) is None else data, str(path))
+    recipe = validate(Recipe, {} if (data := read_yaml(Path(path))) is None else data, str(path))
     edits = []
     for override in overrides:
         place, equals, value = override.partition("=")

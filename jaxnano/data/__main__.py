@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from jaxnano import data
-from jaxnano.cli import report_errors
+from jaxnano.cli import UserError, report_errors
 from jaxnano.config import recipe
 from jaxnano.config.base import Node, parse_yaml, validate
 from jaxnano.config.data import Data, Embedded, Shards
@@ -67,8 +67,8 @@ def parsed(text: str, given: Mapping[str, Any] | None = None) -> Data:
         return validate(Source, {"data": {"kind": "text", "path": text, **(given or {})}}).data
     node = parse_yaml(text, "data")
     if not isinstance(node, dict):
-        raise ValueError(f"{text}: no such file or folder; a recipe, a folder of shards or text, or a node like "
-                         "'{kind: text, path: FOLDER}' would do")
+        raise UserError(f"{text}: no such file or folder; a recipe, a folder of shards or text, or a node like "
+                        "'{kind: text, path: FOLDER}' would do")
     defaults = given if given and node.get("kind") in ("text", "tfds") else {}
     return validate(Source, {"data": {**defaults, **node}}).data
 

@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxnano.cli import UserError
+
 PACKAGES = ("jax", "numpy", "scipy", "flax", "optax")
 # search steers the loop, protected only verifies, heldout is opened once per champion.
 SHARES = {"train": 0.915, "search": 0.03, "protected": 0.03, "heldout": 0.025}
@@ -119,8 +121,8 @@ def divide(raw: Sequence[Document]) -> dict[str, list[Document]]:
         if kept and all(size >= SHARES[name] / 2 * sum(sizes.values()) for name, size in sizes.items()):
             return parts
     size = sum(len(document.text) for document in raw)
-    raise ValueError(f"{len(raw)} document(s), {size:,} characters: too few lines to divide into {', '.join(SHARES)}; "
-                     f"{SECTIONS} lines of the usual length would do")
+    raise UserError(f"{len(raw)} document(s), {size:,} characters: too few lines to divide into {', '.join(SHARES)}; "
+                    f"{SECTIONS} lines of the usual length would do")
 
 
 def sections(raw: Sequence[Document]) -> list[Document]:
@@ -150,7 +152,7 @@ def _distribution(name: str) -> metadata.Distribution:
     try:
         return metadata.distribution(name)
     except metadata.PackageNotFoundError:
-        raise ValueError(f"corpus: {name} is not installed; its docstrings are the data: pip install {name}") from None
+        raise UserError(f"corpus: {name} is not installed; its docstrings are the data: pip install {name}") from None
 
 
 def _sources(name: str) -> Iterator[tuple[str, bytes]]:
@@ -158,7 +160,7 @@ def _sources(name: str) -> Iterator[tuple[str, bytes]]:
     files = _distribution(name).files or []
     python = sorted(file for file in files if file.suffix == ".py" and file.parts[0] == name)
     if not python:
-        raise ValueError(f"corpus: {name} lists no Python files of its own; install its wheel: pip install {name}")
+        raise UserError(f"corpus: {name} lists no Python files of its own; install its wheel: pip install {name}")
     for file in python:
         if "tests" in file.parts:
             continue  # a third of the parsing, 2 % of the text

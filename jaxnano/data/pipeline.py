@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxnano.cli import UserError
 from jaxnano.config import data as config
 from jaxnano.data import shards, store, text, tokenizer
 from jaxnano.data.store import Corpus
@@ -85,9 +86,9 @@ def eval_batches(corpus: Corpus, split: str, length: int, n_windows: int, batch:
     tokens = corpus.tokens(split)
     most = (tokens.size - 1) // length
     if not 0 < n_windows <= most:
-        raise ValueError(f"data: {n_windows} windows of length {length} asked of {split}; 1 to {most} would do")
+        raise UserError(f"data: {n_windows} windows of length {length} asked of {split}; 1 to {most} would do")
     if n_windows % batch:
-        raise ValueError(f"data: {n_windows} evaluation windows are not divisible into batches of {batch}")
+        raise UserError(f"data: {n_windows} evaluation windows are not divisible into batches of {batch}")
     starts = np.arange(n_windows) * (tokens.size // n_windows)
     return tokens.gather(starts, length + 1).reshape(-1, batch, length + 1)
 
@@ -109,7 +110,7 @@ class Windows:
     def __post_init__(self):
         if self.tokens.size < 2 * self.length:
             most = self.tokens.size // 2
-            raise ValueError(f"data.length: {self.length} is too long for {self.tokens.size} tokens; at most {most}")
+            raise UserError(f"data.length: {self.length} is too long for {self.tokens.size} tokens; at most {most}")
 
     def __len__(self) -> int:
         return CALLS

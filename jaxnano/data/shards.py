@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxnano.cli import UserError
 from jaxnano.config.data import GPT2_VOCAB
 from jaxnano.data import store
 from jaxnano.data.store import Corpus
@@ -60,14 +61,14 @@ def load(path: str, vocab: int, again: bool = False) -> Corpus:
     files = {use: sorted(folder.glob(f"*_{use}*.bin")) for use in ("train", "val")}
     if not all(files.values()):
         missing = "folder" if not folder.is_dir() else next(f"*_{use}*.bin in it" for use in files if not files[use])
-        raise ValueError(f"data.path: {path}: no such {missing}; {HOW}")
+        raise UserError(f"data.path: {path}: no such {missing}; {HOW}")
     if len(names := {file.name.split(f"_{use}")[0] for use in files for file in files[use]}) > 1:
-        raise ValueError(f"data.path: {path}: shards of several data sets: {', '.join(sorted(names))}; a folder each "
-                         "would do")
+        raise UserError(f"data.path: {path}: shards of several data sets: {', '.join(sorted(names))}; a folder each "
+                        "would do")
     about = manifest(folder)
     if about["vocab_size"] != vocab:
-        raise ValueError(f"data.vocab: {vocab}: the shards in {path} were written with {about['encoding']} and "
-                         f"{about['vocab_size']:,} tokens; {about['vocab_size']} would do")
+        raise UserError(f"data.vocab: {vocab}: the shards in {path} were written with {about['encoding']} and "
+                        f"{about['vocab_size']:,} tokens; {about['vocab_size']} would do")
     parts = {use: [header(file) for file in files[use]] for use in files}
     checked = _checked(folder, parts["train"] + parts["val"], again)
     for part in parts["train"] + parts["val"]:
@@ -88,19 +89,19 @@ def header(path: Path) -> Part:
         head = np.frombuffer(file.read(HEADER_BYTES).ljust(HEADER_BYTES, b"\0"), "<i4")
     again = "downloading or writing it again would do"
     if size < HEADER_BYTES:
-        raise ValueError(f"{path}: cut short: {size:,} bytes, and the header alone has {HEADER_BYTES:,}; {again}")
+        raise UserError(f"{path}: cut short: {size:,} bytes, and the header alone has {HEADER_BYTES:,}; {again}")
     if head[0] != MAGIC:
-        raise ValueError(f"{path}: no shard: magic number {head[0]}, not {MAGIC}; a .bin file of modded-nanogpt's or "
-                         "jaxnano.data.tokenize's would do")
+        raise UserError(f"{path}: no shard: magic number {head[0]}, not {MAGIC}; a .bin file of modded-nanogpt's or "
+                        "jaxnano.data.tokenize's would do")
     if head[1] != VERSION:
-        raise ValueError(f"{path}: version {head[1]} of the format; version {VERSION} would do")
+        raise UserError(f"{path}: version {head[1]} of the format; version {VERSION} would do")
     if (size - HEADER_BYTES) % 2:
-        raise ValueError(f"{path}: odd length: {size - HEADER_BYTES:,} bytes of two-byte tokens; {again}")
+        raise UserError(f"{path}: odd length: {size - HEADER_BYTES:,} bytes of two-byte tokens; {again}")
     if (held := (size - HEADER_BYTES) // 2) != head[2]:
         fault = "cut short" if held < head[2] else "too long"
-        raise ValueError(f"{path}: {fault}: its header promises {head[2]:,} tokens and it holds {held:,}; {again}")
+        raise UserError(f"{path}: {fault}: its header promises {head[2]:,} tokens and it holds {held:,}; {again}")
     if not held:
-        raise ValueError(f"{path}: no tokens in it; {again}")
+        raise UserError(f"{path}: no tokens in it; {again}")
     return Part(path, HEADER_BYTES, 0, held, "<u2")
 
 
@@ -124,8 +125,8 @@ def manifest(folder: Path) -> dict[str, Any]:
         about = json.loads(path.read_text())
         return {name: about[name] for name in ("encoding", "vocab_size", "separator")}
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path}: not the manifest of jaxnano.data.tokenize; without it the shards are taken for "
-                         "GPT-2's") from None
+        raise UserError(f"{path}: not the manifest of jaxnano.data.tokenize; without it the shards are taken for "
+                        "GPT-2's") from None
 
 
 def _checked(folder: Path, parts: Sequence[Part], again: bool) -> dict[str, Checked]:
@@ -142,8 +143,8 @@ def _checked(folder: Path, parts: Sequence[Part], again: bool) -> dict[str, Chec
         found = {part.path.name: result for part, result in zip(new, pool.map(_read_through, new), strict=True)}
     for name, result in found.items():
         if name in before and result[:2] == before[name][:2] and result.sha256 != before[name].sha256:
-            raise ValueError(f"{folder / name}: other tokens than when it was first read, though size and time are the "
-                             f"same; the original, or {memory} removed to accept these, would do")
+            raise UserError(f"{folder / name}: other tokens than when it was first read, though size and time are the "
+                            f"same; the original, or {memory} removed to accept these, would do")
     known = before | found
     if found:
         _remember(memory, known)
@@ -180,8 +181,8 @@ def _cut(train: Sequence[Part], val: Sequence[Part], separator: int, vocab: int)
     heldout = _last(tokens, separator, tokens.size - size)
     search = _last(tokens, separator, heldout - size)
     if not begin < search < heldout:
-        raise ValueError(f"{train[-1].path}: no two documents begin (token {separator}) near the end of the training "
-                         "shards, to divide search and heldout from train; more shards would do")
+        raise UserError(f"{train[-1].path}: no two documents begin (token {separator}) near the end of the training "
+                        "shards, to divide search and heldout from train; more shards would do")
     return {
         "train": within(train, begin, search), "search": within(train, search, heldout),
         "protected": within(val, first, min(official.size, first + BENCHMARK + 1)),
@@ -196,8 +197,8 @@ def _first(tokens: Tokens, separator: int) -> int:
         if (found := np.flatnonzero(block == separator)).size:
             return start + int(found[0])
         start += block.size
-    raise ValueError(f"{tokens.parts[0].path}: no document begins (token {separator}) in this or the following shards; "
-                     "data of that vocabulary would do")
+    raise UserError(f"{tokens.parts[0].path}: no document begins (token {separator}) in this or the following shards; "
+                    "data of that vocabulary would do")
 
 
 def _last(tokens: Tokens, separator: int, place: int) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxnano.cli import Failure
+from jaxnano.cli import Failure, UserError
 from jaxnano.data import corpus, tokenizer
 from jaxnano.data.tokens import Part, Tokens
 
@@ -53,7 +53,7 @@ class Corpus:
         Raises: ValueError if there is no such split.
         """
         if split not in self.parts:
-            raise ValueError(f"data: no split {split!r}; there are {', '.join(self.parts)}")
+            raise UserError(f"data: no split {split!r}; there are {', '.join(self.parts)}")
         return Tokens(self.parts[split], self.vocab_size)
 
     def tokenizer(self, download: bool = True) -> tokenizer.Tokenizer:
@@ -73,7 +73,7 @@ class Corpus:
             return row["bytes"] / row["tokens"] if "tokens" in row else 1.0
         try:
             lengths = self.tokenizer(download=False).lengths()
-        except (ValueError, Failure):
+        except (UserError, Failure):
             return None
         if lengths.size != self.vocab_size:
             return None
@@ -103,7 +103,7 @@ def cached(name: str, write: Callable[[Path], None]) -> Corpus:
         _prepare(directory, write)
         opened = _open(directory)
     if opened is None:
-        raise ValueError(f"data: {directory} does not hold what was just written there; is the disk full?")
+        raise UserError(f"data: {directory} does not hold what was just written there; is the disk full?")
     return opened
 
 
@@ -116,7 +116,7 @@ def cache_root() -> Path:
     except OSError:
         writable = False
     if not writable:
-        raise ValueError(f"JAXNANO_CACHE: cannot write to {root}; set it to a directory that you can write to")
+        raise UserError(f"JAXNANO_CACHE: cannot write to {root}; set it to a directory that you can write to")
     return root
 
 

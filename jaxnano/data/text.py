@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxnano.cli import UserError
 from jaxnano.config import data as config
 from jaxnano.config.base import dump_full
 from jaxnano.data import corpus, store, tokenizer
@@ -48,7 +49,7 @@ def documents(node: config.Text | config.Tfds) -> list[Document]:
         root = Path(str(node.path)).expanduser()
         found = [document for path in _files(node) for document in _read(path, root)]
     if not found:
-        raise ValueError(f"data: {node.path if isinstance(node, config.Text) else node.name}: no text in it")
+        raise UserError(f"data: {node.path if isinstance(node, config.Text) else node.name}: no text in it")
     return found
 
 
@@ -94,14 +95,14 @@ def _files(node: config.Text | config.Tfds) -> list[Path]:
         path = root / node.name.split(":")[0]
         if not path.is_dir():
             if node.name == config.SHAKESPEARE:  # TFDS would need TensorFlow for it
-                raise ValueError(f"data.path: absent: {node.name} is one file; a copy of {SHAKESPEARE_URL} would do")
+                raise UserError(f"data.path: absent: {node.name} is one file; a copy of {SHAKESPEARE_URL} would do")
             from jaxnano.data import tfds_text
 
             tfds_text.prepare(node.name, node.data_dir)
     else:
         path = Path(str(node.path)).expanduser()
         if not path.exists():
-            raise ValueError(f"data.path: {node.path}: no such file or folder; one of UTF-8 text would do")
+            raise UserError(f"data.path: {node.path}: no such file or folder; one of UTF-8 text would do")
     if path.is_file():
         return [path]
     return sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
@@ -112,7 +113,7 @@ def _read(path: Path, root: Path) -> Iterator[Document]:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: byte {error.start:,} is no UTF-8; only text may stand in {root}") from None
+        raise UserError(f"{path}: byte {error.start:,} is no UTF-8; only text may stand in {root}") from None
     name = path.name if path == root else path.relative_to(root).as_posix()
     for number, piece in enumerate(text.split("\0")):
         if piece.strip():

@@ -9,7 +9,7 @@ from typing import cast
 import tensorflow_datasets as tfds
 from absl import logging
 
-from jaxnano.cli import Failure
+from jaxnano.cli import Failure, UserError
 from jaxnano.data.corpus import Document
 
 VERSION = "1.0.0"
@@ -64,7 +64,7 @@ def documents(name: str, data_dir: str | None, feature: str) -> Iterator[Documen
         for index, example in enumerate(cast(Sequence[dict[str, bytes]], sources[split])):
             if not isinstance(example.get(feature), bytes):
                 texts = [key for key, value in example.items() if isinstance(value, bytes)]
-                raise ValueError(f"data.feature: {feature}: no text in {name}; one of {', '.join(texts)} would do")
+                raise UserError(f"data.feature: {feature}: no text in {name}; one of {', '.join(texts)} would do")
             yield Document(f"{split}/{index}", example[feature].decode("utf-8", "replace"))
 
 
@@ -80,10 +80,10 @@ def _refusals(name: str) -> Iterator[None]:
     try:
         yield
     except tfds.core.DatasetNotFoundError:
-        raise ValueError(f"data.name: {name}: TFDS and data_dir have no such data set") from None
+        raise UserError(f"data.name: {name}: TFDS and data_dir have no such data set") from None
     except NotImplementedError:
-        raise ValueError(f"data.name: {name}: prepared in files that need TensorFlow; prepared with "
-                         "file_format='array_record' it would do") from None
+        raise UserError(f"data.name: {name}: prepared in files that need TensorFlow; prepared with "
+                        "file_format='array_record' it would do") from None
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise Failure(f"TFDS cannot provide {name}: {reason}") from None

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxnano.cli import Output, positive, report_errors
+from jaxnano.cli import Output, UserError, positive, report_errors
 from jaxnano.config import data as config
 from jaxnano.config.base import parse_yaml
 from jaxnano.data import corpus, shards, store, text, tokenizer
@@ -42,9 +42,9 @@ def write(node: config.Text | config.Tfds, out: Path, shard_tokens: int, name: s
     Raises: ValueError if the folder exists, or the text cannot be had, divided or tokenized.
     """
     if shard_tokens > MOST_TOKENS:
-        raise ValueError(f"--shard-tokens: {shard_tokens:,}: a shard's header counts to {MOST_TOKENS:,}")
+        raise UserError(f"--shard-tokens: {shard_tokens:,}: a shard's header counts to {MOST_TOKENS:,}")
     if out.exists():
-        raise ValueError(f"--out: {out}: exists already; another folder would do")
+        raise UserError(f"--out: {out}: exists already; another folder would do")
     parts = corpus.divide(text.documents(node))
     by = text.trained(node.tokenizer, parts["train"])
     about: dict[str, Any] = {"encoding": node.tokenizer.kind, "vocab_size": by.vocab, "separator": by.separator}
@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
     chosen = parse_yaml(options.tokenizer, "--tokenizer")
     node = parsed(options.data, {"tokenizer": {"kind": chosen} if isinstance(chosen, str) else chosen})
     if not isinstance(node, config.Text | config.Tfds):
-        raise ValueError(f"data: {options.data}: kind {node.kind}; text and tfds have text to tokenize")
+        raise UserError(f"data: {options.data}: kind {node.kind}; text and tfds have text to tokenize")
     out = Path(options.out).expanduser()
     about = write(node, out, options.shard_tokens, options.name or out.name)
     rows = {f"{use} {name}": value for use in USES for name, value in about[use].items()}

@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from jaxnano.cli import Failure
+from jaxnano.cli import Failure, UserError
 
 GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
 GPT2_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
@@ -113,9 +113,9 @@ def gpt2(download: bool = True) -> BpeTokenizer:
     try:
         raw = Path(named).expanduser().read_bytes() if named else _downloaded(download)
     except OSError as error:
-        raise ValueError(f"JAXNANO_GPT2: {named}: {error.strerror}; a copy of {GPT2_URL} would do") from None
+        raise UserError(f"JAXNANO_GPT2: {named}: {error.strerror}; a copy of {GPT2_URL} would do") from None
     if hashlib.sha256(raw).hexdigest() != GPT2_SHA256:
-        raise ValueError(f"JAXNANO_GPT2: {named}: not GPT-2's vocab.bpe; {GPT2_URL} is, 456,318 bytes")
+        raise UserError(f"JAXNANO_GPT2: {named}: not GPT-2's vocab.bpe; {GPT2_URL} is, 456,318 bytes")
     return BpeTokenizer(raw.decode(), named or MERGES)
 
 
@@ -144,7 +144,7 @@ def load(path: Path) -> BpeTokenizer:
     try:
         return BpeTokenizer(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError:
-        raise ValueError(f"{path}: not UTF-8 text; a vocab.bpe in GPT-2's format would do") from None
+        raise UserError(f"{path}: not UTF-8 text; a vocab.bpe in GPT-2's format would do") from None
 
 
 def _ranks(text: str, source: str) -> dict[bytes, int]:
@@ -157,8 +157,8 @@ def _ranks(text: str, source: str) -> dict[bytes, int]:
         except (KeyError, ValueError):
             first = second = b""
         if first not in ranks or second not in ranks or first + second in ranks:
-            raise ValueError(f"{source}: line {number}: {line[:40]!r} is no merge of two earlier tokens; a vocab.bpe "
-                             "in GPT-2's format would do")
+            raise UserError(f"{source}: line {number}: {line[:40]!r} is no merge of two earlier tokens; a vocab.bpe "
+                            "in GPT-2's format would do")
         ranks[first + second] = len(ranks)
     return ranks
 
@@ -200,4 +200,4 @@ def _extra(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError:
         package = module.split(".")[0].removesuffix("_ext")
-        raise ValueError(f'data.tokenizer: {package} is not installed; pip install "jaxnano[text]" would do') from None
+        raise UserError(f'data.tokenizer: {package} is not installed; pip install "jaxnano[text]" would do') from None

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxnano.cli import UserError
+
 BLOCK = 1 << 20  # tokens
 
 
@@ -89,7 +91,7 @@ class Tokens:
             rest = out[: part.size * width - place]
             got = os.preadv(self._files[index], [rest], part.header + part.first * width + place)
             if not got:
-                raise ValueError(f"{part.path}: has become shorter since it was opened; start again once it is whole")
+                raise UserError(f"{part.path}: has become shorter since it was opened; start again once it is whole")
             out, place = out[got:], place + got
             if place == part.size * width:
                 index, place = index + 1, 0
@@ -119,10 +121,10 @@ def within(parts: Sequence[Part], start: int, stop: int) -> tuple[Part, ...]:
     return tuple(found)
 
 
-def outside(path: Path, place: int, token: int, vocab: int) -> ValueError:
+def outside(path: Path, place: int, token: int, vocab: int) -> UserError:
     """The error for a token that is not in the vocabulary. place: of the token in its file."""
-    return ValueError(f"{path}: token {place:,} is {token}, and a vocabulary of {vocab:,} ends at {vocab - 1}; "
-                      "the file written again, or a data node with its vocabulary, would do")
+    return UserError(f"{path}: token {place:,} is {token}, and a vocabulary of {vocab:,} ends at {vocab - 1}; "
+                     "the file written again, or a data node with its vocabulary, would do")
 
 
 def _close(files: list[int]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.progress import Progress
 
+from jaxnano.cli import Failure
 from jaxnano.config.base import dump
 from jaxnano.config.recipe import Recipe, recipe_id
 from research import machine
@@ -29,7 +30,7 @@ def run_batch(jobs: Iterable[Job], workers: int | None = None, title: str = "tri
     """Run all jobs, one at a time on each worker.
 
     Returns: results by trial key. A worker that dies costs its job a second try, then the run.
-    Raises: RuntimeError naming the first trial that did not complete.
+    Raises: Failure naming the first trial that did not complete.
     """
     waiting: list[Job] = list({j["id"]: j for j in jobs}.values())
     total = len(waiting)
@@ -53,14 +54,14 @@ def run_batch(jobs: Iterable[Job], workers: int | None = None, title: str = "tri
                 elif message.kind == "died" and message.id:
                     again = running.pop(message.worker)
                     if again["attempt"] > 1:
-                        raise RuntimeError(f"{message.id}: {message.body['reason']}")
+                        raise Failure(f"{message.id}: {message.body['reason']}")
                     waiting.insert(0, Job(**{**again, "attempt": again["attempt"] + 1}))
     return results
 
 
 def _completed(key: str, result: dict[str, Any]) -> dict[str, Any]:
     if result["outcome"] not in ("completed", "diverged"):
-        raise RuntimeError(f"{key}: {result['outcome']}: {result.get('reason', '')}")
+        raise Failure(f"{key}: {result['outcome']}: {result.get('reason', '')}")
     return result
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jaxnano.cli import Failure
+from jaxnano.cli import Failure, UserError
 from research import machine
 from research.execute import ExecutorError, Job, Message
 from research.execute.landing import Landing
@@ -89,7 +89,7 @@ def connect(address: str | None = None, workers: int | None = None, cpus: float 
     try:
         import ray
     except ImportError as error:
-        raise ValueError('--executor ray: Ray is not installed; pip install "jaxnano[ray]" would do') from error
+        raise UserError('--executor ray: Ray is not installed; pip install "jaxnano[ray]" would do') from error
     address = address or os.environ.get("RAY_ADDRESS")
     _answers(address)
     own = {"num_cpus": len(machine.cores()), "num_gpus": len(machine.gpus()), "include_dashboard": False,
@@ -114,8 +114,8 @@ def _answers(address: str | None) -> None:
         return
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "/" in address:
-        raise ValueError(f"--ray-address: {clean(address)}: HOST:PORT of the cluster's head would do, or auto; the "
-                         "loop runs on one of its nodes")
+        raise UserError(f"--ray-address: {clean(address)}: HOST:PORT of the cluster's head would do, or auto; the "
+                        "loop runs on one of its nodes")
     try:
         socket.create_connection((host, int(port)), CONNECT_S).close()
     except (OSError, OverflowError) as error:

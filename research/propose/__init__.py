@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from jaxnano.cli import UserError
 from jaxnano.config.base import ConfigError, Problem, validate
 from jaxnano.config.edit import Diff, Edit, apply, is_under, overlap, read
 from jaxnano.config.recipe import Recipe, recipe_id
@@ -259,5 +260,5 @@ def lanes_of(names: Sequence[str], known: Mapping[str, Proposer]) -> dict[str, P
     """The lanes asked for, by name. Raises: ValueError that lists what there is."""
     for name in names:
         if name not in known:
-            raise ValueError(f"--lanes: {name!r}: no such lane; {', '.join(known)} would do")
+            raise UserError(f"--lanes: {name!r}: no such lane; {', '.join(known)} would do")
     return {name: known[name] for name in names}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxnano.cli import report_errors
-from jaxnano.config.base import ConfigError, Problem, parse_yaml, validate
+from jaxnano.config.base import ConfigError, Problem, parse_yaml, read_yaml, validate
 from jaxnano.config.edit import show
 from research.desk import Desk
 from research.forms import Awaited, Outcome, Verdict
@@ -70,11 +70,7 @@ def _edits(file: Path | None, sets: list[str]) -> list[Any]:
     """
     edits: list[Any] = []
     if file is not None:
-        try:
-            data = parse_yaml(file.read_text(encoding="utf-8"), str(file))
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not UTF-8 text"
-            raise ConfigError([Problem("--file", str(file), f"cannot be read: {reason}")]) from None
+        data = read_yaml(file, "--file")
         found = data.get("edits") if isinstance(data, dict) and set(data) == {"edits"} else data
         if not isinstance(found, list):
             raise ConfigError([Problem("--file", str(file), "a list of edits, {path, new}, would do")])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxnano.config.base import ConfigError, Node, Problem, parse_yaml, validate
+from jaxnano.config.base import ConfigError, Node, Problem, read_yaml, validate
 from jaxnano.config.recipe import recipe_id
 from research.propose import Part, Proposal, View, conflict, prior, replaces, title, try_build
 from research.track import Track
@@ -46,7 +46,7 @@ def ideas() -> dict[str, Idea]:
     """
     found: dict[str, Idea] = {}
     for path in sorted(FOLDER.glob("*.yaml")):
-        for idea in validate(_File, parse_yaml(path.read_text(), path.name), path.name).ideas:
+        for idea in validate(_File, read_yaml(path), path.name).ideas:
             if idea.name in found:
                 raise ConfigError([Problem(path.name, idea.name, "an idea of this name is there already")])
             found[idea.name] = idea

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import sqlite3
 import threading
 import time
 from collections.abc import Mapping
@@ -20,10 +19,11 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from jaxnano.cli import UserError
 from jaxnano.config.base import ConfigError, Node, Problem, dump_full, validate
 from research.belief import LLM
 from research.inbox import Inbox
-from research.ledger import SessionError
+from research.ledger import LedgerFailure, SessionError
 from research.propose import Proposal, View
 from research.propose import prompt as prompts
 from research.propose.answer import SCHEMA, Draft, read
@@ -85,8 +85,8 @@ def settings_of(options: argparse.Namespace, before: Mapping[str, Any] | None = 
         first = error.problems[0]
         raise ConfigError([Problem(f"--llm-{first.path.removesuffix('_s')}", first.value, first.rule)]) from None
     if settings.cost is not None and settings.price is None:
-        raise ValueError(f"--llm-cost: {settings.cost:g}: prices change, so --llm-price IN,OUT (USD per million "
-                         "tokens) has to say what one costs")
+        raise UserError(f"--llm-cost: {settings.cost:g}: prices change, so --llm-price IN,OUT (USD per million "
+                        "tokens) has to say what one costs")
     return settings
 
 
@@ -96,7 +96,7 @@ def _price(text: str) -> list[float]:
     except ValueError:
         prices = []
     if len(prices) != 2 or not all(0 <= price < 1e6 for price in prices):
-        raise ValueError(f"--llm-price: {text}: IN,OUT in USD per million tokens would do, such as 0.3,2.5")
+        raise UserError(f"--llm-price: {text}: IN,OUT in USD per million tokens would do, such as 0.3,2.5")
     return prices
 
 
@@ -151,7 +151,7 @@ class Llm:
         self._wanted.set()
         if self._thread is not None:
             self._thread.join(grace_s)
-        with self._lock, contextlib.suppress(SessionError, sqlite3.Error):
+        with self._lock, contextlib.suppress(SessionError, LedgerFailure):
             if self._began is not None:
                 self._write(Fault("aborted", "the session ended before the answer came"))
 
@@ -161,7 +161,7 @@ class Llm:
             with Inbox(session) as inbox:
                 self._inbox, self._spend = inbox, Spend.of(inbox.state.calls)
                 self._serve(inbox)
-        except (SessionError, sqlite3.Error):
+        except (SessionError, LedgerFailure):
             return  # the session's folder is gone, or its ledger is locked for good: there is nobody left to tell
 
     def _serve(self, inbox: Inbox) -> None:
@@ -174,7 +174,7 @@ class Llm:
                 try:
                     provider = provider or self.endpoint.connect()
                     self._turn(inbox, provider)
-                except (SessionError, sqlite3.Error):
+                except (SessionError, LedgerFailure):
                     raise
                 except Exception as error:  # a fault of ours: the session goes on, and the ledger knows
                     fault = Fault("error", f"{type(error).__name__}: {error}")
@@ -231,7 +231,7 @@ class Llm:
                 self._judge(inbox, draft)
         except Fault as fault:
             failed, answer = fault, answer or fault.answer
-        except (SessionError, sqlite3.Error):
+        except (SessionError, LedgerFailure):
             raise
         except Exception as error:  # a fault of ours: what the request has cost is written down all the same
             failed = Fault("error", f"{type(error).__name__}: {error}")

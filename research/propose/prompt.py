@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from jaxnano.cli import UserError
 from jaxnano.config.edit import Edit, diff, show
 from research.belief import Arm
 from research.inbox import Inbox
@@ -100,7 +101,7 @@ def write(inbox: Inbox, limit: int, budget: dict[str, Any]) -> Page:
         if page.tokens + ROOM <= limit:
             return page
         scale *= SHRINK
-    raise ValueError(f"--llm-prompt: {limit}: {page.tokens + ROOM} would do")
+    raise UserError(f"--llm-prompt: {limit}: {page.tokens + ROOM} would do")
 
 
 class Tables:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 from urllib.parse import unquote, urlsplit
 
+from jaxnano.cli import UserError
 from research.text import clean
 
 GEMINI_MODEL = "gemini-flash-latest"
@@ -112,22 +113,22 @@ def endpoint(model: str | None, environment: Mapping[str, str]) -> Endpoint:
     named = name if name in ("gemini", "openai") else ""
     model = rest if named else model
     if not key and not url:
-        raise ValueError("--lanes llm: no model to ask: GEMINI_API_KEY, or OPENAI_BASE_URL (with OPENAI_API_KEY where "
-                         "the server wants one), in the environment would do")
+        raise UserError("--lanes llm: no model to ask: GEMINI_API_KEY, or OPENAI_BASE_URL (with OPENAI_API_KEY where "
+                        "the server wants one), in the environment would do")
     if key and url and not named:
-        raise ValueError(f"--llm-model: {model or 'absent'}: both GEMINI_API_KEY and OPENAI_BASE_URL are set; "
-                         "gemini:MODEL or openai:MODEL says which")
+        raise UserError(f"--llm-model: {model or 'absent'}: both GEMINI_API_KEY and OPENAI_BASE_URL are set; "
+                        "gemini:MODEL or openai:MODEL says which")
     if named and not {"gemini": key, "openai": url}[named]:
         wanted = {"gemini": "GEMINI_API_KEY", "openai": "OPENAI_BASE_URL"}[named]
-        raise ValueError(f"--llm-model: {named}:{model}: {wanted} in the environment would do")
+        raise UserError(f"--llm-model: {named}:{model}: {wanted} in the environment would do")
     if named == "gemini" or not url:
         _needs("google.genai", "google-genai", "gemini")
         return Endpoint("gemini", model or GEMINI_MODEL, key, environment.get("GOOGLE_GEMINI_BASE_URL"))
     if not model:
-        raise ValueError("--llm-model: absent: the name of a model that OPENAI_BASE_URL serves would do")
+        raise UserError("--llm-model: absent: the name of a model that OPENAI_BASE_URL serves would do")
     _needs("openai", "openai", "openai")
     if urlsplit(url).scheme not in ("http", "https"):
-        raise ValueError("OPENAI_BASE_URL: no web address; http://HOST:PORT/v1 would do")
+        raise UserError("OPENAI_BASE_URL: no web address; http://HOST:PORT/v1 would do")
     return Endpoint("openai", model, environment.get("OPENAI_API_KEY", "").strip(), url)
 
 
@@ -137,7 +138,7 @@ def _needs(module: str, package: str, extra: str) -> None:
     except ModuleNotFoundError:  # not even the package it would be in
         found = None
     if found is None:
-        raise ValueError(f'--lanes llm: {package} is not installed; pip install "jaxnano[{extra}]" would do')
+        raise UserError(f'--lanes llm: {package} is not installed; pip install "jaxnano[{extra}]" would do')
 
 
 def _count(value: Any) -> int:

@@ -1,21 +1,24 @@
 """What all commands share."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jaxnano import published
-from jaxnano.cli import Failure, report_errors
+from jaxnano.cli import Failure, UserError, report_errors
 
 
-@pytest.mark.parametrize(("error", "code"), [(ValueError, 2), (Failure, 1), (OSError, 1)])
+@pytest.mark.parametrize(("error", "code"), [(UserError, 2), (Failure, 1), (OSError, 1)])
 def test_what_a_terminal_would_obey_is_not_sent_to_it(capsys: Any, error: type, code: int) -> None:
     def main() -> int:
         raise error("one \x1b]0;title\x07\x1b[2J \x9b31m two\nthree \u202e")
 
     assert report_errors(main) == code
-    assert capsys.readouterr().err.replace("error: : ", "error: ") == "error: one  ]0;title  [2J  31m two\nthree  \n"
+    assert capsys.readouterr().err == "error: one  ]0;title  [2J  31m two\nthree  \n"
 
 
 def test_a_file_of_a_published_folder_may_be_called_anything(tmp_path: Path, capsys: Any) -> None:
@@ -24,3 +27,14 @@ def test_a_file_of_a_published_folder_may_be_called_anything(tmp_path: Path, cap
     (tmp_path / "\x1b[2J").write_text("")
     assert report_errors(lambda: published.load(tmp_path) and 0) == 2
     assert "\x1b" not in capsys.readouterr().err
+
+
+def run(program: str) -> subprocess.CompletedProcess[str]:
+    code = f"from jaxnano.cli import report_errors\n{program}\nraise SystemExit(report_errors(main))"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
+
+
+def test_a_fault_of_ours_is_shown_with_its_traceback() -> None:
+    ended = run("from research.compare import holm\ndef main(): return len(holm([2.0]))")
+    assert ended.returncode == 1 and ended.stdout == ""
+    assert ended.stderr.startswith("Traceback") and "ValueError: p-values lie in [0, 1]" in ended.stderr

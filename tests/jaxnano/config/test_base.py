@@ -53,6 +53,7 @@ for _ in range(500):
     ({"model": {1: 2}}, "model.1: 1: a name is text"),
     ({"model": {"width": 10**5000}}, 'model.width: "16610 bits": a whole number has at most 63 bits'),
     ({"data": {"kind": "shards", "path": "\ud800"}}, 'data.path: "\\ud800": text is Unicode'),
+    ({"data": {"kind": "shards", "path": "a\0b"}}, 'data.path: "a\\u0000b": text is Unicode'),
     ({"data": {"kind": "shards", "path": "x" * 5000}}, "text is Unicode of at most 4096 characters"),
     ({"model": {"width": NESTED}}, "a config has at most 10000 places, 32 deep"),
     ([], "(top): []: Input should be an object"),
@@ -83,6 +84,9 @@ def test_aliases_that_stand_for_a_billion_places_are_refused_at_once() -> None:
 @pytest.mark.parametrize(("text", "message"), [
     ("model:\n  width: 16\n  width: 32\n", "line 3: \"  width: 32\": not YAML: 'width' stands there twice"),
     ("model: {width: 16", 'line 1: "model: {width: 16": not YAML'),
+    ("a: 1\nb: [1, 2\n", 'line 2: "b: [1, 2": not YAML: expected'),  # marked below the last line
+    ("[", 'line 1: "[": not YAML'),
+    ("{\n", 'line 1: "{": not YAML'),
     ("a: b: c", 'line 1: "a: b: c": not YAML: mapping values are not allowed here'),
     ("[" * 1500, "not YAML: maximum recursion depth"),
     ("a: 2001-99-99", "not YAML: month must be in 1..12"),
