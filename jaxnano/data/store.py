@@ -103,7 +103,7 @@ def cached(name: str, write: Callable[[Path], None]) -> Corpus:
         _prepare(directory, write)
         opened = _open(directory)
     if opened is None:
-        raise UserError(f"data: {directory} does not hold what was just written there; is the disk full?")
+        raise Failure(f"data: {directory} does not hold what was just written there; is the disk full?")
     return opened
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxnano.cli import report_errors
+from jaxnano.cli import UserError, report_errors
 from jaxnano.data import corpus, ngram, store, tfds_text
 from jaxnano.data.__main__ import main
 
@@ -127,7 +127,7 @@ def test_the_command_describes_the_data(prepared, monkeypatch, capsys):
     assert f"{prepared.tokens('heldout').size:,}" in output
 
     def missing():
-        raise ValueError("corpus: scipy is not installed")
+        raise UserError("corpus: scipy is not installed")
 
     monkeypatch.setattr(store, "embedded", missing)
     assert report_errors(lambda: main([])) == 2
