@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from jaxnano.cli import UserError
 
 PACKAGES = ("jax", "numpy", "scipy", "flax", "optax")
@@ -25,6 +27,7 @@ MIN_DOCUMENT = 200  # characters
 LARGEST_PART = 0.1  # of an evaluation split; one document may not decide what it measures
 LONG_LINE = 40  # characters; a line this long that recurs is a copy, not a coincidence
 SECTIONS = 1000  # that text is cut into where its documents are too few or too long to be divided
+BEGINNING = 1 << 16  # characters of a document that say how predictable it is
 MIN_LETTERS = 16  # a long line with fewer is a rule or a row of numbers, and says nothing about copying
 
 
@@ -85,18 +88,20 @@ def without_copies(raw: Iterable[Document]) -> Iterator[Document]:
 
 
 def split(corpus: Sequence[Document]) -> dict[str, list[Document]]:
-    """Assign whole documents to the splits of SHARES, balanced by bytes, alike in packages and document sizes.
+    """Assign whole documents to the splits of SHARES, balanced by bytes, alike in packages and predictability.
 
     Every document adds its bytes, times a split's share, to that split's credit, and is charged to the split that takes
-    it. Walking through one package and size class after the other gives each split its share of every class; inside a
-    class the order is by hash. No document makes up more than LARGEST_PART of an evaluation split.
+    it. Walking through one package after the other, from its most to its least predictable document, gives each split
+    its share of every stretch: of tables and of prose alike. No document makes up more than LARGEST_PART of an
+    evaluation split.
     Returns: {split: documents}, each in the order of `corpus`.
     """
+    bits = _bits(corpus)
     sizes = {document.source: len(document.text.encode()) for document in corpus}
     largest = {name: LARGEST_PART * share * sum(sizes.values()) for name, share in SHARES.items()}
     credit = dict.fromkeys(SHARES, 0.0)
     chosen: dict[str, str] = {}
-    for document in sorted(corpus, key=_stratum):
+    for document in sorted(corpus, key=lambda d: (d.package, bits[d.source], _digest(d))):
         size = sizes[document.source]
         for name, share in SHARES.items():
             credit[name] += share * size
@@ -185,6 +190,26 @@ def _long_lines(paragraph: str) -> list[str]:
     return [key for key in keys if len(key) >= MIN_LETTERS]
 
 
-def _stratum(document: Document) -> tuple[str, int, str]:
-    """Sort key: package, then size class (powers of two, largest first), then hash."""
-    return document.package, -len(document.text).bit_length(), hashlib.sha256(document.text.encode()).hexdigest()
+def _bits(corpus: Sequence[Document]) -> dict[str, float]:
+    """Bits a byte of each document's beginning, by source, a byte given the one before it, as counted in all of them.
+
+    In whole 1/1024 bits, so that no machine's rounding decides an order.
+    """
+    counts = np.zeros(1 << 16, np.int64)
+    for document in corpus:
+        np.add.at(counts, _pairs(document), 1)
+    table = counts.reshape(256, 256)
+    share = np.maximum(table, 1) / np.maximum(table.sum(1, keepdims=True), 1)
+    cost = np.rint(-1024 * np.log2(share)).astype(np.int64).ravel()
+    pairs = ((document.source, _pairs(document)) for document in corpus)
+    return {source: int(cost[found].sum()) / max(1, found.size) for source, found in pairs}
+
+
+def _pairs(document: Document) -> np.ndarray:
+    """Each byte of a document's beginning with the next one, as one number below 1 << 16."""
+    data = np.frombuffer(document.text[:BEGINNING].encode(), np.uint8).astype(np.intp)
+    return data[:-1] << 8 | data[1:]
+
+
+def _digest(document: Document) -> str:
+    return hashlib.sha256(document.text.encode()).hexdigest()

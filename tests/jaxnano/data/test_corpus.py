@@ -2,9 +2,10 @@
 
 import random
 
+import numpy as np
 import pytest
 
-from jaxnano.data import corpus
+from jaxnano.data import corpus, ngram
 from jaxnano.data.corpus import Document
 
 SOURCE = '''"""The module's docstring, which is long enough to be kept.   """
@@ -76,6 +77,30 @@ def test_split_is_a_balanced_partition_alike_in_packages():
         for package in "abc":
             expected = _of(package, documents) / _bytes(documents)
             assert _of(package, part) / _bytes(part) == pytest.approx(expected, abs=0.03)
+
+
+def _lumpy(seed: int) -> list[Document]:
+    """Wheels of different sizes and mixtures: in each, prose, tables and symbols, a file being mostly one of them."""
+    chance, found = random.Random(seed), []
+    words = ["".join(chance.choices("etaoinshrdlu", k=chance.randint(2, 9))) for _ in range(300)]
+    write = [lambda: " ".join(chance.choices(words, k=9)), lambda: " ".join(["0.000", "1.000"] * 6),
+             lambda: "".join(chr(chance.randint(33, 1000)) for _ in range(40))]
+    for package in "abcde"[: chance.randint(2, 5)]:
+        mixture = [chance.random() + 0.1 for _ in write]
+        for index in range(chance.randint(80, 300)):
+            (line,) = chance.choices(write, mixture)
+            lines = [line() for _ in range(int(5 * 2 ** chance.uniform(0, 5)))]
+            found.append(Document(f"{package}/{index}.py", "\n".join(lines)))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_splits_are_equally_predictable_however_lumpy_the_corpus(seed):
+    documents = _lumpy(seed)
+    text = {name: "\0".join(document.text for document in part) for name, part in corpus.split(documents).items()}
+    tokens = {name: np.frombuffer(part.encode(), np.uint8) for name, part in text.items()}
+    bits = [ngram.bits_per_byte(tokens["train"], tokens[name], order=2) for name in tokens if name != "train"]
+    assert max(bits) / min(bits) < 1 + corpus.LARGEST_PART  # 1.09 at most; assigned by hash alone up to 1.70
 
 
 def test_no_document_dominates_an_evaluation_split():

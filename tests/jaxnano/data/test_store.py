@@ -143,9 +143,9 @@ def test_the_whole_corpus_keeps_its_splits_apart_and_alike():
         lines = [line.strip() for line in text[split].decode().splitlines() if len(line.strip()) >= 40]
         recurring = sum(len(line) for line in lines if line in known)
         assert recurring < 0.01 * sum(len(line) for line in lines)
-    train = found.tokens("train")[:1_000_000]
-    bits = [ngram.bits_per_byte(train, found.tokens(split)[:], order=3) for split in ("search", "protected")]
-    assert bits[0] == pytest.approx(bits[1], rel=0.03)
+    train = np.concatenate([found.tokens("train")[place : place + 20_000] for place in range(0, 8_000_000, 160_000)])
+    bits = [ngram.bits_per_byte(train, found.tokens(split)[:], order=3) for split in ("search", "protected", "heldout")]
+    assert max(bits) / min(bits) < 1.05  # 1.01 on two sets of wheels, 1.02 at most on 16 random parts of one
     shares = {split: np.bincount(found.tokens(split)[:], minlength=256) / found.tokens(split).size
               for split in found.splits}
     for one, other in itertools.combinations(shares.values(), 2):  # 0.03 to 0.05 on two sets of wheels
