@@ -266,14 +266,14 @@ class Snapshot:
             return None
         if self.slowdown * self.seconds(arm, horizon, worker) > left_s:
             return None
-        if (base := self._base_first(worker, left_s, f"the base for {arm.name}")) or self._untimed:
+        if (base := self._base_first(worker, left_s, f"the base for {arm.name}")) or self.untimed:
             return base
         return Trial(arm.recipe_id, horizon, 0), {
             "purpose": "search", "promised": True, "worker": worker, "left_s": left_s, "as_of": self.state.seq,
             "why": f"first run of {arm.name}, proposed from outside"}
 
     @property
-    def _untimed(self) -> bool:
+    def untimed(self) -> bool:
         """Whether nobody can run yet but the base, whose steps set everybody's time."""
         return isinstance(self.belief.track.objective, TimeToTarget) and self.base_step_s is None
 
@@ -284,15 +284,20 @@ class Snapshot:
             return None
         return base, {"purpose": "base", "worker": worker, "left_s": left_s, "as_of": self.state.seq, "why": why}
 
+    def fitting(self, worker: int, left_s: float) -> list[float]:
+        """The horizons at which a run of the base fits into the time left."""
+        return [h for h in self.belief.track.horizons
+                if self.slowdown * self.seconds(self.arms[0], h, worker) <= left_s]
+
     def decide(self, seed: int, worker: int, left_s: float) -> tuple[Trial, dict[str, Any]] | None:
         """The next search run, and the body of its `decision` event; None if nothing fits into the time left.
 
         Args: seed: the session's. worker: who will run it. left_s: seconds until the search must be over.
         """
         track, pool = self.belief.track, self.pool()
-        if self._untimed:
+        if self.untimed:
             return self._base_first(worker, left_s, "its steps set the time that everybody gets")
-        horizons = [h for h in track.horizons if self.slowdown * self.seconds(self.arms[0], h, worker) <= left_s]
+        horizons = self.fitting(worker, left_s)
         if not horizons or len(pool) < 2:
             return None
         number = {self.arms[i].recipe_id: n for n, i in enumerate(pool)}

@@ -32,13 +32,13 @@ from research.forms import (
     Which,
 )
 from research.inbox import Ask, Inbox, visible
+from research.plan import resuming
 from research.schema import describe
 from research.state import Trial
 from research.summary import NORMAL_95, Facts, stage
 
 FRONTIER = 8
 KEEP_UP_S = 1.0
-ASLEEP = "no loop is running; python -m research.loop --resume --session SESSION takes it in"
 HOW = (
     "An experiment is a list of edits, {path, new}, on a recipe that is known: on = best (the default), base, or a "
     "recipe's id. Edits that only make sense together belong to one proposal; each proposal is one idea.",
@@ -159,6 +159,10 @@ class Desk:
         """Why a trial was run, what came out and what it taught; or the same of a recipe."""
         return Lines(explain(list(visible(self.inbox.session.ledger.events(), self.inbox.track)), asked.id))
 
+    def _asleep(self) -> str:
+        with self._lock:
+            return f"no loop is running; {resuming(self.inbox.snapshot)} takes it in"
+
     def propose(self, asked: Ask, origin: str) -> Verdict:
         """Propose an experiment: edits on a known recipe, with a reason. The gate's verdict comes back at once."""
         start = time.perf_counter()
@@ -167,7 +171,7 @@ class Desk:
         with self._lock:
             found = self.inbox.submit(asked, origin=origin)
             running = self.inbox.running
-        note = "" if running else ASLEEP
+        note = "" if running else self._asleep()
         on = next(iter(found.proposal.parents), None)
         return Verdict(found.verdict.accepted, found.number, found.recipe_id, found.trial, found.proposal.name, on,
                        found.verdict.as_dict()["refusals"], note, 1e3 * (time.perf_counter() - start))
@@ -180,7 +184,7 @@ class Desk:
         if found is not None:
             note = "its first run is over" if found["accepted"] else "refused by the loop"
         elif not running:
-            note = ASLEEP
+            note = self._asleep()
         else:
             note = "accepted; its first run is not over" if answer else "the loop has not judged it yet"
         return Outcome(asked.number, found is not None or not running, note, found)

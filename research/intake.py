@@ -17,9 +17,15 @@ from research.book import Book
 from research.gate import Gate, Verdict
 from research.inbox import proposal_of
 from research.propose import Beside, Proposal, Proposer, build, parts_of
+from research.track import Track
 
 ROOM, JUDGE_S = 256, 1.0  # submitted proposals that may wait for a run; seconds for judging at a time
 STOCK, REFILL = 24, 3  # arms without a run that may be the next best; proposals asked for at a time
+
+
+def base_proposal(track: Track) -> Proposal:
+    """The base as the first proposal of a session."""
+    return Proposal("base", (), track.summary, "base", track.base)
 
 
 class Intake:
@@ -35,8 +41,7 @@ class Intake:
             self.gate.remember(arm.recipe)
         base = self.book.track.base_recipe
         if recipe_id(base) not in self.book.state.accepted:
-            self._submit(Proposal("base", (), self.book.track.summary, "base", self.book.track.base), base,
-                         Verdict(base))
+            self._submit(base_proposal(self.book.track), base, Verdict(base))
         self.judge()
 
     def stock(self) -> None:

@@ -9,10 +9,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import sys
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from jaxnano.config.base import dump, dump_full
 from jaxnano.config.recipe import recipe_id
 from jaxnano.curves import require_tensorboard
 from research import machine
-from research.belief import LLM
+from research.belief import LLM, Belief, Snapshot
 from research.execute import Offer
+from research.plan import least_minutes, minutes_left, unbegun
+from research.proof import pending
 from research.propose import Proposal, Proposer, build, lanes_of, parts_of
 from research.propose import lanes as known_lanes
 from research.propose.llm import Llm, add_options
@@ -54,8 +57,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add_options(parser)
     options = parser.parse_args(argv)
     for name in ("minutes", "max_trials", "workers", "ray_cpus"):
-        if (value := getattr(options, name)) is not None and value <= 0:
-            raise UserError(f"--{name.replace('_', '-')}: {value}: above 0 would do")
+        if (value := getattr(options, name)) is not None and not 0 < value < math.inf:
+            raise UserError(f"--{name.replace('_', '-')}: {value}: above 0 would do" + ", and finite" * (value != 0))
+    if options.seed < 0:
+        raise UserError(f"--seed: {options.seed}: 0 or more would do")
     if options.resume and options.session is None:
         raise UserError("--resume: absent: --session SESSION names the folder to go on with")
     if options.ray_address and options.executor != "ray":
@@ -95,11 +100,12 @@ def start(options: argparse.Namespace) -> Opened:
     llm = lanes_for(lanes, options).get(LLM)
     track = load_track(options.track)
     source = options.track if options.track in tracks() else str(Path(options.track).resolve())
-    offered = offer(options, options.workers)
+    offered, minutes = offer(options, options.workers), options.minutes or MINUTES
+    refuse_too_short("--minutes", unbegun(track), offered.workers, minutes)
     corpus = data.load(track.base_recipe.data)
     body = {"track": track.name, "source": source, "contract": dump_full(track), "track_hash": track.identity,
             "data_hash": corpus.data_hash, "bytes_per_token": corpus.bytes_per_token(track.splits.search),
-            "seed": options.seed, "minutes": options.minutes or MINUTES,
+            "seed": options.seed, "minutes": minutes,
             "max_trials": options.max_trials, "workers": offered.workers, "lanes": lanes, "pid": os.getpid(),
             "require_review": options.require_review, "executor": options.executor,
             "llm": llm.about() if isinstance(llm, Llm) else None,
@@ -118,20 +124,34 @@ def resume(options: argparse.Namespace) -> Opened:
     from jaxnano import data
 
     session = Session.open(options.session, lock=True)
-    body = fold(session.ledger.events()).session
-    if not body:
-        raise SessionError(f"{options.session}: its loop ended before it began; another folder would do")
-    track = load_track(body["source"])
-    found = {"track_hash": track.identity, "data_hash": data.load(track.base_recipe.data).data_hash}
-    for name, value in found.items():
-        if value != body[name]:
-            session.close()
-            raise SessionError(f"{options.session}: {name} is {value[:12]} here, {body[name][:12]} there: "
-                               "another track or data; start a new session")
-    lanes_for(body["lanes"], options, body.get("llm"))
-    offered = offer(options, options.workers or body["workers"])
-    session.ledger.append("resume", "", {"pid": os.getpid(), "workers": offered.workers, "executor": options.executor})
+    with ExitStack() as opened:
+        opened.enter_context(session)
+        state = fold(session.ledger.events())
+        if not (body := state.session):
+            raise SessionError(f"{options.session}: its loop ended before it began; another folder would do")
+        track = load_track(body["source"])
+        found = {"track_hash": track.identity, "data_hash": data.load(track.base_recipe.data).data_hash}
+        for name, value in found.items():
+            if value != body[name]:
+                raise SessionError(f"{options.session}: {name} is {value[:12]} here, {body[name][:12]} there: "
+                                   "another track or data; start a new session")
+        lanes_for(body["lanes"], options, body.get("llm"))
+        offered = offer(options, options.workers or body["workers"])
+        snapshot = Belief(track).at(state)
+        if state.end is not None and not pending(snapshot) and len(state.verifications) == len(state.sealed):
+            option = "--minutes" if options.minutes else "--resume: minutes left"
+            refuse_too_short(option, snapshot, offered.workers, options.minutes or minutes_left(state))
+        started = {"pid": os.getpid(), "workers": offered.workers, "executor": options.executor}
+        session.ledger.append("resume", "", started)
+        opened.pop_all()
     return session, track, body, offered
+
+
+def refuse_too_short(option: str, snapshot: Snapshot, workers: int, minutes: float) -> None:
+    """Raises: UserError, naming the least that would do, if no run would fit into so little time."""
+    if (least := least_minutes(snapshot, workers, minutes)) > minutes:
+        raise UserError(f"{option}: {minutes:.3g}: too short for a run of the base of track "
+                        f"{snapshot.belief.track.name} and the report; --minutes {least:g} would do")
 
 
 def inherit(origin: Path, body: dict[str, Any]) -> Proposal:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import time
 
+from jaxnano.config.base import dump
+from jaxnano.config.recipe import recipe_id
 from research.ablation import REPLICATES
-from research.belief import Snapshot
+from research.belief import Belief, Snapshot
+from research.intake import base_proposal
+from research.state import State
 from research.track import Track
 
 REPORT_S = 15.0  # kept back for the champion's folder and the report
@@ -13,6 +17,47 @@ MARGIN = 1.15  # on the predicted time of an ablation
 LEAST_PROOF = 0.5  # share of a verification's predicted time under which it is not begun
 MOST_PROOF = 0.75  # share of a round that the proof may keep from the search: without one there is nothing to prove
 ROUND_MINUTES = 20.0  # a longer session proves a candidate about so often
+TENTHS = 10  # of a minute, in which the least time is told
+
+
+def unbegun(track: Track) -> Snapshot:
+    """The belief of a session that knows the base and nothing else."""
+    base, state = recipe_id(track.base_recipe), State()
+    state.proposals[base] = {"proposal": base_proposal(track).as_dict(), "recipe": dump(track.base_recipe)}
+    state.accepted.add(base)
+    return Belief(track).at(state)
+
+
+def minutes_left(state: State) -> float:
+    """What a session that is resumed without --minutes has left."""
+    return max(0.0, state.session["minutes"] - state.wall_s / 60)
+
+
+def least_minutes(snapshot: Snapshot, workers: int, minutes: float) -> float:
+    """`minutes` if a run of the base fits into them beside proof and report, else the next that would do, in tenths.
+
+    The one that is told has a tenth to spare, for what comes before the first run.
+    """
+    snapshot = snapshot if snapshot.arms else unbegun(snapshot.belief.track)
+
+    def fits(minutes: float) -> bool:
+        plan = Plan(snapshot.belief.track, workers, 60 * minutes)
+        left_s = plan.search_left_s(snapshot, 1)
+        return left_s > 0 and (snapshot.untimed or bool(snapshot.fitting(0, left_s)))
+
+    if fits(minutes):
+        return minutes
+    tenths = int(TENTHS * minutes)
+    while not (fits(tenths / TENTHS) and fits((tenths + 1) / TENTHS)):  # where a proof begins to fit, search shrinks
+        tenths += max(1, tenths // 100)  # a hundredth more than the least does no harm to somebody's hours
+    return (tenths + 1) / TENTHS
+
+
+def resuming(snapshot: Snapshot) -> str:
+    """The command that goes on with a session, with the time that it has to be given where too little is left."""
+    left = minutes_left(snapshot.state)
+    least = least_minutes(snapshot, snapshot.state.session["workers"], left)
+    return "python -m research.loop --resume --session SESSION" + (f" --minutes {least:g}" if least > left else "")
 
 
 class Plan:

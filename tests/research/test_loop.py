@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from sitting import created, drive
 from stand_in import MICRO
 
 from jaxnano import checkpoint, data, evaluate
@@ -151,6 +153,11 @@ def test_a_session_in_use_is_refused(capsys, tmp_path):
 @pytest.mark.parametrize(("argv", "words"), [
     (("--track", "huge"), '--track: "huge": no such track; '),
     (("--minutes", "-1"), "--minutes: -1.0: above 0 would do"),
+    (("--minutes", "nan"), "--minutes: nan: above 0 would do, and finite"),
+    (("--minutes", "inf"), "--minutes: inf: above 0 would do, and finite"),
+    (("--minutes", "0.5", "--track", MICRO), "--minutes: 0.5: too short for a run of the base of track micro and the "
+                                             "report; --minutes "),
+    (("--seed", "-1"), "--seed: -1: 0 or more would do"),
     (("--max-trials", "0"), "--max-trials: 0: above 0"),
     (("--workers", "999"), "workers: 999 asked for"),
     (("--lanes", "tuner,dream"), "'dream': no such lane; catalogue"),
@@ -163,6 +170,25 @@ def test_bad_options_are_one_line(capsys, monkeypatch, argv, words):
     monkeypatch.chdir(ROOT)
     code, line = refusal(capsys, *argv)
     assert code == 2 and words in line
+
+
+def test_a_short_session_leaves_no_folder(capsys, tmp_path):
+    for option in (("--minutes", "0.5"), ("--minutes", "nan"), ("--minutes", "5", "--seed", "-1")):
+        assert refusal(capsys, "--track", MICRO, "--session", str(tmp_path / "s"), *option)[0] == 2
+        assert not (tmp_path / "s").exists()
+
+
+def test_a_session_that_ended_is_resumed_with_time(capsys, tmp_path):
+    found = data.load(load_track(MICRO).base_recipe.data).data_hash
+    with created(tmp_path / "s", minutes=0.1, data_hash=found) as session:
+        drive(session)
+        assert fold(session.ledger.events()).end
+    code, line = refusal(capsys, "--session", str(tmp_path / "s"), "--resume")
+    assert code == 2 and "--resume: minutes left: 0" in line and re.search(r"--minutes \d\S* would do", line)
+    code, line = refusal(capsys, "--session", str(tmp_path / "s"), "--resume", "--minutes", "0.2")
+    assert code == 2 and "--minutes: 0.2: too short" in line
+    with Session.open(tmp_path / "s") as session:
+        assert not session.ledger.events("resume")
 
 
 def test_a_session_of_another_contract_is_refused(capsys, tmp_path):

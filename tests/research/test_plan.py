@@ -1,8 +1,10 @@
 """How a session's time is divided."""
 
+import pytest
 from sessions import Story
 
-from research.plan import Plan
+from research.plan import REPORT_S, Plan, least_minutes, unbegun
+from research.track import load_track
 
 
 def test_a_short_session_searches_although_a_whole_proof_would_not_fit(tmp_path):
@@ -12,3 +14,16 @@ def test_a_short_session_searches_although_a_whole_proof_would_not_fit(tmp_path)
     assert plan.proof_s(snapshot) > plan.left_s and not plan.too_late(snapshot)
     assert plan.search_left_s(snapshot, 1) > 0.2 * plan.left_s
     story.close()
+
+
+@pytest.mark.parametrize("workers", [1, 2, 8])
+@pytest.mark.parametrize("name", ["tiny", "tests/research/micro.yaml", "budget-5min"])
+def test_the_least_time_has_room_for_the_base_and_a_tenth_of_a_minute_to_spare(name, workers):
+    snapshot = unbegun(load_track(name))
+    least = least_minutes(snapshot, workers, 0.1)
+    first_s = snapshot.slowdown * snapshot.seconds(snapshot.arms[0], min(snapshot.belief.track.horizons), 0)
+    assert REPORT_S + first_s <= 60 * least < 2 * 60 + 10 * first_s
+    for minutes in (least - 0.1, least):  # the tenth below it has room too: what is told has one to spare
+        found = Plan(snapshot.belief.track, workers, 60 * minutes)
+        assert snapshot.fitting(0, found.search_left_s(snapshot, 1))
+        assert least_minutes(snapshot, workers, minutes) == minutes

@@ -1,6 +1,7 @@
 """Proposals from the shell: verdict, trial and outcome, and one line for what is wrong."""
 
 import json
+import re
 
 import pytest
 from sitting import LR, created, drive, loop
@@ -32,6 +33,13 @@ def test_an_accepted_one_says_its_trial_and_its_outcome(capsys, session):
     assert code == 1 and out.startswith("refused: bold\n") and "the same recipe" in out
     code, out, _ = propose(capsys, session, "--set", f"{LR}=0.004", "--why", "more", "--on", verdict["recipe_id"][:8])
     assert code == 0 and "accepted: lr.value" in out and "--resume" in out
+
+
+def test_a_session_without_time_says_how_to_give_it_some(capsys, tmp_path):
+    with created(tmp_path / "s", minutes=0.1) as session:
+        drive(session)
+        _, out, _ = propose(capsys, session, "--set", f"{LR}=3e-3", "--why", "bold", "--on", "base")
+        assert re.search(r"--resume --session SESSION --minutes \d", out)
 
 
 def test_waiting_prints_what_came_of_it(capsys, session, monkeypatch):
