@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TextIO
+
+SIGPIPE = 141  # what a shell says of a program that a closed pipe ended
 
 
 class UserError(ValueError):
@@ -26,7 +29,9 @@ def report_errors(main: Callable[[], int]) -> int:
     Whatever else is raised is a fault of ours: it goes on as a traceback, and Python ends with exit code 1.
     """
     try:
-        return main()
+        code = main()
+        sys.stdout.flush()  # while what it raises can still be answered
+        return code
     except UserError as error:
         _complain(str(error))
         return 2
@@ -34,6 +39,8 @@ def report_errors(main: Callable[[], int]) -> int:
         _complain(str(error))
         return 1
     except OSError as error:
+        if lost(sys.stdout) and isinstance(error, BrokenPipeError):
+            return SIGPIPE  # whoever read has seen enough
         _complain(": ".join(filter(None, (str(error.filename or ""), error.strerror or str(error)))))
         return 1
     except KeyboardInterrupt:
@@ -44,6 +51,21 @@ def report_errors(main: Callable[[], int]) -> int:
 def _complain(text: str) -> None:
     """Names of files and of edits come from outside, and a terminal obeys what it is sent."""
     print("error: " + "".join(c if c.isprintable() or c == "\n" else " " for c in text), file=sys.stderr)
+
+
+def lost(file: TextIO) -> bool:
+    """Whether a file takes no more output: a closed pipe or terminal, a full disk. What still comes goes nowhere then.
+
+    Python would raise once more when it flushes the file at its end.
+    """
+    try:
+        file.flush()
+        return False
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, file.fileno())
+        os.close(nowhere)
+        return True
 
 
 def positive(text: str) -> int:

@@ -35,6 +35,7 @@ from research.state import fold
 from research.track import Track, load_track, tracks
 
 MINUTES = 10.0
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a kind kill, a closed terminal: end cleanly
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -188,7 +189,8 @@ def run(options: argparse.Namespace) -> int:
                               max_trials=options.max_trials or body["max_trials"],
                               device_bytes=offered.device_bytes, on_change=view.update)
         view.update(scheduler)
-        previous = [signal.signal(s, lambda *_: scheduler.stop()) for s in (signal.SIGINT, signal.SIGTERM)]
+        previous = {s: signal.signal(s, lambda *_: scheduler.stop()) for s in ENDING
+                    if signal.getsignal(s) != signal.SIG_IGN}  # under nohup a session outlives its terminal
         if isinstance(llm, Llm):
             llm.open(session.path)
         try:
@@ -196,7 +198,7 @@ def run(options: argparse.Namespace) -> int:
         finally:
             if isinstance(llm, Llm):
                 llm.close()
-            for number, handler in zip((signal.SIGINT, signal.SIGTERM), previous, strict=True):
+            for number, handler in previous.items():
                 signal.signal(number, handler)
         shares = scheduler.state.shares()
         scheduler.record("end", "", {"reason": reason, "shares": shares})

@@ -126,6 +126,12 @@ class State:
         """All attempts of all trials, in the order of the trials."""
         return [attempt for trial in self.trials.values() for attempt in trial.attempts]
 
+    def lose(self) -> None:
+        """Take what runs for interrupted, as the next loop will: the one that ran it is dead."""
+        for attempt in self.attempts():
+            if attempt.result is None:
+                attempt.result = {"attempt": attempt.number, "outcome": "interrupted", "reason": "the loop ended"}
+
     def counts(self) -> dict[str, int]:
         """Number of trials by outcome."""
         return dict(Counter(trial.outcome for trial in self.trials.values()))

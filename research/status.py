@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from rich.text import Text
 
 from jaxnano.cli import report_errors
 from jaxnano.config.edit import show
+from research.plan import resuming
 from research.session import Session
 from research.state import fold
 from research.summary import Facts
 from research.text import clean, cost, count, effect, loss, spread
 
+PIPE_COLUMNS = 120  # where no terminal says how wide it is
 SHARES = ("idle_fraction", "compile_share", "replicate_share", "kill_share", "verification_share")
 
 
@@ -32,17 +35,24 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="machine-readable")
     options = parser.parse_args(argv)
     with Session.open(options.session) as session:
-        found = Facts.of(fold(session.ledger.events())).as_dict()
+        state, running = fold(session.ledger.events()), session.ledger.held()
+        if not running:
+            state.lose()
+        facts = Facts.of(state)
+        found = facts.as_dict() | {"running": running}
+        goes_on = resuming(facts.snapshot).replace("SESSION", str(options.session))
     if options.json:
         print(json.dumps(found, indent=2))
     else:
-        _print(found)
+        _print(found, goes_on)
     return 0
 
 
-def _print(found: dict[str, Any]) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+def _print(found: dict[str, Any], goes_on: str) -> None:
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_COLUMNS)
     console.print(_plain(found["verdict"]["text"]), style="bold")
+    if not found["ended"] and not found["running"]:
+        console.print(_plain(f"Its loop died before its end; {goes_on} goes on with it."))
     rows = Table.grid(padding=(0, 2))
     for name, value in _rows(found):
         rows.add_row(name, value)
@@ -65,7 +75,7 @@ def _rows(found: dict[str, Any]):
     """Names and values of the table."""
     counts = found["trials"]
     yield "track", found["track"]
-    yield "state", f"ended: {found['ended']}" if found["ended"] else "not ended"
+    yield "state", f"ended: {found['ended']}" if found["ended"] else "running" if found["running"] else "loop died"
     yield "trials", ", ".join(f"{n} {name}" for name, n in counts.items()) or "none"
     yield "proposals", "{accepted} accepted, {refused} refused".format(**found["proposals"])
     yield "decisions", str(found["decisions"])

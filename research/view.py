@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
 from rich.live import Live
 
+from jaxnano.cli import lost
 from research.ledger import Event
 from research.screen import Frame
 from research.state import Attempt, Trial
@@ -81,10 +84,20 @@ class View:
     def _stop(self) -> None:
         live, self._live = self._live, None
         if live is not None:
-            live.stop()
+            with self._surviving():
+                live.stop()
 
     def _say(self, line: str) -> None:
-        print(clean(line), file=self.file, flush=True)
+        with self._surviving():
+            print(clean(line), file=self.file, flush=True)
+
+    @contextmanager
+    def _surviving(self) -> Iterator[None]:
+        """A session outlives its terminal, and whoever read the lines: what is still said goes nowhere."""
+        try:
+            yield
+        except OSError:
+            lost(self.file)
 
 
 def line_of(event: Event, facts: Facts) -> str | None:

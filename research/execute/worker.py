@@ -88,7 +88,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tensorboard", action="store_true", help="write event files beside metrics.jsonl")
     options = parser.parse_args(argv)
     _die_with(options.parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the loop's to answer
+    for number in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C and a closed terminal are the loop's to answer
+        signal.signal(number, signal.SIG_IGN)
     if options.cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, options.cores)
     outbox, inbox = Outbox(os.dup(1)), Inbox(os.dup(0))

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -67,6 +68,33 @@ def ended(stopped):
     status = start(folder, "--resume").wait(DEADLINE_S)
     with Session.open(folder) as session:
         return folder, status, session.ledger.events(), list(violations(session.ledger, folder))
+
+
+ON_A_TERMINAL = ("import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+                 "os.execv(sys.executable, [sys.executable, '-m', 'research.loop', *sys.argv[1:]])")
+
+
+def test_a_closed_terminal_ends_a_session_cleanly(tmp_path):
+    folder, (ours, theirs) = tmp_path / "session", os.openpty()
+    command = [sys.executable, "-c", ON_A_TERMINAL, "--session", str(folder), "--track", MICRO, "--minutes", "20",
+               "--lanes", "tuner"]
+    process = subprocess.Popen(command, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs,
+                               env=os.environ | {"TERM": "xterm"})
+    os.close(theirs)
+    deadline, shown = time.monotonic() + DEADLINE_S, b""
+    while completed(folder) < 1:
+        if select.select([ours], [], [], 0.1)[0]:
+            shown += os.read(ours, 1 << 16)
+        assert process.poll() is None and time.monotonic() < deadline, shown.decode(errors="replace")[-2000:]
+    os.close(ours)  # the kernel sends SIGHUP to all on the terminal, and whoever writes to it gets an error
+    assert process.wait(DEADLINE_S) == 0
+    with Session.open(folder) as session:
+        events = session.ledger.events()
+        assert events[-1].kind == "end" and events[-1].body["reason"] == "stopped"
+        assert list(violations(session.ledger, folder)) == []
+        assert not session.ledger.held()
+    assert fold(events).counts().keys() <= {"completed", "interrupted", "killed", "diverged"}
+    assert (folder / "report.html").is_file()
 
 
 def test_ctrl_c_ends_cleanly(stopped):

@@ -12,6 +12,7 @@ from research import status
 from research.compare import compare
 from research.report import write_report
 from research.summary import Facts
+from research.trial import Trial
 
 
 def run(capsys, *arguments):
@@ -50,6 +51,20 @@ def test_effect_is_the_paired_comparison_of_the_losses_shown(tmp_path, capsys):
         found["base"]["loss"]["protected"]["mean"] - found["champion"]["loss"]["protected"]["mean"])
     assert found["champion"]["over_base"]["effect"] == pytest.approx(found["champion"]["effect"])
     assert found["best_single"]["name"] == "rotary" and found["best_single"]["effect"] > 0
+
+
+def test_what_a_dead_loop_ran_does_not_run(tmp_path, capsys):
+    story = Story(tmp_path / "session").search()
+    story.start(Trial(story.base, 1.0, 2))
+    alive = json.loads(run(capsys, story.session.path, "--json"))
+    assert alive["running"] and alive["trials"]["running"] == 1
+    assert "running" in run(capsys, story.session.path).split("state", 1)[1].splitlines()[0]
+    before = alive["trials"].get("interrupted", 0)
+    path, _ = story.close()
+    dead = json.loads(run(capsys, path, "--json"))
+    assert not dead["running"] and dead["trials"].get("running") is None
+    assert dead["trials"]["interrupted"] == before + 1
+    assert f"Its loop died before its end; python -m research.loop --resume --session {path}" in run(capsys, path)
 
 
 def test_young_sessions_have_a_status(tmp_path, capsys):
