@@ -28,10 +28,12 @@ from research.plan import least_minutes, minutes_left, unbegun
 from research.proof import pending
 from research.propose import Proposal, Proposer, build, lanes_of, parts_of
 from research.propose import lanes as known_lanes
+from research.propose.catalogue import Catalogue, ideas, left_out
 from research.propose.llm import Llm, add_options
 from research.scheduler import Scheduler
 from research.session import Session, SessionError, default_session_dir
 from research.state import fold
+from research.text import clean
 from research.track import Track, load_track, tracks
 
 MINUTES = 10.0
@@ -114,6 +116,9 @@ def start(options: argparse.Namespace) -> Opened:
     inherited = inherit(options.origin, body) if options.origin else None
     session = Session.create(options.session or default_session_dir(track.name))
     session.ledger.append("session", "", body)
+    if Catalogue.name in lanes:
+        for line in left_out(track, ideas().values()):
+            print(clean(line), flush=True)
     if inherited is not None:
         recipe = build(track.base_recipe, inherited.parts)
         session.ledger.append("proposal", recipe_id(recipe), {"proposal": inherited.as_dict(), "recipe": dump(recipe)})

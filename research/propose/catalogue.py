@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from jaxnano.config.base import ConfigError, Node, Problem, read_yaml, validate
-from jaxnano.config.recipe import recipe_id
-from research.propose import Part, Proposal, View, conflict, prior, replaces, title, try_build
-from research.track import Track
+from jaxnano.config.recipe import Recipe, recipe_id
+from research.propose import Part, Proposal, View, build, conflict, prior, replaces, title, try_build
+from research.track import Track, load_track, tracks
 
 FOLDER = Path(__file__).resolve().parent.parent / "ideas"
 
@@ -77,6 +78,31 @@ def alone(track: Track) -> dict[str, str]:
     """The recipe id of each idea on the track's base, for those that fit there, in the order of `ranked`."""
     built = {new.name: try_build(track.base_recipe, [new]) for new in ranked()}
     return {name: recipe_id(recipe) for name, recipe in built.items() if recipe is not None}
+
+
+def left_out(track: Track, known: Iterable[Idea]) -> Iterator[str]:
+    """A line for each idea that applies to no base there is, with path, value and rule; one for all that other tracks'
+    bases would take."""
+    bases = [Recipe(), *(load_track(name).base_recipe for name in tracks())]
+    elsewhere = []
+    for idea in known:
+        if (problem := _problem(track.base_recipe, idea)) is None:
+            continue
+        if any(_problem(base, idea) is None for base in bases):
+            elsewhere.append(idea.name)
+        else:
+            yield f"idea {idea.name} is left out: {problem}"
+    if elsewhere:
+        yield f"{len(elsewhere)} of the ideas do not fit on track {track.name}: {', '.join(elsewhere)}"
+
+
+def _problem(base: Recipe, idea: Idea) -> Problem | None:
+    """Why an idea does not apply to a recipe."""
+    try:
+        build(base, [part(idea)])
+    except ConfigError as error:
+        return error.problems[0]
+    return None
 
 
 class Catalogue:

@@ -6,6 +6,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pytest
+from stand_in import MICRO
 
 from jaxnano.config.base import ConfigError, Node
 from jaxnano.config.model import Model
@@ -13,7 +14,7 @@ from jaxnano.config.optimizer import Optimizer
 from jaxnano.config.recipe import Recipe
 from research.gate import Gate
 from research.propose import build, catalogue
-from research.propose.catalogue import Idea, ideas, part
+from research.propose.catalogue import Idea, IdeaEdit, ideas, left_out, part
 from research.track import load_track
 
 Choice = tuple[str, str, Any]  # node, field, what stands there
@@ -92,6 +93,20 @@ def test_a_name_used_twice_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(catalogue, "FOLDER", tmp_path)
     with pytest.raises(ConfigError, match="two.yaml: .same.: an idea of this name"):
         ideas.__wrapped__()
+
+
+def test_an_idea_that_applies_nowhere_is_told_and_not_taken_for_one_of_another_track(track):
+    def idea(name, path, new):
+        return Idea(name=name, why="w", source="s", effect=0.1, edits=(IdeaEdit(path=path, new=new),))
+
+    good = idea("good", "optimizer.groups.matrices.lr.value", 0.003)
+    wrong = idea("misspelt", "model.positoin", {"kind": "rotary"}), idea("wild", "model.width", -5)
+    told = list(left_out(track, [good, *wrong]))
+    assert len(told) == 2 and told[0].startswith("idea misspelt is left out: model.positoin: ")
+    assert told[1].startswith("idea wild is left out: model.width: -5: ")
+    told = list(left_out(load_track(MICRO), [good, *wrong]))
+    assert len(told) == 3 and told[2] == "1 of the ideas do not fit on track micro: good"
+    assert list(left_out(track, ideas().values())) == []
 
 
 def unreached(recipes: Iterable[Recipe]) -> set[Choice]:
