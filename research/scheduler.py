@@ -14,7 +14,7 @@ from jaxnano.config.base import dump
 from research import watch
 from research.belief import Snapshot
 from research.book import Book
-from research.champion import crown
+from research.champion import crown, install
 from research.execute import Executor, Job, Message
 from research.gate import Gate
 from research.intake import Intake
@@ -86,6 +86,8 @@ class Scheduler:
 
     def _take_up(self) -> None:
         """After a crash: judge what was not judged, ingest results that were written, mark what was not finished."""
+        if self.state.crowned:
+            install(self.session, self.state.crowned[-1].body)
         self.intake.take_up()
         for trial in list(self.state.trials.values()):
             for attempt in trial.attempts:
@@ -308,7 +310,9 @@ class Scheduler:
             review, required = self.state.review(proof.sealed.subject), self.state.session.get("require_review")
             if review == "approve" or (review is None and not required):
                 arm = self.snapshot.arms[self.snapshot.index[proof.sealed.subject]]
-                self.record("crowned", arm.recipe_id, crown(self.session, self.track, arm, proof.shipped.key))
+                body = crown(self.session, self.track, arm, proof.shipped.key)
+                self.record("crowned", arm.recipe_id, body)
+                install(self.session, body)
                 return
 
     def _proof(self) -> Proof | None:

@@ -2,7 +2,7 @@
 
     ledger.sqlite
     trials/KEY/{metrics.jsonl, log.txt, result.json}    plus what a trial leaves, until it is tidied away (but curves)
-    champion/{recipe.yaml, diff.md, checkpoint/}
+    champion/{recipe.yaml, diff.md, checkpoint/, crowned.json}          made as champion.new, until the ledger says so
     workers/worker-N.log                                what a worker says between trials
 
 A trial's result reaches the ledger in two steps, so that a crash between them loses nothing: the worker writes

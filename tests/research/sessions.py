@@ -1,7 +1,9 @@
 """Session folders with real recipes and made-up losses, written through the ledger as the loop writes them."""
 
 import itertools
+import tarfile
 import types
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -10,6 +12,7 @@ from jaxnano.config.base import dump, dump_full
 from jaxnano.config.recipe import recipe_id
 from research.ablation import REPLICATES
 from research.belief import Belief
+from research.ledger import FILE, Ledger
 from research.proof import FRESH, Proof, best_single
 from research.propose import Proposal, build
 from research.propose.catalogue import ideas, part
@@ -20,6 +23,24 @@ from research.trial import Trial
 
 IDEAS = {"rotary": 0.35, "relu-squared": 0.05, "silu": 0.0, "qk-norm": -0.02}  # what each is worth here, nats
 EVIL = "<script>alert(1)</script> | [x](y) \x1b[2J"
+
+
+def old_session(folder):
+    """Unpack the session of version 0.2, see test_old_sessions.py; returns its folder."""
+    with tarfile.open(Path(__file__).with_name("session-0.2.tar.xz")) as archive:
+        archive.extractall(folder, filter="data")
+    return folder / "session-0.2"
+
+
+def cut(path, before):
+    """Take a session's ledger back to what it was before its first event of a kind; returns the folder."""
+    with Ledger(path / FILE) as ledger:
+        rows = ledger.raw()
+    (path / FILE).unlink()
+    with Ledger(path / FILE, create=True) as ledger:
+        for row in itertools.takewhile(lambda row: row[2] != before, rows):
+            ledger._db.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", row)
+    return path
 
 
 class Story:

@@ -6,10 +6,9 @@ that of the repository.
 """
 
 import json
-import tarfile
-from pathlib import Path
 
 import pytest
+from sessions import old_session
 
 import jaxnano
 from jaxnano import data
@@ -26,10 +25,7 @@ CROWNED = "7bae8c5a1425c70c"
 @pytest.fixture(scope="module")
 def old(tmp_path_factory):
     """The session's folder."""
-    folder = tmp_path_factory.mktemp("old")
-    with tarfile.open(Path(__file__).with_name("session-0.2.tar.xz")) as archive:
-        archive.extractall(folder, filter="data")
-    return folder / "session-0.2"
+    return old_session(tmp_path_factory.mktemp("old"))
 
 
 @pytest.fixture(scope="module")
