@@ -144,7 +144,8 @@ def _files(events: list[Event], session: Path) -> Iterator[str]:
         result = read_result(folder)
         if result is None:
             yield f"trial {key}: {folder / 'result.json'} is damaged (its checksum does not hold)"
-        elif result["attempt"] == event.body["attempt"] and result["outcome"] != "killed":  # the loop knows why it did
+        elif result["attempt"] == event.body["attempt"] and "interrupted" not in (result["outcome"],
+                event.body["outcome"]) and result["outcome"] != "killed":  # of these the loop knows what they mean
             for name in sorted(result.keys() & event.body.keys()):
                 if result[name] != event.body[name]:
                     yield f"trial {key}: {name} differs between result.json and event {event.seq}"

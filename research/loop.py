@@ -17,7 +17,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-from jaxnano.cli import UserError, report_errors
+from jaxnano.cli import Failure, UserError, report_errors
 from jaxnano.config.base import dump, dump_full
 from jaxnano.config.recipe import recipe_id
 from jaxnano.curves import require_tensorboard
@@ -210,6 +210,8 @@ def run(options: argparse.Namespace) -> int:
         session.tidy(scheduler.needed())
         write_report(session.path, scheduler.state)
     view.close_with(scheduler, session.path)
+    if scheduler.retries.trouble:
+        raise Failure(f"{session.path}: {scheduler.retries.trouble}; once that is mended, --resume goes on")
     return 0
 
 

@@ -21,13 +21,13 @@ from research.intake import Intake
 from research.plan import Plan
 from research.proof import Proof, best_single, pending
 from research.propose import Proposer
+from research.retry import Retries, unless_undecided
 from research.session import Session, read_result
 from research.state import State
 from research.track import Track
 from research.trial import TARGET, Trial
 
 SEARCH = ("search", "base")  # purposes of the runs that --max-trials counts
-TRIES = 3  # attempts at a trial whose worker keeps dying
 LONGEST_WAIT_S = 30.0  # for the last search runs before a nomination
 
 
@@ -65,6 +65,7 @@ class Scheduler:
         self.flights: dict[int, Flight] = {}
         self.on_change = on_change or (lambda scheduler: None)
         self.stopping = False
+        self.retries = Retries()
         self._declined = 0  # rounds that ended with nothing worth a proof
         self._expecting = False  # whether proposals to search on with may come, as of this step
         self._take_up()
@@ -93,8 +94,8 @@ class Scheduler:
             for attempt in trial.attempts:
                 if attempt.result is None:
                     found = read_result(self.session.trial_dir(trial.key), attempt.number)
-                    self.record("result", trial.key, found or {
-                        "attempt": attempt.number, "outcome": "interrupted", "reason": "the loop ended"})
+                    found = found or {"attempt": attempt.number, "outcome": "interrupted", "reason": "the loop ended"}
+                    self.record("result", trial.key, unless_undecided(attempt.purpose, found))
         if (proof := self._proof()) is not None:
             self._prepare(proof)
 
@@ -128,7 +129,7 @@ class Scheduler:
     def _orphans(self) -> list[Trial]:
         """Search runs whose worker was lost, in the order they were decided; nobody has taken them up again yet."""
         return [Trial(t.recipe_id, t.horizon, t.seed) for t in self.state.trials.values()
-                if t.outcome == "interrupted" and "exit" in (t.result or {}) and t.attempts[-1].purpose in SEARCH]
+                if t.outcome == "interrupted" and t.attempts[-1].lost and t.attempts[-1].purpose in SEARCH]
 
     def _search(self, worker: int, left_s: float) -> tuple[Trial, dict[str, Any]] | None:
         """A run that lost its worker, the first one of an outsider's proposal whose turn it is, or else the search run
@@ -168,6 +169,8 @@ class Scheduler:
 
     def _reason(self) -> str:
         """Why the loop ends now."""
+        if self.retries.trouble:
+            return f"the machine failed: {self.retries.trouble}"
         if self.stopping:
             return "stopped"
         if self._proof():
@@ -263,9 +266,8 @@ class Scheduler:
         if flight.cancelled is not None and not message.body.get("lost"):  # a lost machine stalls before it is missed
             return {"outcome": "timeout", "reason": flight.cancelled.reason}
         if self.stopping:
-            return {"outcome": "interrupted", "reason": "stopped by the user"}
-        died = sum("exit" in (a.result or {}) for a in self.state.trials[flight.trial.key].attempts)
-        return {"outcome": "interrupted" if died + 1 < TRIES else "failed"} | message.body
+            return {"outcome": "interrupted", "reason": self.retries.trouble or "stopped by the user"}
+        return {"outcome": "interrupted"} | message.body
 
     def _result(self, flight: Flight, result: Mapping[str, Any]) -> None:
         body = dict(result) | {"attempt": flight.attempt}
@@ -276,7 +278,8 @@ class Scheduler:
                      "predicted": [verdict.final_mean, verdict.final_sd] if verdict.final_sd else None}
         if flight.audited is not None:
             body["audit"] = {"predicted": [flight.audited.final_mean, flight.audited.final_sd]}
-        self.record("result", flight.trial.key, body)
+        self.record("result", flight.trial.key, self.retries.judge(self.state, flight.trial.key, flight.purpose, body))
+        self.stopping = self.stopping or bool(self.retries.trouble)
 
     def _watch(self) -> None:
         for worker, flight in self.flights.items():

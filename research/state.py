@@ -6,7 +6,7 @@ idleness.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +15,11 @@ from research.ledger import LOOP_KINDS, Event
 DECISIONS = ("approve", "veto", "hold")  # what a person may say of a recipe; the last word counts
 LONGEST = 1000  # characters of what a reviewer says
 FINAL = frozenset({"completed", "killed", "diverged", "failed", "timeout"})  # an `interrupted` run is run again
+
+
+def lost(result: Mapping[str, Any]) -> bool:
+    """Whether a result is the machine's doing (a worker that died, a full disk): it says nothing of a recipe."""
+    return result.get("outcome") == "interrupted" and ("exit" in result or bool(result.get("machine")))
 
 
 @dataclass
@@ -28,6 +33,11 @@ class Attempt:
     seq: int
     ended: float | None = None
     result: dict[str, Any] | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether the machine ended it."""
+        return lost(self.result or {})
 
 
 @dataclass

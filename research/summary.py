@@ -17,7 +17,7 @@ from research.compare import compare
 from research.ledger import Event, SessionError
 from research.proof import Proof, pending
 from research.propose.spend import Spend
-from research.state import State, Trial
+from research.state import FINAL, State, Trial
 from research.text import count, effect, spread
 from research.track import LossAtSeconds, StepsToTarget, TimeToTarget, Track
 
@@ -324,13 +324,18 @@ def verdict(facts: Facts) -> tuple[str, str]:
     if found:
         return kind, found
     if state.nominated:
-        return "none", f"No improvement proven: the session ended before the proof did ({where})."
+        why = f"{where}; {state.end['reason']}"
+        return "none", f"No improvement proven: the session ended before the proof did ({why})."
     best = facts.frontier(1)
     if best and best[0]["mean"] > facts.track.epsilon:
         gain = spread(best[0]["mean"], best[0]["sd"])
         return "none", ("No improvement proven: the session ended before anything was tested on fresh seeds; "
                         f"{best[0]['name']} leads, expected to gain {gain} {facts.unit}.")
-    runs = count(len(list(facts.results())), "run")
+    counts = state.counts()
+    lost = counts.pop("interrupted", 0)
+    runs = count(sum(counts.values()), "run") + (f" ({lost} more interrupted)" if lost else "")
+    if not sum(counts.values()):
+        return "none", f"Nothing found out: {count(lost, 'run')} interrupted, none finished ({state.end['reason']})."
     return "none", (f"No improvement found: after {runs} no candidate is expected to gain more than "
                     f"{facts.track.epsilon:g} {facts.unit}.")
 
@@ -366,11 +371,12 @@ def _refuted(facts: Facts) -> tuple[str, str] | None:
     failed = [row for row in facts.verifications() if row["passed"] is False]
     if not failed:
         return None
-    test = failed[-1]["comparisons"].get("incumbent")
-    found = "too few of its runs finished"
-    if test:
-        found = f"effect {effect(test['effect'])} {facts.unit}, p = {test['p_value']:.2g}; the sealed alpha was " \
-                f"{failed[-1]['alpha']:.2g}"
+    test, asked = failed[-1]["comparisons"].get("incumbent") or {}, failed[-1]["n"]
+    n = test.get("n", 0)
+    found = f"both runs finished on {n} of {count(asked, 'sealed seed')}, and all are needed" if n < asked else ""
+    if test and not found:
+        found = f"effect {effect(test['effect'])} {facts.unit}, p = {test['p_value']:.2g}, on {count(n, 'seed')}; " \
+                f"the sealed alpha was {failed[-1]['alpha']:.2g}"
     return "refuted", f"No improvement proven: {failed[-1]['name']} was tested on fresh seeds and failed ({found})."
 
 
@@ -385,7 +391,7 @@ def stage(snapshot: Snapshot) -> str:
     started = seal.seq if seal else state.nominated[-1].seq
     purposes = ("verify",) if seal else ("replicate", "ablate")
     runs = [a for a in state.attempts() if a.seq > started and a.purpose in purposes]
-    done = sum(a.result is not None for a in runs)
+    done = sum((a.result or {}).get("outcome") in FINAL for a in runs)
     if seal:
         roles = {seal.subject, seal.body["incumbent"], seal.body.get("best_single")} - {None}
         return f"attempt {seal.body['attempt']} sealed at alpha {seal.body['alpha']:.2g}: verifying, " \

@@ -20,7 +20,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -105,7 +105,18 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(job: Job, inbox: Inbox, outbox: Outbox, tensorboard: bool = False) -> dict[str, Any]:
-    """Run one job with its output in its log; returns the result as written to its folder."""
+    """Run one job with its output in its log; returns the result as written to its folder.
+
+    What the machine fails at (a disk that is full or read-only, memory) ends it as `interrupted`, with `machine` true:
+    it says nothing of what was run. Where not even that can be written, it is returned all the same.
+    """
+    try:
+        return _run(job, inbox, outbox, tensorboard)
+    except OSError as error:  # of its folder, its log, its curves or its result
+        return {"attempt": job["attempt"], **_interrupted(error)}
+
+
+def _run(job: Job, inbox: Inbox, outbox: Outbox, tensorboard: bool) -> dict[str, Any]:
     folder = Path(job["dir"])
     folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
@@ -131,10 +142,17 @@ def run(job: Job, inbox: Inbox, outbox: Outbox, tensorboard: bool = False) -> di
             curves.final(plain.get("steps"), plain.get("loss") or {})
         except Cancelled as reason:
             result = {"outcome": "killed", "reason": str(reason)}
+        except (OSError, MemoryError) as error:
+            traceback.print_exc()
+            result = _interrupted(error)
         except (Exception, SystemExit) as error:  # whatever a trial does, the worker goes on and the loop hears of it
             traceback.print_exc()
             result = {"outcome": "failed", "reason": f"{type(error).__name__}: {error}"[:500]}
         return write_result(folder, job["attempt"], {"wall_s": time.perf_counter() - started, **result})
+
+
+def _interrupted(error: BaseException) -> dict[str, Any]:
+    return {"outcome": "interrupted", "machine": True, "reason": f"{type(error).__name__}: {error}"[:500]}
 
 
 @contextmanager
@@ -149,8 +167,9 @@ def _output_to(log: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):  # the log's disk is full: the streams must lead elsewhere again all the same
+                stream.flush()
         for descriptor, number in zip(saved, (1, 2), strict=True):
             os.dup2(descriptor, number)
             os.close(descriptor)

@@ -1,6 +1,7 @@
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -116,6 +117,57 @@ def test_a_worker_outlives_its_jobs_and_their_failures(make, job):
     assert reasons["fail"]["reason"] == "ValueError: no such luck"
     assert reasons["answer"]["outcome"] == "completed"
     assert reasons["answer"]["pid"] == executor.pid(0)
+
+
+@pytest.mark.parametrize(("what", "reason"), [("room", "OSError: .*No space left"), ("memory", "MemoryError")])
+def test_what_a_machine_has_no_room_for_is_interrupted_and_no_failure(make, job, tmp_path, what, reason):
+    executor = make()
+    executor.submit(0, job("run_out", what=what))
+    found = wait_for(executor, "result")[-1].body
+    assert (found["outcome"], found["machine"]) == ("interrupted", True) and re.match(reason, found["reason"])
+    assert read_result(tmp_path / "trial", 1) == found
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("file", ["log.txt", "metrics.jsonl.tmp"])
+def test_a_file_that_cannot_be_written_interrupts_the_run_and_not_the_worker(make, job, tmp_path, file):
+    executor = make()
+    (tmp_path / "trial").mkdir()
+    (tmp_path / "trial" / file).symlink_to("/dev/full")
+    executor.submit(0, job("answer", loss=1.0))
+    found = wait_for(executor, "result")[-1].body
+    assert (found["outcome"], found["attempt"], found["machine"]) == ("interrupted", 1, True)
+    assert "No space left" in found["reason"]
+    executor.submit(0, job("answer", key="next", loss=1.0))
+    after = wait_for(executor, "result")[-1].body
+    assert after["outcome"] == "completed" and after["pid"] == executor.pid(0)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of its own, of two megabytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True).returncode:
+        pytest.skip("no small disk can be had here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root of Linux can mount a small disk")
+def test_on_a_full_disk_a_run_is_interrupted_and_completes_once_there_is_room(make, job, disk):
+    executor = make()
+    filler, folder = disk / "filler", disk / "trial"
+    folder.mkdir()
+    with pytest.raises(OSError, match="No space left"):
+        filler.write_bytes(bytes(4 * 2**20))
+    for attempt in (1, 2):
+        executor.submit(0, Job(**job("answer", attempt=attempt, loss=1.0) | {"dir": str(folder)}))
+        found = wait_for(executor, "result")[-1].body
+        assert (found["outcome"], found["attempt"]) == ("interrupted" if attempt == 1 else "completed", attempt)
+        assert attempt == 2 or (found["machine"] and "No space left" in found["reason"])
+        filler.unlink(missing_ok=True)
+    assert read_result(folder, 2) == found and found["pid"] == executor.pid(0)
 
 
 def test_workers_work_side_by_side(make, job):

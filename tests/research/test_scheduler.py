@@ -12,9 +12,11 @@ from research.invariants import violations
 from research.ledger import FILE, Ledger
 from research.proof import FRESH
 from research.propose import lanes, lanes_of
-from research.scheduler import TRIES, Scheduler
+from research.retry import TRIES
+from research.scheduler import Scheduler
 from research.session import Session
 from research.state import fold
+from research.summary import Facts, verdict
 
 pytestmark = pytest.mark.usefixtures("crowns")
 SEARCH = ("search", "base")
@@ -82,22 +84,72 @@ def test_a_ledger_cut_anywhere_is_taken_up(whole, track, tmp_path, place):
     assert len(found.state.crowned) == sum(e.body["passed"] for e in found.state.verifications)
 
 
-def test_a_verification_run_whose_workers_die_fails_after_some_tries_and_its_candidate_with_it(track, tmp_path):
-    victims = []
+def spoilt(how):
+    """Outcomes of a machine that lets the first verification run of a candidate end in another way; and whose that is.
+
+    how: job -> its result, None if it takes its worker along.
+    """
+    victims, mended = [], []
 
     def outcomes(job):
         fresh = job["args"]["seed"] >= FRESH and recipe_id(validate(Recipe, job["args"]["recipe"])) != base_id()
         if fresh and not victims:
             victims.append(job["id"])
-        return None if job["id"] in victims else completed(job)
+        return how(job) if job["id"] in victims and not mended else completed(job)
+
+    return outcomes, victims, mended
+
+
+ENDS = {
+    "its worker dies": lambda job: None,
+    "the disk is full": lambda job: {"outcome": "interrupted", "machine": True, "reason": "OSError: no space left"},
+    "its data is gone": lambda job: {"outcome": "failed", "reason": "ValueError: data aa is not the session's bb"},
+    "it stalls": lambda job: {"outcome": "timeout", "reason": "stalled"},
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_what_the_machine_does_to_a_verification_run_decides_nothing(track, tmp_path, end):
+    """It is tried again, then the loop stops with the attempt open; once the machine is mended, the proof goes on."""
+    outcomes, victims, mended = spoilt(ENDS[end])
+    with created(tmp_path / "s") as session:
+        found, reason = drive(session, track, StandIn(outcomes=outcomes))
+        assert list(violations(session.ledger, session.path)) == []
+    assert "the machine failed: " in reason and found.retries.trouble in reason
+    trial = found.state.trials[victims[0]]
+    assert [a.result["outcome"] for a in trial.attempts] == ["interrupted"] * TRIES
+    assert not found.state.verifications and not found.snapshot.broken(trial.recipe_id)
+    kind, text = verdict(Facts(found.snapshot))
+    assert kind == "none" and "ended before the proof did" in text and found.retries.trouble in text
+    mended.append(True)
+    with Session.open(tmp_path / "s", lock=True) as session:
+        session.ledger.append("resume", "", {"pid": 1})
+        found, reason = drive(session, track, StandIn(outcomes=outcomes))
+        assert list(violations(session.ledger, session.path)) == []
+    assert reason == "finished" and len(found.state.sealed) == 1
+    assert [e.body["passed"] for e in found.state.verifications] == [True] and found.state.champion is not None
+    assert found.state.verifications[0].body["comparisons"]["incumbent"]["n"] == track.significance.n
+
+
+def test_a_search_run_that_takes_its_worker_along_every_time_has_failed(track, tmp_path):
+    def outcomes(job):
+        return completed(job) if recipe_id(validate(Recipe, job["args"]["recipe"])) == base_id() else None
 
     with created(tmp_path / "s") as session:
-        found, _ = drive(session, track, StandIn(outcomes=outcomes))
+        found, _ = drive(session, track, StandIn(outcomes=outcomes), max_trials=3)
         assert list(violations(session.ledger, session.path)) == []
-    trial = found.state.trials[victims[0]]
-    assert [a.result["outcome"] for a in trial.attempts] == ["interrupted"] * (TRIES - 1) + ["failed"]
-    assert [e.body["passed"] for e in found.state.verifications] == [False] and found.state.champion is None
-    assert found.snapshot.broken(trial.recipe_id)
+    failed = [t for t in found.state.trials.values() if t.outcome == "failed"]
+    assert failed and {len(t.attempts) for t in failed} == {TRIES}
+
+
+def test_a_machine_that_lets_nothing_finish_stops_the_loop_and_is_no_verdict(track, tmp_path):
+    full = {"outcome": "interrupted", "machine": True, "reason": "OSError: [Errno 28] No space left on device"}
+    with created(tmp_path / "s") as session:
+        found, reason = drive(session, track, StandIn(outcomes=lambda job: full))
+        assert list(violations(session.ledger, session.path)) == []
+    assert "No space left on device" in reason and {t.outcome for t in found.state.trials.values()} == {"interrupted"}
+    kind, text = verdict(Facts(found.snapshot))
+    assert kind == "none" and text.startswith("Nothing found out: ") and "No space left on device" in text
 
 
 def test_nothing_better_means_no_nomination(track, tmp_path):

@@ -1,5 +1,6 @@
 """What test workers run: small targets that need no jax, imported by name in the worker's process."""
 
+import errno
 import os
 import signal
 import sys
@@ -74,6 +75,11 @@ def grow(args, report):
 def fail(args, report):
     """Raise."""
     raise ValueError("no such luck")
+
+
+def run_out(args, report):
+    """Raise what a machine raises that has no room left, or no memory."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if args["what"] == "room" else MemoryError()
 
 
 def leave(args, report):
