@@ -8,8 +8,8 @@ import platform
 from pathlib import Path
 
 import jax
-import psutil
 
+from jaxnano.cgroup import memory_bytes
 from jaxnano.data.store import cache_root
 
 # Dense bfloat16 FLOP/s of one device, from vendors' data sheets; the first name within `device_kind` counts.
@@ -24,7 +24,6 @@ HBM_BYTES = (
     ("TPU v5e", 16 << 30), ("TPU v5", 95 << 30), ("TPU v4", 32 << 30),
 )
 COMPILE_CACHE_BYTES = 1 << 30
-CONTROL_GROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def peak_flops(device_kind: str) -> float | None:
@@ -37,15 +36,10 @@ def hbm_bytes(device_kind: str) -> int | None:
     return next((size for name, size in HBM_BYTES if name in device_kind), None)
 
 
-def device_bytes() -> int:
-    """Memory of one device; on CPU the machine's, or what its control group leaves of it."""
+def device_bytes(root: Path = Path("/")) -> int:
+    """Memory of one device; on CPU the machine's, or what its cgroup leaves of it. root: see `memory_bytes`."""
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-    return limit or min([psutil.virtual_memory().total, *_control_group_bytes()])
-
-
-def _control_group_bytes() -> list[int]:
-    texts = [Path(path).read_text().strip() for path in CONTROL_GROUP_LIMITS if Path(path).exists()]
-    return [int(text) for text in texts if text.isdigit()]
+    return limit or memory_bytes(root)
 
 
 def use_compile_cache() -> None:

@@ -18,7 +18,7 @@ from jaxnano.config.recipe import Recipe, load
 from jaxnano.device import device_bytes
 from jaxnano.model.head import CHUNK_LOGITS
 from jaxnano.model.specs import Table, parameter_count, specs
-from jaxnano.optim.build import cost, members
+from jaxnano.optim.build import cost, members, unaveraged
 from jaxnano.optim.readout import tail_ema_flops, tail_ema_state_floats
 from jaxnano.optim.wrapper import ema_nesterov_flops, ema_nesterov_state_floats
 
@@ -92,10 +92,10 @@ def _optimizer_cost(recipe: Recipe, table: Table) -> tuple[float, int]:
             costs = [cost(node, shape) for node in groups[name].chain]
             flops += sum(f for f, _ in costs) + 2.0 * math.prod(shape)
             state += sum(s for _, s in costs)
-    for shape in (spec.shape for spec in table.values()):
+    for path, shape in ((path, spec.shape) for path, spec in table.items()):
         if cfg.wrapper is not None:
             flops, state = flops + ema_nesterov_flops(shape), state + ema_nesterov_state_floats(shape)
-        if cfg.readout is not None:
+        if cfg.readout is not None and not unaveraged(path):
             flops, state = flops + tail_ema_flops(shape), state + tail_ema_state_floats(shape)
     return flops, state
 

@@ -1,9 +1,4 @@
-"""What this machine offers (cores, memory, accelerators) and what a result was measured on (the fingerprint).
-
-A container sees the host's cores and memory through the usual calls; the limits that bind are in its cgroup. Both
-generations are read, from the process's own group up to the root, and the tightest limit counts. Where neither
-exists (macOS) the plain totals are used.
-"""
+"""What this machine offers (cores, accelerators) and what a result was measured on (the fingerprint)."""
 
 import hashlib
 import os
@@ -12,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from jaxnano.cgroup import cpu_quota, read
 from jaxnano.cli import UserError
 
 ROOT = Path(__file__).resolve().parents[1]  # the folder that holds jaxnano/ and research/
@@ -73,32 +69,6 @@ def places(workers: int | None = None) -> list[Place]:
     return [Place(tuple(available[i::count]), gpu) for i, gpu in enumerate(devices[:count])]
 
 
-def cpu_quota(root: Path = Path("/")) -> float | None:
-    """The cgroup's CPU limit in cores, or None without one.
-
-    Args: root: the folder that stands for `/`, for tests.
-    """
-    quotas = []
-    for folder in _groups(root, "cpu"):
-        if (folder / "cpu.max").is_file():
-            quota, period = (_read(folder / "cpu.max").split() + ["100000"])[:2]
-        else:
-            quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
-        if quota.isdigit() and period.isdigit() and int(period):
-            quotas.append(int(quota) / int(period))
-    return min(quotas, default=None)
-
-
-def memory_bytes(root: Path = Path("/")) -> int:
-    """Memory this process may use, in bytes: the machine's, or the cgroup's limit where that is lower."""
-    limits = [psutil.virtual_memory().total]
-    for folder in _groups(root, "memory"):
-        for name in ("memory.max", "memory.limit_in_bytes"):
-            limit = _read(folder / name)
-            limits += [int(limit)] if limit.isdigit() else []
-    return min(limits)
-
-
 def rss_mb() -> float:
     """Resident memory of this process, in 2**20 bytes."""
     return psutil.Process().memory_info().rss / 2**20
@@ -134,7 +104,7 @@ def process_identity(pid: int) -> str | None:
 def boot_identity() -> str:
     """This boot of this machine and this process namespace (process numbers mean nothing in another)."""
     try:
-        return _read(Path("/proc/sys/kernel/random/boot_id")) + os.readlink("/proc/self/ns/pid")
+        return read(Path("/proc/sys/kernel/random/boot_id")) + os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""
 
@@ -178,7 +148,7 @@ def fingerprint(backend: str = "cpu", device: str | None = None, threads: int | 
 @cache
 def cpu_model() -> str:
     """The CPU's model name."""
-    for line in _read(Path("/proc/cpuinfo")).splitlines():
+    for line in read(Path("/proc/cpuinfo")).splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     if sys.platform == "darwin":
@@ -202,30 +172,6 @@ def _gpu_models() -> tuple[str, ...]:
     if not shutil.which("nvidia-smi"):
         return ()
     return tuple(_output(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]).splitlines())
-
-
-def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """Folders of the cgroups that bind this process for one controller, from its own up to the root."""
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        number, names, group = (line.split(":", 2) + ["", ""])[:3]
-        if number == "0" and not names:
-            top = root / "sys/fs/cgroup"
-        elif controller in names.split(","):
-            top = root / "sys/fs/cgroup" / controller
-        else:
-            continue
-        folder = top / group.strip("/")
-        while folder != top:  # a container may see a path that exists only outside it: such folders read as no limit
-            yield folder
-            folder = folder.parent
-        yield top
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
 
 
 def _output(command: Sequence[str]) -> str:

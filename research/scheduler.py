@@ -93,7 +93,7 @@ class Scheduler:
         for trial in list(self.state.trials.values()):
             for attempt in trial.attempts:
                 if attempt.result is None:
-                    found = read_result(self.session.trial_dir(trial.key), attempt.number)
+                    found = read_result(self.session.trial_dir(trial.key), attempt.number, trial.key)
                     found = found or {"attempt": attempt.number, "outcome": "interrupted", "reason": "the loop ended"}
                     self.record("result", trial.key, unless_undecided(attempt.purpose, found))
         if (proof := self._proof()) is not None:

@@ -140,14 +140,16 @@ def default_session_dir(track: str, runs: Path = Path("runs")) -> Path:
     return path
 
 
-def write_result(folder: Path, attempt: int, result: Mapping[str, Any]) -> dict[str, Any]:
+def write_result(folder: Path, attempt: int, result: Mapping[str, Any], key: str | None = None) -> dict[str, Any]:
     """Write result.json so that a reader sees all of it or none, whenever this process dies.
 
     Args: folder: the trial's. result: the body of its `result` event; see research.ledger.encode for what it may hold.
+    key: the trial's, which a folder that several trials share does not say.
     Returns: the result as a reader will get it.
     """
     text = encode({**result, "attempt": attempt})
-    replace_file(folder / "result.json", f'{{"sha256":"{_checksum(text)}","result":{text}}}\n'.encode())
+    content = f'{{"sha256":"{_checksum(text)}","trial":{json.dumps(key)},"result":{text}}}\n'
+    replace_file(folder / "result.json", content.encode())
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)  # the rename, too, has to outlive a power cut
@@ -156,12 +158,17 @@ def write_result(folder: Path, attempt: int, result: Mapping[str, Any]) -> dict[
     return json.loads(text)
 
 
-def read_result(folder: Path, attempt: int | None = None) -> dict[str, Any] | None:
-    """The result in a trial's folder, or None if there is none, it is damaged, or it is another attempt's."""
+def read_result(folder: Path, attempt: int | None = None, key: str | None = None) -> dict[str, Any] | None:
+    """The result in a trial's folder, or None if there is none, it is damaged, or another attempt's or trial's.
+
+    A file that names no trial, as version 0.2 wrote them, is taken to be the folder's.
+    """
     try:
         content = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         result = content["result"]
         if content["sha256"] != _checksum(encode(result)) or attempt not in (None, result["attempt"]):
+            return None
+        if key is not None and (content.get("trial") or key) != key:
             return None
     except (OSError, ValueError, KeyError, TypeError):
         return None

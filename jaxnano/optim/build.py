@@ -101,6 +101,11 @@ def build_chains(cfg: nodes.Optimizer, table: Table) -> optax.GradientTransforma
     return optax.GradientTransformation(init, update)
 
 
+def unaveraged(path: str) -> bool:
+    """Whether the readout leaves out the parameter at a path, in what it evaluates and in what it keeps."""
+    return path == "embedding/token"
+
+
 def build(cfg: nodes.Optimizer, table: Table, progress: Any, total_steps: Any) -> Optimizer:
     """The optimizer of a resolved node at one step.
 
@@ -115,5 +120,5 @@ def build(cfg: nodes.Optimizer, table: Table, progress: Any, total_steps: Any) -
     if cfg.readout is not None:
         tail = cfg.readout
         optimizer = readout.tail_ema(optimizer, tail.start, tail.time_constant, tail.weight, progress, total_steps,
-                                     exclude=lambda path: path == "embedding/token")
+                                     exclude=unaveraged)
     return optimizer

@@ -40,7 +40,7 @@ class Landing:
         if result is not None:
             self.curves.final(result.get("steps"), result.get("loss") or {})
         self.drop()
-        return write_result(self._folder, self.job["attempt"], result) if result is not None else {}
+        return write_result(self._folder, self.job["attempt"], result, self.job["id"]) if result is not None else {}
 
     def drop(self) -> None:
         """End it without the files that have come."""

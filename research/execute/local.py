@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from jaxnano.cgroup import memory_bytes
 from research import machine
 from research.execute import ExecutorError, Job, Message
 from research.machine import ROOT, Place
@@ -36,7 +37,7 @@ SINGLE_THREAD = {
 
 def rss_limit_mb(workers: int) -> float:
     """Resident memory, in 2**20 bytes, above which one of so many workers on this machine is replaced."""
-    return min(WORKER_MB, MEMORY_SHARE * machine.memory_bytes() / 2**20 / workers)
+    return min(WORKER_MB, MEMORY_SHARE * memory_bytes() / 2**20 / workers)
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class ThisMachine:
     @property
     def device_bytes(self) -> int | None:
         """A place's share of this machine's memory, in bytes; None if the places are GPUs."""
-        return None if machine.gpus() else machine.memory_bytes() // self.workers
+        return None if machine.gpus() else memory_bytes() // self.workers
 
     def start(self, log_dir: Path, warm: tuple[str, ...], tensorboard: bool = False) -> "LocalExecutor":
         """Start a worker a place."""
@@ -285,7 +286,7 @@ class LocalExecutor:
             slot.successor = None
             return
         job, slot.job = slot.job, None
-        result = read_result(Path(job["dir"]), job["attempt"]) if job else None
+        result = read_result(Path(job["dir"]), job["attempt"], job["id"]) if job else None
         if job and result is not None:  # it died after writing its result and before saying so
             self._pending.append(Message("result", slot.number, job["id"], job["attempt"], result))
             job = None

@@ -148,7 +148,7 @@ def _run(job: Job, inbox: Inbox, outbox: Outbox, tensorboard: bool) -> dict[str,
         except (Exception, SystemExit) as error:  # whatever a trial does, the worker goes on and the loop hears of it
             traceback.print_exc()
             result = {"outcome": "failed", "reason": f"{type(error).__name__}: {error}"[:500]}
-        return write_result(folder, job["attempt"], {"wall_s": time.perf_counter() - started, **result})
+        return write_result(folder, job["attempt"], {"wall_s": time.perf_counter() - started, **result}, job["id"])
 
 
 def _interrupted(error: BaseException) -> dict[str, Any]:

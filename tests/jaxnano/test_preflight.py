@@ -52,7 +52,8 @@ MUON = [{"name": "m", "roles": ["matrix"], "lr": 0.02, "chain": [{"kind": "muon"
     {"model.depth": 2},
     {"model.depth": 1, "model.ffn": {"kind": "glu"}, "model.attention.kv_heads": 1, "model.embedding.tied": False,
      "model.norm": {"kind": "rmsnorm"}, "optimizer.groups": MUON},
-], ids=["gpt2", "swiglu_muon"])
+    {"model.depth": 1, "optimizer.readout": {"kind": "tail_ema"}, "optimizer.wrapper": {"kind": "ema_nesterov"}},
+], ids=["gpt2", "swiglu_muon", "averaged"])
 def test_flops_and_memory_are_about_what_the_compiler_counts(changes: dict[str, Any]) -> None:
     recipe = edited(TINY, WIDE | changes)
     values = hypers(recipe, 10)

@@ -235,6 +235,18 @@ def test_result_of_an_earlier_attempt_is_not_taken_for_this_one(make, job, tmp_p
     assert messages[-1].attempt == 2 and all(m.kind != "result" for m in messages)
 
 
+def test_a_result_of_another_job_in_the_same_folder_is_not_taken_for_this_one(make, job, tmp_path):
+    executor = make()
+    executor.submit(0, job("answer", key="first", loss=1.0) | {"dir": str(tmp_path / "shared")})
+    wait_for(executor, "result")
+    executor.submit(0, job("hang", key="second") | {"dir": str(tmp_path / "shared")})
+    wait_for(executor, "progress")
+    executor.kill(0)
+    messages = wait_for(executor, "died")
+    assert messages[-1].id == "second" and all(m.kind != "result" for m in messages)
+    assert read_result(tmp_path / "shared", 1, "first") is not None
+
+
 def test_outgrown_worker_is_replaced_between_jobs(make, job):
     executor = make(rss_limit_mb=80.0)
     executor.submit(0, job("grow"))

@@ -3,6 +3,8 @@ import os
 import psutil
 import pytest
 
+from jaxnano.cgroup import cpu_quota, memory_bytes
+from jaxnano.device import device_bytes
 from research import machine
 
 
@@ -24,8 +26,8 @@ def test_tightest_quota_of_the_second_generation(tmp_path):
         "sys/fs/cgroup/pod/memory.max": "1048576\n",
     }
     root = cgroup(tmp_path, ["0::/pod/job"], files)
-    assert machine.cpu_quota(root) == 1.5
-    assert machine.memory_bytes(root) == 1048576
+    assert cpu_quota(root) == 1.5
+    assert memory_bytes(root) == device_bytes(root) == 1048576
 
 
 def test_quota_of_the_first_generation(tmp_path):
@@ -38,13 +40,13 @@ def test_quota_of_the_first_generation(tmp_path):
         "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
     }
     root = cgroup(tmp_path, ["3:cpu,cpuacct:/box", "2:memory:/box", "1:cpuset:/box"], files)
-    assert machine.cpu_quota(root) == 0.5
-    assert machine.memory_bytes(root) == 2097152
+    assert cpu_quota(root) == 0.5
+    assert memory_bytes(root) == device_bytes(root) == 2097152
 
 
 def test_no_cgroup_means_the_whole_machine(tmp_path):
-    assert machine.cpu_quota(tmp_path) is None
-    assert machine.memory_bytes(tmp_path) == psutil.virtual_memory().total
+    assert cpu_quota(tmp_path) is None
+    assert memory_bytes(tmp_path) == psutil.virtual_memory().total
 
 
 def test_quota_cuts_the_cores_but_leaves_one(monkeypatch):
