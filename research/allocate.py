@@ -24,6 +24,7 @@ from research.posterior import Candidate, Fitted, factor
 
 SAMPLES = 2048
 BINS = 16
+NOISE = 1e-9  # nats; a gain below it is rounding
 
 
 class Run(NamedTuple):
@@ -102,7 +103,7 @@ def outlook(fitted: Fitted, candidates: Sequence[Candidate], actions: Sequence[R
     """Joint distribution of the actions' outcomes and the candidates' values."""
     chosen = [candidates[a.candidate] for a in actions]
     horizons, seeds = [a.horizon for a in actions], [a.seed for a in actions]
-    outcomes = rows([c.features for c in chosen], horizons, seeds, [c.prior_mean for c in chosen])
+    outcomes = rows([c.features for c in chosen], horizons, seeds, [c.promise for c in chosen])
     values = fitted.effect_rows(candidates, 1.0)
     white_nxA = fitted.whiten(fitted.outcome_covariance(fitted.runs, outcomes))
     cross_nxC = fitted.cross(values)
@@ -149,6 +150,12 @@ def improvement(view: Outlook, epsilon: float) -> np.ndarray:
     return np.maximum(weights @ best_ZxA / weights.sum() - start_C[recommended], 0.0)
 
 
+def _gain(value: float) -> float:
+    """A gain to as many digits as another order of the same sums agrees on; 0 where it is what rounding leaves of
+    nothing. Else chance would order the runs, and a decision could not be replayed."""
+    return float(f"{value:.9g}") if value > NOISE else 0.0
+
+
 def choose(
     fitted: Fitted,
     candidates: Sequence[Candidate],
@@ -160,6 +167,8 @@ def choose(
     max_seeds: int,
     epsilon: float,
     rng: np.random.Generator,
+    limit_s: float = math.inf,
+    names: Sequence[str] = (),
     base: int = 0,
     runners_up: int = 5,
 ) -> Decision | None:
@@ -171,7 +180,8 @@ def choose(
         horizons: fractions of the full budget. cost_s: C x len(horizons) predicted device-seconds, compile included.
         max_seeds: seeds 0 .. max_seeds - 1 are common to all; a candidate takes them in order, at each horizon.
         epsilon: a difference of value that does not matter, nats.
-    Returns: the decision, or None where every candidate has taken every seed at every horizon.
+        limit_s: what a run may cost, with the base's run in a new cell. names: of the candidates; they break ties.
+    Returns: the decision, or None where every candidate has taken every seed at every horizon, or none is in the limit.
     Raises: ValueError if a cost is not positive and finite.
     """
     cost_s = np.asarray(cost_s, float)
@@ -193,13 +203,17 @@ def choose(
     )
     view = outlook(foreseen, candidates, actions)
     eig_A, improvement_A = information(view, epsilon, rng), improvement(view, epsilon)
-    survival_C = 1.0 - np.array([fitted.p_diverge(c.features) for c in candidates])
+    survival_C = 1.0 - fitted.p_diverge([c.features for c in candidates])
     scored = []
     for action, eig, better in zip(actions, eig_A, improvement_A, strict=True):
         survival, j = survival_C[action.candidate], column[action.horizon]
         price_s = cost_s[action.candidate, j] + (cost_s[base, j] if (action.horizon, action.seed) in bare else 0.0)
-        scored.append(Scored(action, float(eig * survival), float(better * survival), float(price_s)))
-    scored.sort(key=lambda s: (-s.score, s.cost_s, s.run))
+        scored.append(Scored(action, _gain(eig * survival), _gain(better * survival), float(price_s)))
+    scored = [s for s in scored if s.cost_s <= limit_s]
+    if not scored:
+        return None
+    named = names or [f"{i:08d}" for i in range(len(candidates))]
+    scored.sort(key=lambda s: (-s.score, s.cost_s, named[s.run.candidate], *s.run[1:]))
     winner = scored[0]
     cell = winner.run.horizon, winner.run.seed
     rest = tuple(scored[1 : runners_up + 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,11 +12,11 @@ import numpy as np
 
 from jaxnano import preflight
 from jaxnano.config.base import validate
-from jaxnano.config.recipe import Recipe, structure_id
+from jaxnano.config.recipe import Recipe, recipe_id, structure_id
 from research import allocate
 from research.features import features
 from research.posterior import Candidate, Fitted, Observation, Posterior
-from research.propose import Known, Part, View, parts_of
+from research.propose import Known, Part, View, parts_of, promises
 from research.state import FINAL, State
 from research.track import TimeToTarget, Track
 from research.trial import Trial
@@ -27,6 +28,7 @@ IN_MEMORY, ON_DISK = 0.05, 0.4  # shares of compiling where this worker, or anot
 START_S = 0.3  # of a run, beside training
 SLOWDOWN, FIRST_RUNS = 1.2, 4  # seconds per device-second before anything was measured; runs in which workers import
 INBOX, LLM = "inbox", "llm"  # lanes of people and coding agents, and of a language model: others submit for these
+FROM = "from"  # the lane of an earlier session's champion, which is this one's incumbent
 STRONG = 2.0  # standard deviations that make up "may still be best"
 
 
@@ -51,22 +53,38 @@ class Belief:
     track: Track
     posterior: Posterior = field(default_factory=Posterior)
     _arms: dict[str, Arm] = field(default_factory=dict)
+    _origins: dict[Part, str] = field(default_factory=dict)  # who promises a part's effect; "" is the catalogue
     _steps: dict[tuple[str, float], int] = field(default_factory=dict)
 
     def arms(self, state: State) -> list[Arm]:
         """Accepted recipes, in the order of their proposals, whatever was asked before; the base first."""
-        for recipe_id, body in state.proposals.items():
-            if recipe_id in state.accepted and recipe_id not in self._arms:
-                self._arms[recipe_id] = self._arm(recipe_id, body)
-        return [self._arms[recipe_id] for recipe_id in state.proposals if recipe_id in state.accepted]
+        for rid, body in state.proposals.items():
+            if rid in state.accepted and rid not in self._arms:
+                self._arms[rid] = self._arm(rid, body)
+        arms = [self._arms[rid] for rid in state.proposals if rid in state.accepted]
+        return sorted(arms, key=lambda arm: arm.recipe_id != self.base_id)
 
-    def _arm(self, recipe_id: str, body: dict[str, Any]) -> Arm:
-        recipe = validate(Recipe, body["recipe"])
-        proposal = body["proposal"]
-        candidate = Candidate(features(self.track.base_recipe, recipe), proposal["expected_effect"])
+    @cached_property
+    def base_id(self) -> str:
+        """Id of the track's base."""
+        return recipe_id(self.track.base_recipe)
+
+    def _arm(self, rid: str, body: dict[str, Any]) -> Arm:
+        recipe, proposal = validate(Recipe, body["recipe"]), body["proposal"]
+        parts = parts_of(proposal)
+        candidate = Candidate(features(self.track.base_recipe, recipe), self._promise(parts, proposal))
         cost = preflight.preflight(recipe)
-        return Arm(recipe_id, proposal["name"], recipe, parts_of(proposal), candidate, proposal["lane"],
+        return Arm(rid, proposal["name"], recipe, parts, candidate, proposal["lane"],
                    structure_id(recipe), cost.flops_per_step)
+
+    def _promise(self, parts: tuple[Part, ...], proposal: dict[str, Any]) -> dict[str, float]:
+        """What the parts promise together, nats, by who was the first to promise each."""
+        outsider = f"{proposal['lane']} {proposal['origin']}" if proposal["lane"] in (INBOX, LLM) else ""
+        found: dict[str, float] = {}
+        for part, effect in zip(parts, promises(parts), strict=True):
+            origin = self._origins.setdefault(part, outsider)
+            found[origin] = found.get(origin, 0.0) + effect
+        return found
 
     def steps(self, arm: Arm, horizon: float) -> int:
         """Steps of a run; kept, since every decision asks for all arms (counting FLOPs took half of its time)."""
@@ -94,8 +112,8 @@ class Snapshot:
 
     @property
     def incumbent(self) -> str:
-        """The recipe a candidate has to beat: the champion, or the base."""
-        return self.state.champion or self.arms[0].recipe_id
+        """The recipe a candidate has to beat: the champion, this session's or an earlier one's, or the base."""
+        return self.state.champion or self.state.session.get("incumbent") or self.arms[0].recipe_id
 
     @cached_property
     def fitted(self) -> Fitted:
@@ -106,7 +124,7 @@ class Snapshot:
             if arm is None or result is None or trial.seed >= SEEDS:
                 continue
             common = {"features": arm.candidate.features, "horizon": trial.horizon, "seed": trial.seed,
-                      "prior_mean": arm.candidate.prior_mean}
+                      "promise": arm.candidate.promise}
             match result["outcome"]:
                 case "completed":
                     loss = result["loss"][self.belief.track.splits.search]
@@ -128,6 +146,28 @@ class Snapshot:
         return mean, np.sqrt(np.maximum(np.diag(covariance), 0.0))
 
     @cached_property
+    def p_diverge(self) -> np.ndarray:
+        """Probability that a run of each arm diverges."""
+        return self.fitted.p_diverge([arm.candidate.features for arm in self.arms])
+
+    @cached_property
+    def worth(self) -> np.ndarray:
+        """What each arm's effect is expected to be worth, nats: a gain counts as far as its run is likely to end."""
+        mean, _ = self.effects
+        return np.where(mean > 0, mean * (1.0 - self.p_diverge), mean)
+
+    @cached_property
+    def finished(self) -> Counter[str]:
+        """Completed search runs by recipe id: those of the proof, on seeds of its own, are no evidence here."""
+        return Counter(t.recipe_id for t in self.state.trials.values() if t.outcome == "completed" and t.seed < SEEDS)
+
+    @cached_property
+    def fallen(self) -> set[str]:
+        """Recipes whose runs diverged, failed or ran out of time, and none has finished: they lead nowhere as yet."""
+        bad = {t.recipe_id for t in self.state.trials.values() if t.outcome in ("diverged", "failed", "timeout")}
+        return {recipe_id for recipe_id in bad if not self.finished[recipe_id]}
+
+    @cached_property
     def over(self) -> dict[str, list[Trial]]:
         """Runs that are over, by recipe id; an interrupted one is not."""
         found: dict[str, list[Trial]] = {}
@@ -143,11 +183,11 @@ class Snapshot:
 
     def contenders(self) -> int:
         """Accepted arms without a run that may well be better than the best that has run."""
-        mean, sd = self.effects
+        worth, (_, sd) = self.worth, self.effects
         busy = {trial.recipe_id for trial in self.running}
         tried = [rid in self.over or rid in busy for rid in (arm.recipe_id for arm in self.arms)]
-        best = max((float(m) for m, ran in zip(mean, tried, strict=True) if ran), default=0.0)
-        return sum(not ran and m + s > best for ran, m, s in zip(tried[1:], mean[1:], sd[1:], strict=True))
+        best = max((float(w) for w, ran in zip(worth, tried, strict=True) if ran), default=0.0)
+        return sum(not ran and w + s > best for ran, w, s in zip(tried[1:], worth[1:], sd[1:], strict=True))
 
     def broken(self, recipe_id: str) -> bool:
         """Whether a recipe failed or ran out of time: it is not tried again."""
@@ -159,18 +199,19 @@ class Snapshot:
 
     def pool(self) -> list[int]:
         """The arms that compete: the base, those in flight, and those that may still be best."""
-        mean, sd = self.effects
+        worth, (_, sd) = self.worth, self.effects
         busy = {trial.recipe_id for trial in self.running}
-        ranked = sorted(range(1, len(self.arms)), key=lambda i: -(mean[i] + STRONG * sd[i]))
+        ranked = sorted(range(1, len(self.arms)), key=lambda i: -(worth[i] + STRONG * sd[i]))
         kept = [i for i in ranked if not self.broken(self.arms[i].recipe_id)][:POOL]
         return [0, *dict.fromkeys([*(i for i in ranked if self.arms[i].recipe_id in busy), *kept])]
 
     def view(self) -> View:
         """What proposers may know."""
         mean, sd = self.effects
-        known = [Known(a.recipe_id, a.name, a.recipe, a.parts, float(m), float(s), len(self.over.get(a.recipe_id, ())))
-                 for a, m, s in zip(self.arms, mean, sd, strict=True)]
-        known.sort(key=lambda k: -k.mean)
+        known = [Known(a.recipe_id, a.name, a.recipe, a.parts, float(m), float(s), self.finished[a.recipe_id], float(w))
+                 for a, m, s, w in zip(self.arms, mean, sd, self.worth, strict=True)
+                 if a.recipe_id not in self.fallen]
+        known.sort(key=lambda k: -k.worth)
         return View(self.belief.track, known, frozenset(self.state.proposals))
 
     def seconds(self, arm: Arm, horizon: float, worker: int) -> float:
@@ -179,6 +220,10 @@ class Snapshot:
         share = IN_MEMORY if worker in seen else ON_DISK if seen else 1.0  # another worker's program is on disk
         trained_s = self.budget_s(arm, horizon) or self.belief.steps(arm, horizon) * arm.flops * self._rates[0]
         return trained_s + share * self.compile_s + START_S
+
+    def wall_s(self, arm: Arm, horizon: float, worker: int) -> float:
+        """Predicted seconds until a run begun now is over: its device-seconds, as slow as this machine is."""
+        return self.slowdown * self.seconds(arm, horizon, worker)
 
     def budget_s(self, arm: Arm, horizon: float) -> float | None:
         """Seconds a run may train for, where the track's budget is time; the base's steps set it where it is theirs."""
@@ -254,23 +299,24 @@ class Snapshot:
     def promised(self, worker: int, left_s: float) -> tuple[Trial, dict[str, Any]] | None:
         """The first run of the oldest proposal from the inbox that has none; at most every second search run is one.
 
-        At the shortest horizon, where the base goes first; one that was interrupted is still owed. Returns: as
-        `decide`.
+        At the shortest horizon, where the base goes first; one that was interrupted is still owed. Before them comes
+        the incumbent of an earlier session: all are measured against it. Returns: as `decide`.
         """
         tried = {*self.over, *(trial.recipe_id for trial in self.running)}
-        arm = next((a for a in self.arms if a.lane == INBOX and a.recipe_id not in tried), None)
+        owed = [a for a in self.arms if a.lane in (FROM, INBOX) and a.recipe_id not in tried]
+        arm = min(owed, key=lambda a: a.lane != FROM, default=None)
         horizon = min(self.belief.track.horizons)
         kept = sum(bool(e.body.get("promised")) for e in self.state.decisions)
         searched = sum(e.body["purpose"] == "search" for e in self.state.decisions)
         if arm is None or self.broken(self.arms[0].recipe_id) or 2 * kept > searched:
             return None
-        if self.slowdown * self.seconds(arm, horizon, worker) > left_s:
+        if self.wall_s(arm, horizon, worker) > left_s:
             return None
         if (base := self._base_first(worker, left_s, f"the base for {arm.name}")) or self.untimed:
             return base
         return Trial(arm.recipe_id, horizon, 0), {
             "purpose": "search", "promised": True, "worker": worker, "left_s": left_s, "as_of": self.state.seq,
-            "why": f"first run of {arm.name}, proposed from outside"}
+            "why": f"first run of {arm.name}, {'the incumbent' if arm.lane == FROM else 'proposed from outside'}"}
 
     @property
     def untimed(self) -> bool:
@@ -286,8 +332,7 @@ class Snapshot:
 
     def fitting(self, worker: int, left_s: float) -> list[float]:
         """The horizons at which a run of the base fits into the time left."""
-        return [h for h in self.belief.track.horizons
-                if self.slowdown * self.seconds(self.arms[0], h, worker) <= left_s]
+        return [h for h in self.belief.track.horizons if self.wall_s(self.arms[0], h, worker) <= left_s]
 
     def decide(self, seed: int, worker: int, left_s: float) -> tuple[Trial, dict[str, Any]] | None:
         """The next search run, and the body of its `decision` event; None if nothing fits into the time left.
@@ -308,6 +353,7 @@ class Snapshot:
             history=runs(t for trials in self.over.values() for t in trials), pending=runs(self.running),
             horizons=horizons, max_seeds=SEEDS, epsilon=track.epsilon,
             cost_s=np.array([[self.seconds(self.arms[i], h, worker) for h in horizons] for i in pool]),
+            limit_s=left_s / self.slowdown, names=[self.arms[i].recipe_id for i in pool],
             rng=np.random.default_rng([seed, self.state.seq]),
         )
         if chosen is None:

@@ -20,7 +20,7 @@ class Comparison:
     """How much better b is than a.
 
     effect, interval: nats; the interval is two-sided at `level`, whatever the alternative. p_value: of no effect
-    against the alternative. p_adjusted: for the family (Bonferroni) and the attempt. paired_sd: of the per-seed
+    against the alternative. p_adjusted: for the attempt. paired_sd: of the per-seed
     differences; unpaired_sd: what it would be were the seeds not shared; correlation: of a and b over seeds (0 where
     b or a is constant).
     """
@@ -58,7 +58,6 @@ def compare(
     b: Mapping[int, float],
     level: float = 0.95,
     alternative: str = "greater",
-    family_size: int = 1,
     attempt: int = 0,
 ) -> Comparison:
     """Compare b with a, paired by seed; seeds that only one of them has are left out.
@@ -66,15 +65,15 @@ def compare(
     Args:
         a, b: seed -> loss in nats; a is the base or incumbent. level: of the interval.
         alternative: "greater" (b is better), "two-sided" or "less".
-        family_size: how many comparisons are made together. attempt: k of a sequence of tests, 0 where there is none;
-            p_adjusted <= alpha is then the same as p_value <= alpha_for_attempt(k, alpha) / family_size.
+        attempt: k of a sequence of tests, 0 where there is none; p_adjusted <= alpha is then the same as
+            p_value <= alpha_for_attempt(k, alpha).
     Raises: ValueError for fewer than 2 common seeds, losses that are not finite, and losses that do not depend on the
         seed, which mean that it never reached the run. Equal losses, seed by seed, are an effect of 0 with p = 1.
     """
     if alternative not in ALTERNATIVES:
         raise ValueError(f"alternative is {alternative!r}; one of {', '.join(ALTERNATIVES)} would do")
-    if not 0 < level < 1 or family_size < 1 or attempt < 0:
-        raise ValueError(f"need 0 < level < 1, family_size >= 1, attempt >= 0; got {level}, {family_size}, {attempt}")
+    if not 0 < level < 1 or attempt < 0:
+        raise ValueError(f"need 0 < level < 1, attempt >= 0; got {level}, {attempt}")
     losses_a, losses_b = _paired(a, b)
     difference = losses_a - losses_b
     n, effect = len(difference), float(difference.mean())
@@ -98,7 +97,7 @@ def compare(
         effect=effect,
         interval=interval,
         p_value=p_value,
-        p_adjusted=min(1.0, p_value * family_size * 2.0**attempt),
+        p_adjusted=min(1.0, p_value * 2.0**attempt),
         n=n,
         paired_sd=paired_sd,
         unpaired_sd=float(np.hypot(sd_a, sd_b)),

@@ -18,7 +18,7 @@ from research.summary import NORMAL_95, Facts, track_of
 POINTS = 16  # beliefs computed for the plot of progress
 ROWS = 12  # candidates in the plot of effects
 CURVES_FROM = 0.1  # progress from which learning curves are drawn: before, they only show the fall from chance
-PURPOSES = ("search", "base", "replicate", "ablate", "verify", "finish_killed")
+PURPOSES = ("search", "base", "replicate", "ablate", "verify")
 
 
 def trial_id(key: str) -> str:

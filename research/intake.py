@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxnano.config.base import ConfigError, Problem, dump
+from jaxnano.config.base import ConfigError, Problem, dump, validate
 from jaxnano.config.recipe import Recipe, recipe_id
 from research import allocate
-from research.belief import INBOX, LLM
+from research.belief import FROM, INBOX, LLM
 from research.book import Book
 from research.gate import Gate, Verdict
 from research.inbox import proposal_of
@@ -42,6 +42,11 @@ class Intake:
         base = self.book.track.base_recipe
         if recipe_id(base) not in self.book.state.accepted:
             self._submit(base_proposal(self.book.track), base, Verdict(base))
+        inherited = self.book.state.session.get("inherited")
+        if inherited and self.book.state.session["incumbent"] not in self.book.state.accepted:
+            body, recipe = inherited["proposal"], validate(Recipe, inherited["recipe"])
+            self._submit(Proposal(body["name"], parts_of(body), body["hypothesis"], FROM, body["origin"]), recipe,
+                         Verdict(recipe))
         self.judge()
 
     def stock(self) -> None:

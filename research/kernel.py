@@ -53,14 +53,19 @@ def departure(numbers, length: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Rows:
-    """Runs as arrays of n: which recipe, at which horizon (fraction of the full budget), on which seed, prior effect
-    (nats)."""
+    """Runs as arrays of n: which recipe, at which horizon (fraction of the full budget), on which seed, and the effect
+    (nats) that each origin promises of it."""
 
     recipes: tuple[Features, ...]
     index: np.ndarray
     horizon: np.ndarray
     seed: np.ndarray
-    prior: np.ndarray
+    promises: Mapping[str, np.ndarray]
+
+    @cached_property
+    def prior(self) -> np.ndarray:
+        """What all origins promise together."""
+        return sum(self.promises.values(), np.zeros(len(self.index)))
 
     @cached_property
     def shortness(self) -> np.ndarray:
@@ -76,12 +81,23 @@ class Rows:
 
 
 def rows(features: Sequence[Features], horizon, seed, prior) -> Rows:
-    """Build Rows, keeping each distinct recipe once."""
+    """Build Rows, keeping each distinct recipe once. prior: a number, or by origin, for each row or for all."""
     numbers: dict = {}
     index = np.array([numbers.setdefault(identity(f), len(numbers)) for f in features], dtype=int)
     n = len(index)
-    columns = [np.broadcast_to(np.asarray(c, float), n) for c in (horizon, seed, prior)]
-    return Rows(tuple(dict(key) for key in numbers), index, columns[0], columns[1], columns[2])
+    priors = prior if isinstance(prior, Sequence | np.ndarray) else [prior] * n
+    named = [p if isinstance(p, Mapping) else {"": p} for p in priors]
+    promises = {o: np.array([p.get(o, 0.0) for p in named], float) for o in sorted({o for p in named for o in p})}
+    columns = [np.broadcast_to(np.asarray(c, float), n) for c in (horizon, seed)]
+    return Rows(tuple(dict(key) for key in numbers), index, columns[0], columns[1], promises)
+
+
+def promised(left: Rows, right: Rows) -> np.ndarray:
+    """Covariance of what unit doubt about each origin's promises does to two sets of runs. Shape n x m."""
+    total_nxm = np.zeros((len(left), len(right)))
+    for origin in left.promises.keys() & right.promises.keys():
+        total_nxm += np.outer(left.promises[origin], right.promises[origin])
+    return total_nxm
 
 
 def additive(left: Rows, right: Rows, length: float) -> np.ndarray:

@@ -22,11 +22,11 @@ from jaxnano.config.base import dump, dump_full
 from jaxnano.config.recipe import recipe_id
 from jaxnano.curves import require_tensorboard
 from research import machine
-from research.belief import LLM, Belief, Snapshot
+from research.belief import FROM, LLM, Belief, Snapshot
 from research.execute import Offer
 from research.plan import least_minutes, minutes_left, unbegun
 from research.proof import pending
-from research.propose import Proposal, Proposer, build, lanes_of, parts_of
+from research.propose import Proposal, Proposer, build, lanes_of, live, parts_of
 from research.propose import lanes as known_lanes
 from research.propose.catalogue import Catalogue, ideas, left_out
 from research.propose.llm import Llm, add_options
@@ -55,6 +55,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--session", type=Path, help="folder; runs/TRACK-TIME by default")
     parser.add_argument("--lanes", help=f"comma-separated, of {', '.join(known_lanes())} (all by default) and {LLM}")
     parser.add_argument("--from", dest="origin", type=Path, metavar="SESSION", help="start from its champion")
+    parser.add_argument("--kills", action="store_true", help="end runs that are predicted to lose; not proven to pay")
     parser.add_argument("--require-review", action="store_true", help="crown only what a person approved")
     parser.add_argument("--resume", action="store_true", help="go on with --session")
     add_options(parser)
@@ -110,18 +111,16 @@ def start(options: argparse.Namespace) -> Opened:
             "data_hash": corpus.data_hash, "bytes_per_token": corpus.bytes_per_token(track.splits.search),
             "seed": options.seed, "minutes": minutes,
             "max_trials": options.max_trials, "workers": offered.workers, "lanes": lanes, "pid": os.getpid(),
-            "require_review": options.require_review, "executor": options.executor,
+            "require_review": options.require_review, "kills": options.kills, "executor": options.executor,
             "llm": llm.about() if isinstance(llm, Llm) else None,
             "versions": machine.versions(), "argv": sys.argv[1:]}
-    inherited = inherit(options.origin, body) if options.origin else None
+    if options.origin:
+        body |= inherit(options.origin, body)
     session = Session.create(options.session or default_session_dir(track.name))
     session.ledger.append("session", "", body)
     if Catalogue.name in lanes:
         for line in left_out(track, ideas().values()):
             print(clean(line), flush=True)
-    if inherited is not None:
-        recipe = build(track.base_recipe, inherited.parts)
-        session.ledger.append("proposal", recipe_id(recipe), {"proposal": inherited.as_dict(), "recipe": dump(recipe)})
     return session, track, body, offered
 
 
@@ -160,8 +159,8 @@ def refuse_too_short(option: str, snapshot: Snapshot, workers: int, minutes: flo
                         f"{snapshot.belief.track.name} and the report; --minutes {least:g} would do")
 
 
-def inherit(origin: Path, body: dict[str, Any]) -> Proposal:
-    """The champion of an earlier session as this one's first proposal.
+def inherit(origin: Path, body: dict[str, Any]) -> dict[str, Any]:
+    """The champion of an earlier session as this one's incumbent, for the session's event: what has to be beaten.
 
     Raises: ValueError if it has none, or if track or data differ.
     """
@@ -172,8 +171,11 @@ def inherit(origin: Path, body: dict[str, Any]) -> Proposal:
             raise UserError(f"--from: {origin}: its {name} is another; a session of this track and data would do")
     if state.champion is None:
         raise UserError(f"--from: {origin}: it crowned no champion; a session that did would do")
-    proposal = state.proposals[state.champion]["proposal"]
-    return Proposal(proposal["name"], parts_of(proposal), f"champion of {origin.name}", "from", str(origin.name))
+    known, base = state.proposals[state.champion]["proposal"], load_track(body["source"]).base_recipe
+    parts = live(base, parts_of(known))  # version 0.2 let edits pass that change nothing
+    recipe = build(base, parts)
+    proposal = Proposal(known["name"], parts, f"champion of {origin.name}", FROM, origin.name)
+    return {"incumbent": recipe_id(recipe), "inherited": {"recipe": dump(recipe), "proposal": proposal.as_dict()}}
 
 
 def run(options: argparse.Namespace) -> int:

@@ -3,37 +3,38 @@
     -loss(recipe, horizon, seed) = offset(horizon, seed) + f(recipe) + g(recipe, horizon) + e(recipe, seed) + noise
 
 Effects (f, g) are in nats, relative to the base, positive = better than the base. A diverged run is no number: it
-enters `p_diverge` only. A killed run enters by its predicted final loss and that prediction's error or, where only a
-bound is known, as a truncated normal (expectation propagation). Everything is a function of the observations in their
-order, so that a decision can be replayed.
+enters `p_diverge` only. A killed run enters by its predicted final loss and that prediction's error. What a promise is
+worth is learnt by its origin. Everything is a function of the observations in their order, so that a decision can be
+replayed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.optimize import minimize
-from scipy.special import log_ndtr
 
 from research.divergence import Divergence
-from research.kernel import Features, Rows, Scales, component_variances, components, rows, same_cell
+from research.kernel import Features, Rows, Scales, component_variances, components, promised, rows, same_cell
+
+Promise = float | Mapping[str, float]  # nats; a number is the catalogue's, whose origin is ""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A recipe, by its features, and the effect (nats, positive = better) expected before any run."""
+    """A recipe, by its features, and the effect (nats, positive = better) promised before any run, by who promises."""
 
     features: Features
-    prior_mean: float = 0.0
+    promise: Promise = 0.0
 
 
 @dataclass(frozen=True)
 class Observation:
-    """One run's loss (nats). With `censored`, the run was killed and its final loss is only known to be above `loss`.
+    """One run's loss (nats).
 
-    noise_sd: what is known of this measurement's own error, beside the fitted noise; a killed run may also be given
-    as its predicted final loss with the prediction's standard deviation.
+    noise_sd: what is known of this measurement's own error, beside the fitted noise; a killed run is given as its
+    predicted final loss with the prediction's standard deviation.
     """
 
     features: Features
@@ -41,8 +42,7 @@ class Observation:
     seed: int
     loss: float
     noise_sd: float = 0.0
-    censored: bool = False
-    prior_mean: float = 0.0
+    promise: Promise = 0.0
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Hypers:
 class PosteriorConfig:
     """Prior of the model. `median` and `spread` (in log units): log-normal priors of the scales.
 
-    offset_sd: of a cell's unknown level, nats. trust, trust_sd: prior of the factor between a candidate's prior
-    effect and what it is worth on this track; the factor is learnt with the rest.
+    offset_sd: of a cell's unknown level, nats. trust, trust_sd: prior of the factor between what an origin
+    promises of a candidate and what that is worth on this track; each origin's is learnt with the rest.
     """
 
     median: Hypers = Hypers()
@@ -91,35 +91,6 @@ def _refit_at(n: int) -> int:
     return n - n % max(4, 1 << max(n.bit_length() - 4, 0))
 
 
-def sites(noise_free_nxn, target_n, variance_n, censored_n, rounds: int = 6):
-    """Gaussian stand-ins for "at most target", for the censored entries, by expectation propagation.
-
-    Args: noise_free_nxn: prior covariance of the runs' outcomes. target_n: outcomes less their prior mean, or bounds on
-        them. variance_n: measurement variance. censored_n: which targets are upper bounds.
-    Returns: (target_n, variance_n), replaced where censored.
-    """
-    target, variance = target_n.copy(), variance_n.copy()
-    if not censored_n.any():
-        return target, variance
-    bound = target[censored_n]
-    vague = 100.0 * float(np.max(np.diag(noise_free_nxn)))
-    variance[censored_n] = vague
-    for _ in range(rounds):
-        lower = factor(noise_free_nxn + np.diag(variance))
-        precision = cho_solve((lower, True), np.eye(len(target)))
-        diagonal = np.diag(precision)[censored_n]
-        cavity_mean = target[censored_n] - (precision @ target)[censored_n] / diagonal
-        cavity = np.maximum(1.0 / diagonal - variance[censored_n], 1e-12)
-        z = (bound - cavity_mean) / np.sqrt(cavity)
-        hazard = np.exp(-0.5 * z**2 - 0.5 * np.log(2 * np.pi) - log_ndtr(z))
-        mean = cavity_mean - np.sqrt(cavity) * hazard
-        matched = cavity * np.clip(1.0 - z * hazard - hazard**2, 1e-4, 1.0 - 1e-4)
-        site = 1.0 / (1.0 / matched - 1.0 / cavity)
-        variance[censored_n] = np.clip(site, 1e-12, vague)
-        target[censored_n] = site * (mean / matched - cavity_mean / cavity)
-    return target, variance
-
-
 @dataclass(frozen=True)
 class Fitted:
     """The posterior. Made by `Posterior.fit`; holds no reference to the ledger."""
@@ -132,18 +103,18 @@ class Fitted:
     divergence: Divergence
 
     def effect_rows(self, candidates: Sequence[Candidate], horizon: float) -> Rows:
-        return rows([c.features for c in candidates], horizon, -1, [c.prior_mean for c in candidates])
+        return rows([c.features for c in candidates], horizon, -1, [c.promise for c in candidates])
 
     def effect_covariance(self, left: Rows, right: Rows) -> np.ndarray:
         """Prior covariance of f + g. Shape n x m."""
         parts = components(left, right, self.config.scales)[:3]
-        trust = self.config.trust_sd**2 * np.outer(left.prior, right.prior)
+        trust = self.config.trust_sd**2 * promised(left, right)
         return np.tensordot(self.hypers.variances()[:3], parts, 1) + trust
 
     def outcome_covariance(self, left: Rows, right: Rows) -> np.ndarray:
         """Prior covariance of runs' outcomes, noise left out. Shape n x m."""
         parts = components(left, right, self.config.scales)
-        trust = self.config.trust_sd**2 * np.outer(left.prior, right.prior)
+        trust = self.config.trust_sd**2 * promised(left, right)
         cell = self.config.offset_sd**2 * same_cell(left, right)
         return np.tensordot(self.hypers.variances()[:4], parts, 1) + trust + cell
 
@@ -151,7 +122,8 @@ class Fitted:
         """Prior variance of runs' outcomes, noise included. Shape n."""
         variances = self.hypers.variances()
         parts = variances[:4] @ component_variances(points, self.config.scales)
-        return parts + self.config.trust_sd**2 * points.prior**2 + self.config.offset_sd**2 + variances[4]
+        trust = self.config.trust_sd**2 * sum(promise**2 for promise in points.promises.values())
+        return parts + trust + self.config.offset_sd**2 + variances[4]
 
     def whiten(self, cross_nxm: np.ndarray) -> np.ndarray:
         """Cross covariance with the runs -> coordinates in which conditioning is a subtraction. Shape n x m."""
@@ -170,32 +142,28 @@ class Fitted:
         mean_C = self.config.trust * points.prior + self.alpha_n @ cross_nxC
         return mean_C, self.effect_covariance(points, points) - white_nxC.T @ white_nxC
 
-    def sample(self, candidates: Sequence[Candidate], n: int, rng: np.random.Generator) -> np.ndarray:
-        """n draws of the candidates' full-horizon effects. Shape n x C."""
-        mean_C, covariance_CxC = self.predict(candidates)
-        return mean_C + rng.standard_normal((n, len(candidates))) @ factor(covariance_CxC).T
-
     def condition(self, candidates: Sequence[Candidate], horizons: Sequence[float], seeds: Sequence[int]) -> "Fitted":
         """The posterior once these runs are in, each with the outcome expected of it: means stay, variances shrink."""
         if not candidates:
             return self
         n = len(self.runs)
         old = [self.runs.recipes[i] for i in self.runs.index]
+        known = [{origin: promise[i] for origin, promise in self.runs.promises.items()} for i in range(n)]
         runs = rows(
             old + [c.features for c in candidates],
             np.append(self.runs.horizon, horizons),
             np.append(self.runs.seed, seeds),
-            np.append(self.runs.prior, [c.prior_mean for c in candidates]),
+            known + [c.promise for c in candidates],
         )
-        new = rows([c.features for c in candidates], horizons, seeds, runs.prior[n:])
+        new = rows([c.features for c in candidates], horizons, seeds, [c.promise for c in candidates])
         white = self.whiten(self.outcome_covariance(self.runs, new))
         corner = self.outcome_covariance(new, new) + self.hypers.noise**2 * np.eye(len(new)) - white.T @ white
         lower = np.block([[self.lower_nxn, np.zeros((n, len(new)))], [white.T, factor(corner)]])
         return replace(self, runs=runs, lower_nxn=lower, alpha_n=np.append(self.alpha_n, np.zeros(len(new))))
 
-    def p_diverge(self, features: Features) -> float:
-        """Probability that a run of this recipe diverges."""
-        return self.divergence.probability(features)
+    def p_diverge(self, recipes: Sequence[Features]) -> np.ndarray:
+        """Probability that a run of each of these recipes diverges."""
+        return self.divergence.probability(recipes)
 
 
 @dataclass
@@ -228,27 +196,24 @@ class Posterior:
         return self._condition(observations, hypers, divergence)
 
     def _condition(self, observations, hypers: Hypers, divergence: Divergence) -> Fitted:
-        runs, target, variance, censored = self._arrays(observations)
+        runs, target, variance = self._arrays(observations)
         empty = Fitted(self.config, hypers, runs, np.zeros((0, 0)), np.zeros(0), divergence)
-        covariance = empty.outcome_covariance(runs, runs)
-        target, variance = sites(covariance, target, variance + hypers.noise**2, censored)
-        lower = factor(covariance + np.diag(variance))
+        lower = factor(empty.outcome_covariance(runs, runs) + np.diag(variance + hypers.noise**2))
         return replace(empty, lower_nxn=lower, alpha_n=cho_solve((lower, True), target))
 
-    def _arrays(self, observations) -> tuple[Rows, np.ndarray, np.ndarray, np.ndarray]:
-        """Runs, outcomes less their prior mean, measurement variances, and which outcomes are upper bounds."""
+    def _arrays(self, observations) -> tuple[Rows, np.ndarray, np.ndarray]:
+        """Runs, outcomes less their prior mean, and measurement variances."""
         runs = rows(
             [o.features for o in observations],
             [o.horizon for o in observations],
             [o.seed for o in observations],
-            [o.prior_mean for o in observations],
+            [o.promise for o in observations],
         )
         outcome = -np.array([o.loss for o in observations], float)
         for horizon in np.unique(runs.horizon):  # a cell's level is unknown anyway: only numerically, near 0 is better
             outcome[runs.horizon == horizon] -= np.median(outcome[runs.horizon == horizon])
         variance = np.square(np.array([o.noise_sd for o in observations], float))
-        censored = np.array([o.censored for o in observations], bool)
-        return runs, outcome - self.config.trust * runs.prior, variance, censored
+        return runs, outcome - self.config.trust * runs.prior, variance
 
     def _fit_scales(self, observations: Sequence[Observation]) -> Hypers:
         """Posterior mean of each variance: L-BFGS to the mode of the log scales, from the prior's median, then
@@ -257,13 +222,10 @@ class Posterior:
         start = 0.5 * np.log(median.variances())
         if not observations:
             return Hypers(*np.exp(start + self.config.spread**2))
-        runs, target, variance, censored = self._arrays(observations)
-        model = Fitted(self.config, median, runs, np.zeros((0, 0)), np.zeros(0), Divergence([], [], 1.0))
-        target, site = sites(model.outcome_covariance(runs, runs), target, variance + median.noise**2, censored)
-        known = np.where(censored, np.maximum(site - median.noise**2, 0.0), variance)
+        runs, target, variance = self._arrays(observations)
         parts = np.concatenate([components(runs, runs, self.config.scales), np.eye(len(runs))[None]])
-        fixed = self.config.offset_sd**2 * same_cell(runs, runs) + np.diag(known)
-        fixed += self.config.trust_sd**2 * np.outer(runs.prior, runs.prior)
+        fixed = self.config.offset_sd**2 * same_cell(runs, runs) + np.diag(variance)
+        fixed += self.config.trust_sd**2 * promised(runs, runs)
 
         def objective(log_sd):
             weights = np.exp(2 * log_sd)

@@ -157,9 +157,9 @@ def pending(snapshot: Snapshot, vetoed: bool = False) -> list[Proof]:
 
 def best_single(snapshot: Snapshot) -> str | None:
     """The catalogue idea that does best alone: of those that finished a run at the full horizon, else of any."""
-    mean, _ = snapshot.effects
+    split = snapshot.belief.track.splits.search
     singles = [i for i, a in enumerate(snapshot.arms) if a.lane == "catalogue" and len(a.parts) == 1
-               and a.recipe_id in snapshot.over and not snapshot.broken(a.recipe_id)]
-    full = [i for i in singles if any(t.horizon == 1.0 for t in snapshot.over[snapshot.arms[i].recipe_id])]
-    ranked = sorted(full or singles, key=lambda i: -mean[i])
+               and snapshot.finished[a.recipe_id] and not snapshot.broken(a.recipe_id)]
+    full = [i for i in singles if snapshot.state.losses(snapshot.arms[i].recipe_id, 1.0, split)]
+    ranked = sorted(full or singles, key=lambda i: -snapshot.worth[i])
     return snapshot.arms[ranked[0]].recipe_id if ranked else None

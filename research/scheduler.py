@@ -67,6 +67,7 @@ class Scheduler:
         self.stopping = False
         self.retries = Retries()
         self._declined = 0  # rounds that ended with nothing worth a proof
+        self._nothing: dict[int, tuple[int, float]] = {}  # by worker: the state and time left that gave no search run
         self._expecting = False  # whether proposals to search on with may come, as of this step
         self._take_up()
         self.first_round = len(self.state.nominated) - (self._proof() is not None)
@@ -138,10 +139,16 @@ class Scheduler:
             return None
         snapshot = self.snapshot
         for trial in self._orphans():
-            if snapshot.seconds(snapshot.arms[snapshot.index[trial.recipe_id]], trial.horizon, worker) <= left_s:
+            if snapshot.wall_s(snapshot.arms[snapshot.index[trial.recipe_id]], trial.horizon, worker) <= left_s:
                 purpose = self.state.trials[trial.key].attempts[-1].purpose
                 return trial, {"purpose": purpose, "worker": worker, "why": "once more: its worker was lost"}
-        return snapshot.promised(worker, left_s) or snapshot.decide(self.state.session["seed"], worker, left_s)
+        seq, most_s = self._nothing.get(worker, (0, 0.0))
+        if seq == self.state.seq and left_s <= most_s:
+            return None  # as a moment ago: only the time has become less
+        found = snapshot.promised(worker, left_s) or snapshot.decide(self.state.session["seed"], worker, left_s)
+        if found is None:
+            self._nothing[worker] = self.state.seq, left_s
+        return found
 
     # ---- running
 
@@ -158,7 +165,7 @@ class Scheduler:
             for worker in idle if not self.stopping else ():
                 if (job := self._assignment(worker)) is not None:
                     self._dispatch(worker, *job)
-            if not self.flights and (self.stopping or self._assignment(0) is None and not self._waiting):
+            if not self.flights and (self.stopping or not self._waiting and self._assignment(0) is None):
                 return self._reason()
             for worker in self.flights if self.stopping else ():
                 self.executor.kill(worker)
@@ -225,7 +232,7 @@ class Scheduler:
 
     def _dispatch(self, worker: int, trial: Trial, decision: dict[str, Any]) -> None:
         arm = self.snapshot.arms[self.snapshot.index[trial.recipe_id]]
-        predicted_s = self.snapshot.seconds(arm, trial.horizon, worker)
+        predicted_s = self.snapshot.wall_s(arm, trial.horizon, worker)
         known = self.state.trials.get(trial.key)
         attempt = len(known.attempts) + 1 if known else 1
         verify = decision["purpose"] == "verify"
@@ -286,8 +293,8 @@ class Scheduler:
             if flight.cancelled is not None:
                 continue
             running = watch.Running(flight.curve, flight.started_s, flight.predicted_s, flight.messages_s)
-            proof = flight.purpose not in ("search", "finish_killed")
-            references = [] if proof else self._references(flight.trial)
+            judged = self.state.session.get("kills") and flight.purpose == "search"
+            references = self._references(flight.trial) if judged else []
             verdict = watch.watch(running, references, time.monotonic())
             if verdict.kind == "hopeless" and watch.is_audited(flight.trial.key):
                 flight.audited = flight.audited or verdict
@@ -330,12 +337,12 @@ class Scheduler:
         """Name the recipe to prove, if one is worth it and there is time; None ends the session."""
         if self.stopping or self._round > self.plan.rounds or self.plan.too_late(self.snapshot):
             return None
-        mean, _ = self.snapshot.effects
+        worth, index = self.snapshot.worth, self.snapshot.index
         proven = [self.snapshot.incumbent, *(p.sealed.subject for p in pending(self.snapshot) if p.sealed is not None)]
-        bar = max(float(mean[self.snapshot.index[recipe_id]]) for recipe_id in proven) + self.track.epsilon
+        bar = max(float(worth[index[recipe_id]]) for recipe_id in proven) + self.track.epsilon
         tried = {e.subject for e in (*self.state.nominated, *self.state.sealed)}
         tried |= {e.subject for e in self.state.reviews if self.state.review(e.subject) == "veto"}
-        able = [k for k in self.snapshot.view().known if k.runs and k.mean > bar and k.recipe_id not in tried]
+        able = [k for k in self.snapshot.view().known if k.runs and k.worth > bar and k.recipe_id not in tried]
         if not able:
             self._declined += 1  # the next round searches on
             return None

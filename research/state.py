@@ -106,6 +106,7 @@ class State:
     verifications: list[Event] = field(default_factory=list)
     crowned: list[Event] = field(default_factory=list)
     reviews: list[Event] = field(default_factory=list)
+    _losses: dict[tuple[str, float, str], dict[int, float]] = field(default_factory=dict)  # by recipe, horizon, split
     _said: dict[str, str] = field(default_factory=dict)  # the last decision by recipe id
     end: dict[str, Any] | None = None  # None while the session runs, and again after a resume
 
@@ -148,11 +149,7 @@ class State:
 
     def losses(self, recipe_id: str, horizon: float, split: str = "search") -> dict[int, float]:
         """Loss by seed of a recipe's completed trials at one horizon."""
-        found = {}
-        for trial in self.trials.values():
-            if (trial.recipe_id, trial.horizon) == (recipe_id, horizon) and trial.loss.get(split) is not None:
-                found[trial.seed] = trial.loss[split]
-        return found
+        return dict(self._losses.get((recipe_id, horizon, split), {}))
 
     def shares(self) -> dict[str, float]:
         """Shares of the core-seconds between the first dispatch and the last result.
@@ -255,9 +252,13 @@ class State:
         trial.attempts.append(attempt)
 
     def _apply_result(self, event: Event) -> None:
-        for attempt in self._trial(event.subject).attempts:
+        trial = self._trial(event.subject)
+        for attempt in trial.attempts:
             if attempt.number == event.body["attempt"] and attempt.result is None:
                 attempt.result, attempt.ended = event.body, event.time
+        for split, loss in trial.loss.items():
+            if loss is not None:
+                self._losses.setdefault((trial.recipe_id, trial.horizon, split), {})[trial.seed] = loss
 
 
 def fold(events: Iterable[Event], state: State | None = None) -> State:

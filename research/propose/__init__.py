@@ -184,17 +184,23 @@ def conflict(a: Part, b: Part) -> bool:
 
 
 def prior(parts: Sequence[Part]) -> float:
-    """Expected effect of parts together, nats: they add up, but one that bends earlier ones adds only what is more."""
-    total = 0.0
+    """Expected effect of parts together, nats."""
+    return sum(promises(parts))
+
+
+def promises(parts: Sequence[Part]) -> list[float]:
+    """What each part adds to the expected effect, nats: one that bends earlier ones adds only what is more."""
+    found = []
     for index, part in enumerate(parts):
         rivals = [other.effect for other in parts[:index] if conflict(part, other)]
-        total += max(0.0, part.effect - sum(rivals)) if rivals else part.effect
-    return total
+        found.append(max(0.0, part.effect - sum(rivals)) if rivals else part.effect)
+    return found
 
 
 @dataclass(frozen=True)
 class Known:
-    """A candidate as proposers see it. mean, sd: of its full-horizon effect (nats). runs: finished runs."""
+    """A candidate as proposers see it. mean, sd: of its full-horizon effect (nats). runs: completed ones. worth: the
+    mean, a gain as far as its run is likely to end."""
 
     recipe_id: str
     name: str
@@ -203,11 +209,13 @@ class Known:
     mean: float
     sd: float
     runs: int
+    worth: float
 
 
 @dataclass(frozen=True)
 class View:
-    """What proposers may know: nothing of the protected split. known: best mean first; proposed: every id so far."""
+    """What proposers may know: nothing of the protected split. known: the most worth first, without recipes of which
+    runs broke off and none has finished; proposed: every id so far."""
 
     track: Track
     known: Sequence[Known]
@@ -215,8 +223,8 @@ class View:
 
     @property
     def best(self) -> Known | None:
-        """The candidate with the highest mean among those that have run, if any beats the base."""
-        return next((k for k in self.known if k.runs and k.mean > 0 and k.parts), None)
+        """The candidate worth most among those of which a run has finished, if any beats the base."""
+        return next((k for k in self.known if k.runs and k.worth > 0 and k.parts), None)
 
     def fresh(self, parts: Sequence[Part]) -> tuple[Part, ...]:
         """The parts less their dead edits, if they build a recipe that was not proposed yet; else none."""

@@ -16,7 +16,7 @@ class Recombine:
 
     def propose(self, view: View, rng: np.random.Generator) -> Proposal | None:
         """A few random tries, the better candidates likelier; None if each was known or did not fit."""
-        able = [k for k in view.known if k.parts and k.mean > 0]
+        able = [k for k in view.known if k.parts and k.worth > 0]
         for _ in range(20 if len(able) > 1 else 0):
             weights = np.exp(-0.35 * np.arange(len(able)))
             count = int(rng.integers(2, 4))

@@ -25,7 +25,7 @@ class Tuner:
 
     def propose(self, view: View, rng: np.random.Generator) -> Proposal | None:
         """A move of one or two numbers within their ranges; None if no try was new."""
-        able = [k for k in view.known if k.runs and k.mean > -0.02][:6] or list(view.known[:1])
+        able = [k for k in view.known if k.runs and k.worth > -0.02][:6] or list(view.known[:1])
         for _ in range(20 if able else 0):
             weights = np.exp(-0.7 * np.arange(len(able)))
             chosen = able[rng.choice(len(able), p=weights / weights.sum())]

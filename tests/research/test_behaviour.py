@@ -132,7 +132,7 @@ def test_a_constant_schedule_is_its_number_and_no_decay_is_a_decay_of_0():
 
 def test_the_tuner_moves_live_numbers_only():
     recipe = changed(*RECIPES["a group without members"][3:], "model.init.head_std=0.1")
-    known = [Known("x", "x", recipe, (), 0.1, 0.01, 1)]
+    known = [Known("x", "x", recipe, (), 0.1, 0.01, 1, 0.1)]
     paths = set()
     for seed in range(200):
         found = Tuner()._move(View(TRACK, known, frozenset()), known[0], np.random.default_rng(seed))

@@ -1,11 +1,13 @@
 """The belief is a function of the ledger alone: the same prefix gives the same arms, posterior and decision."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sessions import Story
 
 from research.belief import SEEDS, Belief
-from research.proof import FRESH
+from research.proof import FRESH, best_single
 from research.propose import Proposal, build
 from research.propose.catalogue import ideas, part
 from research.state import fold
@@ -83,12 +85,64 @@ def test_the_price_of_a_run_grows_with_its_horizon_and_falls_once_compiled(story
 
 
 def test_nothing_is_decided_that_does_not_fit_into_the_time(story):
+    """Neither at the base's price, where another structure has yet to be compiled, nor in device-seconds, where the
+    machine is slow."""
+    fresh = story.propose([part(ideas()["swiglu"])], 0.0)
+    for trial in list(story.snapshot().state.trials.values()):
+        story.run(Trial(trial.recipe_id, trial.horizon, 7), wall_s=6.0)  # three times as long as the device worked
     found = story.snapshot()
-    assert found.decide(0, 0, 0.1) is None
-    shortest = min(found.belief.track.horizons)
-    just = 1.001 * found.slowdown * found.seconds(found.arms[0], shortest, 0)
-    trial, body = found.decide(0, 0, just)
-    assert trial.horizon == shortest and body["left_s"] == just
+    assert found.slowdown == pytest.approx(3.0) and found.decide(0, 0, 0.1) is None
+    new = found.arms[found.index[fresh]]
+    chosen = set()
+    for left_s in np.linspace(0.5, found.wall_s(new, 1.0, 0), 40):
+        if (decision := found.decide(0, 0, left_s)) is not None:
+            trial, body = decision
+            arm = found.arms[found.index[trial.recipe_id]]
+            assert found.wall_s(arm, trial.horizon, 0) <= left_s and body["cost_s"] * found.slowdown <= left_s
+            chosen.add(trial.horizon)
+    assert chosen
+
+
+def failing(story, **result):
+    """A recipe that promises more than any, and whose runs end as said."""
+    recipe = story.propose([replace(part(ideas()["swiglu"]), effect=3.0)], 0.0)
+    for horizon in (0.25, 0.5):
+        story.run(Trial(recipe, horizon, 0), loss={}, **result)
+    return recipe
+
+
+@pytest.mark.parametrize("outcome", ["diverged", "failed", "timeout"])
+def test_a_recipe_whose_runs_all_broke_off_is_nobodys_parent_until_one_has_finished(story, outcome):
+    recipe = failing(story, outcome=outcome, reason="x")
+    found = story.snapshot()
+    assert found.effects[0][found.index[recipe]] == max(found.effects[0])  # by its promise alone
+    assert recipe not in [k.recipe_id for k in found.view().known] and found.view().best.recipe_id == story.best
+    assert best_single(found) != recipe
+    story.run(Trial(recipe, 0.25, 1))
+    after = story.snapshot()
+    assert recipe in [k.recipe_id for k in after.view().known]
+
+
+def test_how_likely_a_run_diverges_counts_wherever_recipes_are_ranked(story):
+    recipe = failing(story, outcome="diverged", reason="nan")
+    story.run(Trial(recipe, 0.25, 1))
+    found = story.snapshot()
+    index = found.index[recipe]
+    assert found.p_diverge[index] > 0.4 and found.effects[0][index] > 0.01
+    assert found.worth[index] == pytest.approx(found.effects[0][index] * (1 - found.p_diverge[index]))
+    known = {k.recipe_id: k for k in found.view().known}
+    assert list(known) == sorted(known, key=lambda rid: -found.worth[found.index[rid]])
+    assert known[recipe].runs == 1
+
+
+def test_what_outsiders_promise_is_kept_apart_by_who_promises(story):
+    mine, other = (replace(part(ideas()[name]), name=name, effect=0.01) for name in ("swiglu", "rmsnorm"))
+    story.propose([mine], lane="inbox", origin="one", name="x")
+    story.propose([mine, other], lane="llm", origin="two", name="y")
+    story.propose([part(ideas()["rotary"]), other], lane="recombine", name="z")
+    promises = [arm.candidate.promise for arm in story.snapshot().arms[-3:]]
+    rotary = ideas()["rotary"].effect
+    assert promises == [{"inbox one": 0.01}, {"inbox one": 0.01, "llm two": 0.01}, {"": rotary, "llm two": 0.01}]
 
 
 def test_a_run_in_flight_is_not_given_twice(story):

@@ -23,7 +23,7 @@ def known(track: Track, parts: tuple[Part, ...], mean: float | None = None) -> K
     """A candidate that has run, with the sum of its prior effects for an effect unless `mean` is given."""
     recipe = build(track.base_recipe, parts)
     mean = sum(p.effect for p in parts) if mean is None else mean
-    return Known(recipe_id(recipe), " + ".join(p.name for p in parts) or "base", recipe, parts, mean, 0.01, 1)
+    return Known(recipe_id(recipe), " + ".join(p.name for p in parts) or "base", recipe, parts, mean, 0.01, 1, mean)
 
 
 def idea(*names: str) -> tuple[Part, ...]:

@@ -4,12 +4,15 @@ import shutil
 
 import pytest
 from sitting import created
-from stand_in import StandIn, base_id, completed
+from stand_in import MICRO, StandIn, base_id, completed
 
 from jaxnano.config.base import validate
 from jaxnano.config.recipe import Recipe, recipe_id
+from research.belief import Snapshot
+from research.execute import Message
 from research.invariants import violations
 from research.ledger import FILE, Ledger
+from research.loop import inherit
 from research.proof import FRESH
 from research.propose import lanes, lanes_of
 from research.retry import TRIES
@@ -175,7 +178,7 @@ def test_divergence_is_an_outcome_and_no_number(track, tmp_path):
         assert list(violations(session.ledger, session.path)) == []
     assert reason == "finished" and found.state.counts()["diverged"] >= 3 and not found.state.nominated
     arm = next(a for a in found.snapshot.arms if a.recipe_id in found.snapshot.over and a.parts)
-    assert found.snapshot.fitted.p_diverge(arm.candidate.features) > 0.3
+    assert found.snapshot.p_diverge[found.snapshot.index[arm.recipe_id]] > 0.3
 
 
 def test_stop_ends_runs_as_interrupted(track, tmp_path):
@@ -231,3 +234,95 @@ def test_search_runs_that_lose_their_worker_are_run_once_more_and_counted_once(t
         assert len(searched) == 5 and {t.outcome for t in searched} == {"completed"}
         assert {len(t.attempts) for t in searched} == {2}
         assert list(violations(session.ledger, session.path)) == []
+
+
+@pytest.fixture(scope="module")
+def heir(whole, track, crowns, tmp_path_factory):
+    """A session that starts from the champion of `whole`, at its end: its scheduler and what it inherited."""
+    path, _ = whole
+    with Session.open(path) as old:
+        known = fold(old.ledger.events()).session
+    given = {name: known[name] for name in ("track_hash", "data_hash")} | {"source": MICRO}
+    inherited = inherit(path, given)
+    with created(tmp_path_factory.mktemp("heir") / "s", **inherited) as session:
+        found, _ = drive(session, track, max_trials=8)
+        assert list(violations(session.ledger, session.path)) == []
+        return found, inherited
+
+
+def test_an_inherited_champion_is_what_has_to_be_beaten_and_the_base_stays_the_base(whole, heir):
+    found, inherited = heir
+    champion = fold(whole[1]).champion
+    assert inherited["incumbent"] == champion
+    arms = found.snapshot.arms
+    assert arms[0].recipe_id == base_id() and arms[1].recipe_id == champion and not arms[0].parts
+    assert found.state.sealed[0].body["incumbent"] == champion
+    first = [t for t in found.state.trials.values() if t.decisions[0].body["purpose"] == "search"][0]
+    assert first.recipe_id == champion  # before anything is compared with it
+    assert found.state.decisions[0].body["purpose"] == "base"
+
+
+def test_a_recipe_that_is_worse_than_the_inherited_champion_is_not_nominated(whole, track, tmp_path):
+    path, _ = whole
+    with Session.open(path) as old:
+        known = fold(old.ledger.events()).session
+    inherited = inherit(path, {name: known[name] for name in ("track_hash", "data_hash")} | {"source": MICRO})
+
+    def outcomes(job):
+        """The champion gains 0.5, all others something above the base."""
+        best = recipe_id(validate(Recipe, job["args"]["recipe"])) == inherited["incumbent"]
+        found = completed(job)
+        return found | {"loss": {name: loss - 0.5 * best for name, loss in found["loss"].items()}}
+
+    with created(tmp_path / "s", **inherited) as session:
+        found, reason = drive(session, track, StandIn(outcomes=outcomes), max_trials=8)
+    assert reason == "finished" and not found.state.nominated and found.snapshot.incumbent == inherited["incumbent"]
+
+
+class Losing(StandIn):
+    """Every run but the first eight reports, half-way, a loss that is far above all that finished."""
+
+    def __init__(self):
+        super().__init__()
+        self.cancelled = []
+
+    def poll(self, timeout_s):
+        if len(self.jobs) <= 8:
+            return super().poll(timeout_s)
+        told = [job for job in self._open.values() if job["id"] not in self.told]
+        self.told |= {job["id"] for job in told}
+        about = {"progress": 0.5, "loss": 9.0, "tokens_per_s": 1e5}
+        return [Message("progress", worker, job["id"], job["attempt"], about) for worker, job in self._open.items()
+                if job in told] or super().poll(timeout_s)
+
+    told: set[str] = set()
+
+    def cancel(self, worker, reason):
+        self.cancelled.append(reason)
+
+
+@pytest.mark.parametrize("kills", [False, True])
+def test_runs_that_look_hopeless_are_ended_only_where_that_was_asked_for(track, tmp_path, kills):
+    executor = Losing()
+    executor.told = set()
+    with created(tmp_path / "s", kills=kills) as session:
+        drive(session, track, executor, max_trials=14)
+    assert bool(executor.cancelled) == kills and all(reason for reason in executor.cancelled)
+
+
+def test_a_worker_for_which_nothing_was_found_is_not_asked_for_again_at_the_same_state(track, tmp_path, monkeypatch):
+    asked = []
+    decide = Snapshot.decide
+
+    def counted(self, seed, worker, left_s):
+        asked.append((worker, self.state.seq))
+        return decide(self, seed, worker, left_s) if len(asked) < 4 else None
+
+    monkeypatch.setattr(Snapshot, "decide", counted)
+    with created(tmp_path / "s") as session:
+        found = Scheduler(session, track, StandIn(), lanes_of(["tuner"], lanes()), budget_s=600.0, max_trials=9)
+        found.run()
+        once = list(asked)
+        for _ in range(3):
+            found._search(0, 1.0)
+    assert len(set(once)) == len(once) and asked[len(once):] in ([], [(0, found.state.seq)])
