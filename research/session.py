@@ -194,7 +194,7 @@ def refuse_links(path: Path) -> None:
 
     Raises: SessionError that names the first link: what it leads to is not the session's.
     """
-    for place in _links(path):
+    for place in _links(path) if path.is_dir() else ():
         raise _linked(place)
 
 
