@@ -152,7 +152,7 @@ def main(argv: list[str] | None = None) -> int:
     from jaxnano import data
     from jaxnano.cli import Output
     from jaxnano.config.recipe import load
-    from research.execute.batch import job, losses, run_batch
+    from research.execute.batch import all_losses, full_runs, run_batch
     from research.track import load_track
 
     parser = argparse.ArgumentParser("research.compare", description="How much better is B than A, in nats?")
@@ -170,10 +170,9 @@ def main(argv: list[str] | None = None) -> int:
     if recipes[0].data != recipes[1].data:
         raise UserError(f"{options.b}: its data differs from that of {options.a}; equal data would do")
     corpus, seeds = data.load(recipes[0].data), range(options.first_seed, options.first_seed + options.seeds)
-    splits = {track.splits.search: track.eval_tokens}
-    results = run_batch((job(r, 1.0, seed, track.steps(r, 1.0), splits, corpus.data_hash)
-                         for seed in seeds for r in recipes), options.workers, "compare")
-    a, b = (losses(results, r, 1.0, seeds, track.splits.search) for r in recipes)
+    results = run_batch(full_runs(track, recipes, seeds, corpus.data_hash, options.workers), options.workers, "compare")
+    a, b = (all_losses(results, recipe, 1.0, seeds, track.splits.search, name)
+            for recipe, name in zip(recipes, (options.a, options.b), strict=True))
     found = compare(a, b)
     Output(options.json).table(f"{options.b} against {options.a}, nats", found.as_dict())
     return 0

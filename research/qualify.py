@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from jaxnano import data
-from jaxnano.cli import Output, report_errors
+from jaxnano.cli import Failure, Output, report_errors
 from jaxnano.config.edit import Diff, Edit, apply
 from jaxnano.config.recipe import Recipe
 from research.compare import alpha_for_attempt, compare, detectable
-from research.execute.batch import job, losses, run_batch
+from research.execute.batch import all_losses, full_runs, losses, run_batch
 from research.machine import versions
 from research.track import Track, load_track
 
@@ -41,18 +41,17 @@ def qualify(track: Track, workers: int | None = None) -> dict[str, Any]:
     seeds, aa_seeds = range(track.grid.seeds), range(AA_SEEDS, AA_SEEDS + 2 * track.grid.seeds)
     recipes = {value: at_value(track, value) for value in track.grid.values}
 
-    def trial(recipe: Recipe, seed: int) -> Any:
-        return job(recipe, 1.0, seed, track.steps(recipe, 1.0), {split: track.eval_tokens}, corpus.data_hash,
-                   track.seconds(1.0, None))
-
-    jobs = [trial(recipe, seed) for seed in seeds for recipe in recipes.values()]
-    results = run_batch([*jobs, *(trial(track.base_recipe, seed) for seed in aa_seeds)], workers, f"track {track.name}")
+    jobs = [*full_runs(track, recipes.values(), seeds, corpus.data_hash, workers),
+            *full_runs(track, [track.base_recipe], aa_seeds, corpus.data_hash, workers)]
+    results = run_batch(jobs, workers, f"track {track.name}")
     grid = {value: losses(results, recipe, 1.0, seeds, split) for value, recipe in recipes.items()}
     complete = {value: by_seed for value, by_seed in grid.items() if len(by_seed) == len(seeds)}
+    aa = all_losses(results, track.base_recipe, 1.0, aa_seeds, split, f"track {track.name}: the base")
+    if not complete:
+        raise Failure(f"track {track.name}: each value of the grid diverged on some seed; smaller ones would do")
     best = min(complete, key=lambda value: float(np.mean(list(complete[value].values()))))
     pairs = {value: compare(by_seed, complete[best], alternative="two-sided")
              for value, by_seed in complete.items() if value != best}
-    aa = losses(results, track.base_recipe, 1.0, aa_seeds, split)
     halves = [dict(enumerate(half)) for half in np.split(np.array([aa[s] for s in aa_seeds]), 2)]
     all_seeds = [*aa.values(), *(grid[best].values() if recipes[best] == track.base_recipe else ())]
     seed_sd = float(np.std(all_seeds, ddof=1))
@@ -79,7 +78,8 @@ def main(argv: list[str] | None = None) -> int:
     found = qualify(load_track(options.track), options.workers)
     if options.out:
         options.out.write_text(json.dumps(found, indent=1) + "\n")
-    means = {f"mean loss at {v:g}": float(np.mean(list(by_seed.values()))) for v, by_seed in found["grid"].items()}
+    means = {f"mean loss at {v:g}": float(np.mean(list(by_seed.values()))) for v, by_seed in found["grid"].items()
+             if by_seed}
     plain = {name: found[name] for name in ("best", "base_is_best", "seed_sd", "detectable")}
     aa = {"A/A effect": found["aa"]["effect"], "A/A p": found["aa"]["p_value"]}
     rows = {**means, **plain, **aa, **{f"core-seconds, {k}": v for k, v in found["core_seconds"].items()}}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxnano import data
-from jaxnano.cli import Output, UserError, report_errors
+from jaxnano.cli import Failure, Output, UserError, report_errors
 from jaxnano.config.base import validate
 from jaxnano.config.recipe import Recipe
 from research.execute.batch import job, run_batch
@@ -56,6 +56,8 @@ def replay(session: Path, name: str) -> dict[str, Any]:
                         f"{corpus.data_hash[:12]}; the same versions of the wheels would do")
     again = job(recipe, trial.horizon, trial.seed, before["steps"], splits, corpus.data_hash)
     after = run_batch([again], 1, "replay")[trial.key]
+    if after["outcome"] != "completed":
+        raise Failure(f"{trial.key}: completed then, and {after['outcome']} now: {after['reason']}")
     differs = {k: {"then": v, "now": after["fingerprint"].get(k)} for k, v in before["fingerprint"].items()
                if after["fingerprint"].get(k) != v}
     gap = max(abs(after["loss"].get(split, float("inf")) - loss) for split, loss in before["loss"].items())

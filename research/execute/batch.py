@@ -15,6 +15,7 @@ from jaxnano.config.recipe import Recipe, recipe_id
 from research import machine
 from research.execute import Job
 from research.execute.local import LocalExecutor
+from research.track import TimeToTarget, Track
 from research.trial import TARGET, WARM, Trial
 
 
@@ -65,8 +66,39 @@ def _completed(key: str, result: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def full_runs(track: Track, recipes: Iterable[Recipe], seeds: Iterable[int], data_hash: str,
+              workers: int | None = None) -> list[Job]:
+    """Jobs of a track's full horizon, seed by seed, with the budget that the loop gives them: FLOPs, steps or time.
+
+    Where the base's steps set everybody's time, a short run of it is made first, and the base itself keeps its steps.
+    """
+    splits, base, seconds = {track.splits.search: track.eval_tokens}, track.base_recipe, track.seconds(1.0, None)
+    by_base = isinstance(track.objective, TimeToTarget)
+    if by_base:
+        horizon = min(track.horizons)
+        timed = job(base, horizon, 0, track.steps(base, horizon), splits, data_hash)
+        result = run_batch([timed], 1, "the base's step")[timed["id"]]
+        seconds = track.seconds(1.0, base.data.batch * base.data.length / result["tokens_per_s"])
+    kinds = list(recipes)
+    return [job(recipe, 1.0, seed, track.steps(recipe, 1.0), splits, data_hash,
+                None if by_base and recipe == base else seconds) for seed in seeds for recipe in kinds]
+
+
 def losses(results: Mapping[str, dict[str, Any]], recipe: Recipe, horizon: float, seeds: Sequence[int],
            split: str) -> dict[int, float]:
     """Loss by seed of one recipe's completed trials."""
     keys = {seed: Trial(recipe_id(recipe), horizon, seed).key for seed in seeds}
     return {seed: results[key]["loss"][split] for seed, key in keys.items() if results[key]["outcome"] == "completed"}
+
+
+def all_losses(results: Mapping[str, dict[str, Any]], recipe: Recipe, horizon: float, seeds: Sequence[int], split: str,
+               name: str) -> dict[int, float]:
+    """Loss by seed of one recipe, called `name`, whose trials must all have completed.
+
+    Raises: Failure that names the seeds on which it diverged: the mean over the others would flatter it.
+    """
+    found = losses(results, recipe, horizon, seeds, split)
+    if missing := [str(seed) for seed in seeds if seed not in found]:
+        raise Failure(f"{name}: diverged on seed {', '.join(missing)} of {len(seeds)} seeds; the mean over the others "
+                      "would flatter it, so there is nothing to compare")
+    return found
