@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import select
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
@@ -54,18 +55,21 @@ def _complain(text: str) -> None:
 
 
 def lost(file: TextIO) -> bool:
-    """Whether a file takes no more output: a closed pipe or terminal, a full disk. What still comes goes nowhere then.
+    """Whether nobody can read a file any more: a closed pipe or terminal. What still comes goes nowhere then.
 
     Python would raise once more when it flushes the file at its end.
     """
     try:
-        file.flush()
+        here, found = file.fileno(), select.poll()
+    except OSError:  # no file of the system's
         return False
-    except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, file.fileno())
-        os.close(nowhere)
-        return True
+    found.register(here, 0)
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in found.poll(0)):
+        return False
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, here)
+    os.close(nowhere)
+    return True
 
 
 def positive(text: str) -> int:
@@ -104,6 +108,8 @@ def _human(name: str, value: Any) -> str:
             return f"{value:,}"
         case float() if abs(value) >= 1e15:
             return f"{value:.4g}"
+        case list() | tuple():
+            return ", ".join(_human(name, item) for item in value)
         case float():
             return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return str(value)

@@ -46,12 +46,15 @@ def use_compile_cache() -> None:
     """Keep compiled programs on disk, so that a later process starts at once (tiny models: 7 s -> 0.5 s of CPU).
 
     Compiled code is trusted: the folder is the user's own, one per kind of CPU, and bounded. A folder that the user
-    chose himself (JAX_COMPILATION_CACHE_DIR) stays. Call it before the first compilation.
+    chose himself (JAX_COMPILATION_CACHE_DIR) stays. Call it before the first compilation, and again before later work:
+    a folder that somebody has deleted since is made again, or each program would be compiled and warned about for ever.
     """
-    if jax.config.values["jax_compilation_cache_dir"]:
+    folder, chosen = cache_root() / f"compiled-{_cpu()}", jax.config.values["jax_compilation_cache_dir"]
+    if chosen and chosen != str(folder):
         return
-    folder = cache_root() / f"compiled-{_cpu()}"
     folder.mkdir(mode=0o700, exist_ok=True)
+    if chosen:
+        return
     _prune(folder)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

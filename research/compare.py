@@ -4,6 +4,7 @@ Losses are in nats, lower is better; an effect is mean(a) - mean(b), so a positi
 """
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -86,7 +87,7 @@ def compare(
     if paired_sd <= resolution:
         interval, p_value = (0.0, 0.0), 1.0
     else:
-        error = paired_sd / np.sqrt(n)
+        error = paired_sd / math.sqrt(n)
         half = float(stats.t.ppf(0.5 + level / 2, n - 1)) * error
         t = effect / error
         tails = {"greater": stats.t.sf(t, n - 1), "less": stats.t.cdf(t, n - 1)}

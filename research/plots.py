@@ -16,8 +16,9 @@ COLOURS = ("#2563a8", "#c2570c", "#2f855a", "#7c4fa3", "#8a6d1a", "#5b6472")
 INK, FAINT = "#1f2933", "#d9dee4"
 WIDTH, HEIGHT = 720, 300
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 44
-CHARACTER = 6.9  # pixels, about, of 12-pixel text
-LABEL = 44  # characters of a legend's entry
+LABEL, GAP = 300, 34  # pixels of a legend's longest entry, and of its square and the space after it
+# Pixels of a character of 12-pixel text, at least those of DejaVu Sans: which font a browser takes is not known here.
+WIDE, CAPITAL, PLAIN, NARROW = 12.0, 10.2, 7.7, 4.8
 
 
 @dataclass(frozen=True)
@@ -150,8 +151,8 @@ def _dot(x: float, y: float, colour: str, title: str, target: str, radius: float
 
 def intervals(rows: Sequence[Whisker], x_label: str) -> str:
     """One row each: a mean with its interval, and measured values as open rings."""
-    shown = [_cut(row.label, 42) for row in rows]
-    left = 16 + CHARACTER * max(map(len, shown), default=0)
+    shown = [_cut(row.label, LABEL) for row in rows]
+    left = 16 + max(map(width, shown), default=0.0)
     height = TOP + 22 * len(rows) + BOTTOM
     values = [v for r in rows for v in (r.low, r.high, *r.measured)]
     across = _axis(values, left, WIDTH - RIGHT, zero=True)
@@ -171,13 +172,14 @@ def intervals(rows: Sequence[Whisker], x_label: str) -> str:
 def bars(rows: Sequence[tuple[str, Sequence[float]]], parts: Sequence[str], x_label: str,
          show: Callable[[float], str] = number) -> str:
     """Stacked horizontal bars: (label, one value for each of `parts`)."""
-    left = 16 + CHARACTER * max((len(_cut(label, 30)) for label, _ in rows), default=0)
+    shown = [_cut(label, 2 * LABEL / 3) for label, _ in rows]
+    left = 16 + max(map(width, shown), default=0.0)
     height = TOP + 18 + 24 * len(rows) + BOTTOM
     across = _axis([sum(values) for _, values in rows], left, WIDTH - RIGHT - 40, zero=True)
     body = [_grid(across, None, x_label, "", height, TOP + 18)]
     for i, (label, values) in enumerate(rows):
         y, at = TOP + 18 + 24 * i, 0.0
-        body.append(_text(left - 8, y + 16, _cut(label, 30), "end", label))
+        body.append(_text(left - 8, y + 16, shown[i], "end", label))
         for value, part, colour in zip(values, parts, COLOURS * len(parts), strict=False):
             x, end = across(at), across(at + value)
             box = f'x="{x:.1f}" y="{y + 4}" width="{end - x:.1f}" height="16" fill="{colour}" opacity="0.85"'
@@ -207,11 +209,12 @@ def _grid(across: _Axis, up: _Axis | None, x_label: str, y_label: str, height: i
 
 def _legend(labels: Sequence[str]) -> str:
     x, items = float(LEFT), []
+    most = _share([width(label) for label in labels if label], WIDTH - LEFT - RIGHT)
     for i, label in enumerate(labels):
         if label:
             items.append(f'<rect x="{x:.0f}" y="4" width="10" height="10" fill="{COLOURS[i % len(COLOURS)]}"/>')
-            items.append(_text(x + 15, 13, _cut(label, LABEL), "start", label))
-            x += 34 + CHARACTER * len(_cut(label, LABEL))
+            items.append(_text(x + 15, 13, _cut(label, most), "start", label))
+            x += GAP + width(_cut(label, most))
     return "".join(items)
 
 
@@ -220,8 +223,29 @@ def _text(x: float, y: float, text: str, anchor: str, title: str = "") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}{more}</text>'
 
 
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+def width(text: str) -> float:
+    """Pixels that 12-pixel text takes at most, about."""
+    return sum(WIDE if c in "mwMW@%…—" or ord(c) > 0x2E80 else NARROW if c in "ijlt.,:;|!'()[] " else
+               CAPITAL if c.isupper() or c in "+±=<>#&^~" else PLAIN for c in text)
+
+
+def _share(wanted: Sequence[float], room: float) -> float:
+    """The most pixels an entry may take so that all fit: short ones leave theirs to the long ones."""
+    left, most = room - GAP * len(wanted), 0.0
+    for n, pixels in enumerate(sorted(wanted)):
+        most = left / (len(wanted) - n)
+        if pixels > most:
+            break
+        left, most = left - pixels, pixels
+    return min(float(LABEL), most)
+
+
+def _cut(text: str, most: float) -> str:
+    """The text, shortened to so many pixels."""
+    if width(text) <= most:
+        return text
+    kept = next((n for n in range(len(text), 0, -1) if width(text[:n] + "…") <= most), 0)
+    return text[:kept] + "…"
 
 
 def _svg(height: int, body: Sequence[str]) -> str:

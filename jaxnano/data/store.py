@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -88,18 +89,22 @@ def embedded(packages: Sequence[str] = corpus.PACKAGES) -> Corpus:
     Raises: ValueError if a package is missing or the cache cannot be written.
     """
     found = list(corpus.versions(packages).items())
-    return cached(f"docstrings-{fingerprint(found, corpus.__file__)}", lambda directory: _write(packages, directory))
+    return cached(f"docstrings-{fingerprint(found, corpus.__file__)}", lambda directory: _write(packages, directory),
+                  "preparing the embedded corpus, once on this machine (about 20 s),")
 
 
-def cached(name: str, write: Callable[[Path], None]) -> Corpus:
+def cached(name: str, write: Callable[[Path], None], notice: str = "") -> Corpus:
     """The prepared data called `name`, written to a fresh directory by `write` if the cache does not hold it.
 
-    The cache is the directory JAXNANO_CACHE, or else ~/.cache/jaxnano.
-    Raises: ValueError if the cache cannot be written.
+    The cache is the directory JAXNANO_CACHE, or else jaxnano below XDG_CACHE_HOME or ~/.cache.
+    notice: what is said on standard error before somebody has to wait for that.
+    Raises: UserError if the cache cannot be written.
     """
     directory = cache_root() / name
     opened = _open(directory)
     if opened is None:
+        if notice:
+            print(f"{notice} in {directory}", file=sys.stderr, flush=True)
         _prepare(directory, write)
         opened = _open(directory)
     if opened is None:
@@ -109,7 +114,8 @@ def cached(name: str, write: Callable[[Path], None]) -> Corpus:
 
 def cache_root() -> Path:
     """Directory of all prepared data, created if missing; raises ValueError if it cannot be written."""
-    root = Path(os.environ.get("JAXNANO_CACHE") or Path.home() / ".cache" / "jaxnano").expanduser()
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    root = Path(os.environ.get("JAXNANO_CACHE") or caches / "jaxnano").expanduser()
     try:
         root.mkdir(parents=True, exist_ok=True)
         writable = os.access(root, os.W_OK)

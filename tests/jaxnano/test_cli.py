@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from jaxnano import published
-from jaxnano.cli import Failure, UserError, report_errors
+from jaxnano.cli import Failure, Output, UserError, report_errors
+from research.compare import compare
 
 
 @pytest.mark.parametrize(("error", "code"), [(UserError, 2), (Failure, 1), (OSError, 1)])
@@ -38,3 +39,22 @@ def test_a_fault_of_ours_is_shown_with_its_traceback() -> None:
     ended = run("from research.compare import holm\ndef main(): return len(holm([2.0]))")
     assert ended.returncode == 1 and ended.stdout == ""
     assert ended.stderr.startswith("Traceback") and "ValueError: p-values lie in [0, 1]" in ended.stderr
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_reader_that_has_seen_enough_ends_a_command_in_silence(lines: int) -> None:
+    program = f"def main():\n    input()\n    print('line\\n' * {lines})\n    return 0"
+    code = f"from jaxnano.cli import report_errors\n{program}\nraise SystemExit(report_errors(main))"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdin and process.stdout
+        process.stdout.close()
+        _, said = process.communicate("go\n")
+    assert (process.returncode, said) == (141, "")
+
+
+def test_a_table_shows_numbers_not_their_types(capsys: Any) -> None:
+    Output(False).table("t", compare({0: 2.0, 1: 2.1, 2: 2.3}, {0: 1.9, 1: 2.05, 2: 2.1}).as_dict())
+    assert "np." not in (out := capsys.readouterr().out)
+    low, high = next(line for line in out.splitlines() if "interval" in line).split()[1:]
+    assert float(low.rstrip(",")) < float(high)

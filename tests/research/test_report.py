@@ -210,6 +210,20 @@ def test_plots_of_few_equal_and_wild_values(values):
     ElementTree.fromstring(plots.intervals([plots.Whisker("w", v, v - 1, v + 1) for v in finite], "x"))
 
 
+@pytest.mark.parametrize("labels", [
+    ["base", *(f"leader: {'W' * n}" for n in (60, 5, 40))], ["m" * 60] * 3, ["base", "b"],
+], ids=["mixed", "wide", "short"])
+def test_a_legend_stays_within_its_picture(labels):
+    svg = plots.xy([plots.Series(label, [0.0, 1.0], [1.0, 2.0]) for label in labels], "x", "y")
+    entries = re.findall(r'<rect x="[^"]+" y="4".*?<text x="([^"]+)"[^>]*>([^<]+)', svg)
+    assert len(entries) == len(labels)
+    ends = [float(x) + 12 * sum(c in "Wm" for c in shown) + 3 * sum(c not in "Wm" for c in shown)
+            for x, shown in entries]  # a W or an m is as wide as text is high
+    assert max(ends) <= plots.WIDTH
+    assert all(end < float(x) for end, (x, _) in zip(ends, entries[1:], strict=False))
+    assert [shown for _, shown in entries if len(shown) < 6] == [label for label in labels if len(label) < 6]
+
+
 def test_a_dot_is_where_its_axes_say():
     svg = plots.xy([plots.Series("a", [0.0, 10.0], [1.0, 3.0], "dots")], "x", "y")
     shapes = list(ElementTree.fromstring(svg).iter())

@@ -150,3 +150,15 @@ def test_the_whole_corpus_keeps_its_splits_apart_and_alike():
               for split in found.splits}
     for one, other in itertools.combinations(shares.values(), 2):  # 0.03 to 0.05 on two sets of wheels
         assert 0.5 * np.abs(one - other).sum() < 0.08
+
+
+def test_the_cache_lies_where_the_user_keeps_caches(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("JAXNANO_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert store.cache_root() == tmp_path / "jaxnano"
+    monkeypatch.setattr(store, "_write", lambda packages, directory: store.save(
+        directory, {"train": np.zeros(8, np.uint8)}, {"train": {}}, vocab_size=256, encoding="bytes"))
+    store.embedded()
+    store.embedded()  # which has nothing to prepare any more
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said.startswith("preparing the embedded corpus") and str(tmp_path) in said
