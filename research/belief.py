@@ -25,6 +25,8 @@ POOL = 40  # candidates that compete for the next run
 SEEDS = 8  # common seeds 0 .. 7 of the search
 COMPILE_S, SECONDS_PER_FLOP = 8.0, 3e-12  # before anything was measured
 IN_MEMORY, ON_DISK = 0.05, 0.4  # shares of compiling where this worker, or another one, did it before
+PATIENCE_S = {"cpu": 120.0}  # at least, for the first message of a run, by backend; it tells that a run has compiled
+LONG_PATIENCE_S, PATIENT = 1800.0, 4.0  # on another backend, or before anything was measured; compile times to wait
 START_S = 0.3  # of a run, beside training
 SLOWDOWN, FIRST_RUNS = 1.2, 4  # seconds per device-second before anything was measured; runs in which workers import
 INBOX, LLM = "inbox", "llm"  # lanes of people and coding agents, and of a language model: others submit for these
@@ -216,8 +218,8 @@ class Snapshot:
 
     def seconds(self, arm: Arm, horizon: float, worker: int) -> float:
         """Predicted device-seconds of a run, compiling included where the structure is new to the worker."""
-        seen = self._compiled.get(arm.structure, ())
-        share = IN_MEMORY if worker in seen else ON_DISK if seen else 1.0  # another worker's program is on disk
+        seen = self._compiled.get(arm.structure)
+        share = 1.0 if seen is None else IN_MEMORY if worker in seen else ON_DISK  # another worker's program is on disk
         trained_s = self.budget_s(arm, horizon) or self.belief.steps(arm, horizon) * arm.flops * self._rates[0]
         return trained_s + share * self.compile_s + START_S
 
@@ -241,17 +243,32 @@ class Snapshot:
 
     @cached_property
     def _compiled(self) -> dict[str, set[int]]:
-        """The workers that were given each structure."""
+        """The workers whose present process was given each structure; none where only others, now gone, were."""
         found: dict[str, set[int]] = {}
+        attempts = sorted((a for t in self.state.trials.values() for a in t.attempts), key=lambda a: a.seq)
+        latest = {a.worker: 0 if "exit" in (a.result or {}) else a.pid for a in attempts}  # 0: it died with its run
         for trial in self.state.trials.values():
             if (arm := self._arm(trial.recipe_id)) is not None:
-                found.setdefault(arm.structure, set()).update(a.worker for a in trial.attempts)
+                found.setdefault(arm.structure, set()).update(
+                    a.worker for a in trial.attempts if a.pid and a.pid == latest[a.worker])
         return found
 
     @property
     def compile_s(self) -> float:
         """Predicted seconds to compile a structure nobody has seen."""
         return self._rates[1]
+
+    def first_message_s(self, arm: Arm) -> float:
+        """How long a run may be silent at its start: it compiles, a deeper model for longer.
+
+        Before a run has told how long that takes here, long: a base that is given up ends the session.
+        """
+        done = [t.result for t in self.state.trials.values() if t.loss and t.result]
+        if not done:
+            return LONG_PATIENCE_S
+        deeper = max(1.0, arm.recipe.model.depth / self.arms[0].recipe.model.depth)
+        least = max(PATIENCE_S.get(r.get("fingerprint", {}).get("backend", "cpu"), LONG_PATIENCE_S) for r in done)
+        return max(least, PATIENT * deeper * max(r.get("compile_s") or 0.0 for r in done))
 
     @property
     def full_run_s(self) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxnano.config.base import dump
 from research import watch
-from research.belief import Snapshot
+from research.belief import PATIENCE_S, Snapshot
 from research.book import Book
 from research.champion import crown, install
 from research.execute import Executor, Job, Message
@@ -43,6 +43,7 @@ class Flight:
     curve: list[tuple[float, float]] = field(default_factory=list)
     messages_s: list[float] = field(default_factory=list)
     tokens_per_s: float = 0.0
+    first_message_s: float | None = None
     cancelled: watch.Verdict | None = None
     audited: watch.Verdict | None = None
 
@@ -254,6 +255,8 @@ class Scheduler:
         self.executor.submit(worker, Job(id=trial.key, attempt=attempt, dir=str(folder), target=TARGET, about=about,
                                          args=args))
         self.flights[worker] = Flight(trial, decision["purpose"], attempt, time.monotonic(), predicted_s)
+        self.flights[worker].first_message_s = max(min(PATIENCE_S.values()), min(
+            self.snapshot.first_message_s(arm), self.left_s))  # after the session's end nobody needs it
 
     def _handle(self, message: Message) -> None:
         flight = self.flights.get(message.worker)
@@ -292,7 +295,8 @@ class Scheduler:
         for worker, flight in self.flights.items():
             if flight.cancelled is not None:
                 continue
-            running = watch.Running(flight.curve, flight.started_s, flight.predicted_s, flight.messages_s)
+            running = watch.Running(flight.curve, flight.started_s, flight.predicted_s, flight.messages_s,
+                                    flight.first_message_s)
             judged = self.state.session.get("kills") and flight.purpose == "search"
             references = self._references(flight.trial) if judged else []
             verdict = watch.watch(running, references, time.monotonic())

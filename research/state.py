@@ -33,6 +33,7 @@ class Attempt:
     seq: int
     ended: float | None = None
     result: dict[str, Any] | None = None
+    pid: int = 0
 
     @property
     def lost(self) -> bool:
@@ -248,7 +249,8 @@ class State:
     def _apply_attempt(self, event: Event) -> None:
         trial, body = self._trial(event.subject), event.body
         trial.recipe_id, trial.horizon, trial.seed = body["recipe_id"], float(body["horizon"]), int(body["seed"])
-        attempt = Attempt(int(body["attempt"]), int(body["worker"]), body["purpose"], event.time, event.seq)
+        attempt = Attempt(int(body["attempt"]), int(body["worker"]), body["purpose"], event.time, event.seq,
+                          pid=body.get("pid", 0))
         trial.attempts.append(attempt)
 
     def _apply_result(self, event: Event) -> None:

@@ -55,12 +55,13 @@ class WatchConfig:
 @dataclass(frozen=True)
 class Running:
     """A trial in flight, times in seconds on one clock: its start, each message's arrival, and how long it should
-    take."""
+    take. first_message_s: how long it may be silent at its start, compiling; by default the configuration's."""
 
     curve: Curve
     started_s: float
     predicted_s: float
     messages_s: Sequence[float] = field(default_factory=tuple)
+    first_message_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -129,19 +130,20 @@ def predict(curve: Curve, progress: float, references: Sequence[Reference], conf
 
 
 def _late(running: Running, now_s: float, config: WatchConfig) -> Verdict | None:
-    allowed_s = config.timeout_factor * running.predicted_s + config.first_message_s
+    first_s = running.first_message_s or config.first_message_s
+    allowed_s = config.timeout_factor * running.predicted_s + first_s
     if now_s - running.started_s > allowed_s:
         return Verdict("timeout", f"{now_s - running.started_s:.0f} s, {allowed_s:.0f} s allowed")
     if not running.messages_s:
-        if now_s - running.started_s > config.first_message_s:
+        if now_s - running.started_s > first_s:
             return Verdict("stalled", f"no message in the first {now_s - running.started_s:.0f} s")
         return None
     intervals = np.diff(np.asarray(running.messages_s, float)).tolist()
     patience_s = max(
-        config.stall_floor_s, config.stall_intervals * median(intervals) if intervals else config.first_message_s
+        config.stall_floor_s, config.stall_intervals * median(intervals) if intervals else first_s
     )
     if running.curve and running.curve[-1][0] >= 1.0:  # trained: evaluating compiles, and reports nothing
-        patience_s = max(patience_s, config.first_message_s)
+        patience_s = max(patience_s, first_s)
     silence_s = now_s - running.messages_s[-1]
     if silence_s > patience_s:
         return Verdict("stalled", f"silent for {silence_s:.0f} s, {patience_s:.0f} s allowed")

@@ -46,6 +46,8 @@ def cut(path, before):
 class Story:
     """Writes one session. Its clock goes on by a second an event."""
 
+    pid = 1  # of the only worker
+
     def __init__(self, path):
         self.session = Session.create(path)
         self.track = load_track("tiny")
@@ -76,7 +78,7 @@ class Story:
         eig = {"eig": 0.5, "improvement": 0.1, "cost_s": 2.0, "score": 0.25, "winner": scored, "runners_up": [scored]}
         more = eig if purpose in ("search", "base") else {}
         self.write("decision", trial.key, {"purpose": purpose, "worker": 0, "why": "because"} | more)
-        attempt = {"attempt": 1, "worker": 0, "pid": 1, "purpose": purpose, "splits": {}, "steps": 90}
+        attempt = {"attempt": 1, "worker": 0, "pid": self.pid, "purpose": purpose, "splits": {}, "steps": 90}
         self.write("attempt", trial.key, attempt | trial._asdict())
 
     def finish(self, trial, purpose="search", **more):

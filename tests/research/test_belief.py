@@ -84,6 +84,32 @@ def test_the_price_of_a_run_grows_with_its_horizon_and_falls_once_compiled(story
     assert story.snapshot().seconds(new, 0.25, 0) < found.seconds(new, 0.25, 0)
 
 
+def test_a_worker_whose_process_was_replaced_has_to_load_its_programs_again(story):
+    arm = story.snapshot().arms[0]
+    loaded = story.snapshot().seconds(arm, 1.0, 0)
+    other = story.snapshot().arms[1]
+    story.pid = 2
+    story.start(Trial(other.recipe_id, 0.25, 7))
+    replaced = story.snapshot()
+    assert loaded < replaced.seconds(arm, 1.0, 0) == replaced.seconds(arm, 1.0, 1)
+    assert replaced.seconds(other, 1.0, 0) < replaced.seconds(other, 1.0, 1)
+    story.finish(Trial(other.recipe_id, 0.25, 7), outcome="failed", loss={}, exit=-9)
+    assert story.snapshot().seconds(other, 1.0, 0) == story.snapshot().seconds(other, 1.0, 1)
+
+
+def test_a_first_message_is_waited_for_as_long_as_compiling_takes_here(tmp_path):
+    with (story := Story(tmp_path / "new")).session:
+        story.propose()
+        assert story.snapshot().first_message_s(story.snapshot().arms[0]) > 600  # nobody knows yet
+        base = story.snapshot().arms[0]
+        story.run(Trial(base.recipe_id, 0.25, 0), "base", compile_s=0.5)
+        assert story.snapshot().first_message_s(base) == 120
+        story.run(Trial(base.recipe_id, 0.5, 0), "base", compile_s=200.0)
+        assert story.snapshot().first_message_s(base) == 800
+        story.run(Trial(base.recipe_id, 1.0, 0), "base", fingerprint={"backend": "tpu"})
+        assert story.snapshot().first_message_s(base) == 1800
+
+
 def test_nothing_is_decided_that_does_not_fit_into_the_time(story):
     """Neither at the base's price, where another structure has yet to be compiled, nor in device-seconds, where the
     machine is slow."""

@@ -99,3 +99,10 @@ def test_audit_takes_its_fraction_and_depends_on_the_key_alone():
     assert chosen == [is_audited(k, 0.1) for k in keys]
     assert 0.08 < np.mean(chosen) < 0.12
     assert not any(is_audited(k, 0.0) for k in keys[:50]) and all(is_audited(k, 1.0) for k in keys[:50])
+
+
+def test_a_slow_compile_is_waited_for_where_it_is_known_to_be_slow():
+    compiling = Running((), 0.0, 10.0, (), first_message_s=1800.0)
+    assert watch(compiling, [], 200.0).kind == "ok"
+    assert watch(compiling, [], 1801.0).kind == "stalled"
+    assert watch(Running((), 0.0, 10.0), [], 130.0).kind == "stalled"
