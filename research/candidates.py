@@ -28,8 +28,8 @@ class Candidate:
     """status: in words. effect, sd: believed at the full horizon. search: compared with the base on common seeds.
 
     hypothesis: the reasons of its parts. parts: name, why, source, and the ablation's row. proofs: sealed attempts.
-    gains: by horizon, over the base on the same seeds. trend: `grows`, `shrinks`, `steady` (less than matters, or than
-    noise), or empty where too little ran.
+    gains: over the base, by horizon and seed. trend: `grows`, `shrinks`, `steady` (less than matters, or than noise),
+    on the seeds of both the shortest and the longest horizon; empty where these are fewer than two.
     """
 
     recipe_id: str
@@ -46,7 +46,7 @@ class Candidate:
     proofs: list[dict[str, Any]]
     cost: Cost
     base_cost: Cost
-    gains: dict[float, list[float]]
+    gains: dict[float, dict[int, float]]
     trend: str
     reviews: list[dict[str, Any]]
 
@@ -103,21 +103,19 @@ def _cost(facts: Facts, recipe_id: str) -> Cost:
     return Cost(preflight.preflight(arm.recipe).parameters, arm.flops, float(np.mean(spent)) if spent else None)
 
 
-def _gains(facts: Facts, recipe_id: str) -> dict[float, list[float]]:
-    """Gains over the base on the search split by horizon, shortest first."""
-    found: dict[float, list[float]] = {}
-    for trial in facts.state.trials.values():
-        if trial.recipe_id == recipe_id and (gain := facts.gain(trial)) is not None:
-            found.setdefault(trial.horizon, []).append(gain)
-    return dict(sorted(found.items()))
+def _gains(facts: Facts, recipe_id: str) -> dict[float, dict[int, float]]:
+    """Gains over the base on the search split by horizon, shortest first, and seed."""
+    found = {horizon: facts.gains(recipe_id, horizon=horizon) for horizon in sorted(facts.track.horizons)}
+    return {horizon: gains for horizon, gains in found.items() if gains}
 
 
-def _trend(gains: dict[float, list[float]], epsilon: float) -> str:
-    """How the mean gain at the longest horizon compares with that at the shortest, where both have two runs or more."""
+def _trend(gains: dict[float, dict[int, float]], epsilon: float) -> str:
+    """How the gain at the longest horizon compares with that at the shortest, on the seeds of both."""
     if len(gains) < 2:
         return ""
-    first, *_, last = map(np.asarray, gains.values())
-    if min(len(first), len(last)) < 2:
+    first, *_, last = gains.values()
+    changes = np.asarray([last[seed] - first[seed] for seed in first.keys() & last.keys()])
+    if len(changes) < 2:
         return ""
-    change, noise = last.mean() - first.mean(), np.sqrt(last.var(ddof=1) / len(last) + first.var(ddof=1) / len(first))
+    change, noise = changes.mean(), np.sqrt(changes.var(ddof=1) / len(changes))
     return "steady" if abs(change) < max(epsilon, NORMAL_95 * noise) else "grows" if change > 0 else "shrinks"

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+
 from jaxnano.cli import UserError
 from jaxnano.config.base import dump_full
 from jaxnano.config.edit import show
@@ -30,7 +32,7 @@ def card(facts: Facts) -> dict[str, Any]:
         raise UserError("no champion was crowned")
     crowned, shipped = state.crowned[-1], state.trials[state.crowned[-1].body["trial"]]
     result = shipped.result or {}
-    against = facts.side(champion["against"])
+    against = facts.side(champion["against"], beside=champion["recipe_id"])
     test = {key: champion[key] for key in ("effect", "interval", "p_value", "p_adjusted", "alpha", "attempt", "n")}
     return {
         "format": FORMAT,
@@ -125,7 +127,10 @@ def _losses(card: dict[str, Any]) -> Table:
         rival = other.get(split, {"mean": None, "by_seed": {}})
         rows += [[split, seed, loss(value), loss(rival["by_seed"].get(seed))]
                  for seed, value in side["by_seed"].items()]
-        rows.append([split, "mean", loss(side["mean"]), loss(rival["mean"])])
+        common = side["by_seed"].keys() & rival["by_seed"].keys()
+        means = [loss(float(np.mean([s["by_seed"][seed] for seed in common])) if common else None)
+                 for s in (side, rival)]
+        rows.append([split, f"mean (n = {len(common)})", *means])
     return Table(["split", "seed", "champion", card["test"]["against"]["name"]], rows, "lrrr")
 
 

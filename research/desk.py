@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from jaxnano.cli import Failure, UserError
+from jaxnano.config.base import ConfigError, Problem
 from jaxnano.config.edit import show
 from research.explain import explain
 from research.forms import (
@@ -39,6 +40,7 @@ from research.summary import NORMAL_95, Facts, stage
 
 FRONTIER = 8
 KEEP_UP_S = 1.0
+GONE = "its loop is gone without an end"
 HOW = (
     "An experiment is a list of edits, {path, new}, on a recipe that is known: on = best (the default), base, or a "
     "recipe's id. Edits that only make sense together belong to one proposal; each proposal is one idea.",
@@ -48,7 +50,7 @@ HOW = (
     "The gate judges at once. A refusal names path, value and rule, mostly with a value that would pass: mend and "
     "propose again. Recipes that are known, or train alike, are refused.",
     "An accepted proposal gets a first run at the shortest horizon; more runs only if they tell something. The loop "
-    "decides what runs, is proven and crowned; a promise (effect) moves its prior a little and nothing else.",
+    "decides what runs, is proven and crowned; a promise (effect) moves its prior by two epsilons at most.",
     "An effect is the base's loss less the recipe's on the same seed, in the unit of losses: positive is better. "
     "Differences below epsilon do not matter, and one run is noise: look at intervals.",
     "A record is sealed first, then run on fresh seeds and tested once on a protected split. Of that split you see "
@@ -115,7 +117,8 @@ class Desk:
         spoken = {e.body["nomination"]: e.body["passed"] for e in state.verifications}
         attempts = [Attempt(e.subject, facts.name(e.subject), e.body["attempt"], spoken.get(e.body["nomination"]),
                             state.review(e.subject)) for e in state.sealed]
-        return Standing(stage(facts.snapshot), running, state.end["reason"] if state.end else None,
+        ended = state.end["reason"] if state.end else None if running else GONE
+        return Standing(stage(facts.snapshot) if running else "ended", running, ended,
                         self._seconds_left(), facts.unit, facts.base or "", by_id.get(state.champion or ""),
                         by_id.get(best or ""), rows[:FRONTIER], attempts, state.counts(),
                         {name: state.verdicts[name] for name in ("accepted", "refused")},
@@ -131,29 +134,36 @@ class Desk:
         changes = [f"{e['path']}: {show(e['old'])} -> {show(e['new'])}" for e in facts.edits(row["recipe_id"])]
         half = NORMAL_95 * row["sd"]
         return Row(row["recipe_id"], row["name"], row["lane"], changes, row["mean"], row["sd"],
-                   [row["mean"] - half, row["mean"] + half], row["measured"], row["measured_n"], row["runs"])
+                   [row["mean"] - half, row["mean"] + half], {str(s): gain for s, gain in row["gains"].items()},
+                   row["over_leader"], row["runs"])
 
     def trials(self, asked: Which) -> Runs:
-        """Runs so far, filtered and sorted."""
+        """Runs so far, filtered and sorted. Gains compare within one seed and horizon; effects always do."""
         with self._lock:
             self.inbox.refresh()
             facts = Facts(self.inbox.snapshot)
+            _check(asked, facts)
             runs = [self._run(facts, trial) for trial in facts.state.trials.values() if trial.attempts]
         wanted = [run for run in runs if run.recipe_id.startswith(asked.recipe)
                   and asked.lane in ("", run.lane) and asked.outcome in ("", run.outcome)
-                  and asked.horizon in (None, run.horizon)]
+                  and asked.horizon in (None, run.horizon) and asked.seed in (None, run.seed)]
         wanted.reverse()
-        if asked.sort == "gain":
-            wanted.sort(key=lambda run: -(run.gain if run.gain is not None else float("-inf")))
-        elif asked.sort == "loss":
-            wanted.sort(key=lambda run: run.loss if run.loss is not None else float("inf"))
+        last = float("inf")
+        match asked.sort:
+            case "effect":
+                wanted.sort(key=lambda run: -run.effect[0] if run.effect else last)
+            case "gain":
+                wanted.sort(key=lambda run: (-run.horizon, run.seed, -run.gain if run.gain is not None else last))
+            case "loss":
+                wanted.sort(key=lambda run: (-run.horizon, run.seed, run.loss if run.loss is not None else last))
         return Runs(len(wanted), wanted[: asked.limit])
 
     def _run(self, facts: Facts, trial: Trial) -> Run:
-        result, proposal = trial.result or {}, facts.proposal(trial.recipe_id)
-        return Run(trial.key, trial.recipe_id, facts.name(trial.recipe_id), proposal.get("lane", ""),
-                   trial.attempts[0].purpose, trial.horizon, trial.seed, trial.outcome, result.get("reason") or "",
-                   trial.loss.get(facts.track.splits.search), facts.gain(trial), result.get("device_s"))
+        at = facts.snapshot.index.get(trial.recipe_id, 0)
+        effect = [float(values[at]) for values in facts.snapshot.effects] if at else None
+        return Run(key=trial.key, recipe_id=trial.recipe_id, name=facts.name(trial.recipe_id),
+                   lane=facts.proposal(trial.recipe_id).get("lane", ""), purpose=trial.attempts[0].purpose,
+                   effect=effect, device_s=(trial.result or {}).get("device_s"), **facts.run(trial))
 
     def explain(self, asked: Subject) -> Lines:
         """Why a trial was run, what came out and what it taught; or the same of a recipe."""
@@ -173,11 +183,12 @@ class Desk:
             running = self.inbox.running
         note = "" if running else self._asleep()
         on = next(iter(found.proposal.parents), None)
-        return Verdict(found.verdict.accepted, found.number, found.recipe_id, found.trial, found.proposal.name, on,
-                       found.verdict.as_dict()["refusals"], note, 1e3 * (time.perf_counter() - start))
+        verdict = found.verdict
+        return Verdict(verdict.accepted, found.number, found.recipe_id, found.trial, found.proposal.name, on,
+                       verdict.as_dict()["refusals"], verdict.notes, note, 1e3 * (time.perf_counter() - start))
 
     def wait(self, asked: Awaited) -> Outcome:
-        """What came of a proposal: the loop's verdict, its runs with loss and gain, and what is believed of it now."""
+        """What came of a proposal: the loop's verdict, its runs with loss and gains, and what is believed of it now."""
         with self._lock:
             found, running = self.inbox.outcome(asked.number), self.inbox.running
             answer = self.inbox.state.answers.get(asked.number)
@@ -188,3 +199,16 @@ class Desk:
         else:
             note = "accepted; its first run is not over" if answer else "the loop has not judged it yet"
         return Outcome(asked.number, found is not None or not running, note, found)
+
+
+def _check(asked: Which, facts: Facts) -> None:
+    """Raises: ConfigError for a filter that nothing could pass: it says what there is."""
+    state = facts.state
+    known = {"lane": {body["proposal"]["lane"] for body in state.proposals.values()}, "horizon": facts.track.horizons,
+             "seed": {trial.seed for trial in state.trials.values() if trial.attempts}}
+    problems = [Problem(name, value, f"{', '.join(map(str, sorted(there))) or 'nothing yet'} would do")
+                for name, there in known.items() if (value := getattr(asked, name)) not in ("", None, *there)]
+    if asked.recipe and not any(recipe.startswith(asked.recipe) for recipe in state.proposals):
+        problems.append(Problem("recipe", asked.recipe, "no recipe begins with it; one of those in `state` would do"))
+    if problems:
+        raise ConfigError(problems)

@@ -78,9 +78,21 @@ def _recipe(facts: Facts, recipe_id: str) -> Iterator[str]:
     for trial in facts.state.trials.values():
         if trial.recipe_id == recipe_id:
             found = f", {split} loss {loss(trial.loss[split])}" if split in trial.loss else ""
-            gain = facts.gain(trial)
-            over = f", gain over base {effect(gain)}" if gain is not None else ""
-            yield f"  {trial.key}: {trial.outcome}{found}{over}"
+            yield f"  {trial.key}: {trial.outcome}{found}{_over(facts, trial)}"
+
+
+def _over(facts: Facts, trial: Trial) -> str:
+    """A run's gains over base, parent and leader, on its own seed."""
+    run, base = facts.run(trial), facts.base
+    rivals = {"the base": ("gain", base), "its parent": ("gain_over_parent", run["parent"]),
+              "the leader": ("gain_over_leader", run["leader"])}
+    seen: set[str | None] = set()
+    said = []
+    for name, (key, rival) in rivals.items():
+        if rival not in seen and run[key] is not None:
+            said.append(f"{effect(run[key])} over {name}")
+        seen.add(rival)
+    return f", on seed {trial.seed}: {', '.join(said)}" if said else ""
 
 
 def _what(facts: Facts, recipe_id: str) -> Iterator[str]:
@@ -149,9 +161,8 @@ def _outcome(facts: Facts, trial: Trial, attempt: Attempt) -> Iterator[str]:
     for split, value in (result.get("loss") or {}).items():
         yield f"  {split} loss {loss(value)} {facts.unit}"
     if result["outcome"] == "completed":
-        gain = facts.gain(trial)
         if trial.recipe_id != facts.base:
-            yield f"  gain over the base in its cell: {effect(gain) or 'no base run there'}"
+            yield f"  gain{_over(facts, trial) or ' over the base in its cell: no base run there'}"
         yield (f"  {result['steps']} steps in {result['device_s']:.1f} device-seconds, "
                f"{result['compile_s']:.1f} of them compiling")
     if predicted := result.get("predicted"):

@@ -12,8 +12,11 @@ from research.belief import Belief
 from research.document import Figure
 from research.ledger import Event
 from research.plots import Series, Whisker
+from research.proof import FRESH
 from research.state import State
 from research.summary import NORMAL_95, Facts, track_of
+from research.text import count
+from research.trial import Trial
 
 POINTS = 16  # beliefs computed for the plot of progress
 ROWS = 12  # candidates in the plot of effects
@@ -63,12 +66,19 @@ def progress(facts: Facts, events: Sequence[Event]) -> Figure | None:
             at[event.subject] = spent
     found = [(at[t.key], gain, t) for t in facts.state.trials.values()
              if t.horizon == 1.0 and (gain := facts.gain(t)) is not None]
-    dots = Series("measured, full-horizon runs", [f[0] for f in found], [f[1] for f in found], "dots",
-                  titles=[f"{facts.name(t.recipe_id)}: {gain:+.4f}" for _, gain, t in found],
-                  targets=[trial_id(t.key) for *_, t in found])
-    svg = plots.xy([best, dots], "device-seconds", f"effect, {facts.unit}", zero=True)
+    dots = [Series(label, [f[0] for f in mine], [f[1] for f in mine], "dots",
+                   titles=[f"{facts.name(t.recipe_id)} on seed {t.seed}: {gain:+.4f}" for _, gain, t in mine],
+                   targets=[trial_id(t.key) for *_, t in mine])
+            for label in sorted({_seed(t.seed) for *_, t in found})
+            if (mine := [f for f in found if _seed(f[2].seed) == label])]
+    svg = plots.xy([best, *dots], "device-seconds", f"effect, {facts.unit}", zero=True)
     return Figure("progress", svg, "The best candidate's expected effect at the full horizon as device time was spent, "
-                  "and every full-horizon run's gain over the base on the same seed.")
+                  "and every full-horizon run's gain over the base on the same seed: dots of one colour compare.")
+
+
+def _seed(seed: int) -> str:
+    """The colour a gain belongs to: gains of different seeds do not compare."""
+    return f"seed {seed}" if seed < FRESH else "fresh seeds"
 
 
 def curves(facts: Facts) -> Figure | None:
@@ -78,8 +88,9 @@ def curves(facts: Facts) -> Figure | None:
     roles = {"base": facts.base, "champion" if facts.state.champion else "leader": leader,
              "best single idea": single["recipe_id"] if single else None}
     series, seen = [], set()
+    seeds = _common_seeds(facts, [recipe_id for recipe_id in roles.values() if recipe_id])
     for role, recipe_id in roles.items():
-        found = _mean_curve(facts, recipe_id) if recipe_id and recipe_id not in seen else None
+        found = _mean_curve(facts, recipe_id, seeds) if recipe_id and recipe_id not in seen else None
         seen.add(recipe_id)
         if found is not None:
             label = role if role == "base" else f"{role}: {facts.name(recipe_id or '')}"
@@ -87,11 +98,20 @@ def curves(facts: Facts) -> Figure | None:
     if not series:
         return None
     svg = plots.xy(series, "progress of the run", f"training loss, {facts.unit}")
-    return Figure("curves", svg, f"Training loss, the mean of full-horizon runs, from {CURVES_FROM:.0%} of the run on.")
+    over = f"on {count(len(seeds), 'seed')} that all of them ran" if seeds else "on the seeds of each"
+    return Figure("curves", svg, f"Training loss, the mean of full-horizon runs {over}, from {CURVES_FROM:.0%} of the "
+                  "run on.")
 
 
-def _mean_curve(facts: Facts, recipe_id: str) -> tuple[list[float], list[float]] | None:
-    seeds = {seed for by_seed in facts.losses(recipe_id).values() for seed in by_seed}
+def _common_seeds(facts: Facts, recipe_ids: Sequence[str]) -> set[int]:
+    """The seeds that all of them ran in full."""
+    split = facts.track.splits.search
+    ran = [{*facts.state.losses(recipe_id, 1.0, split)} for recipe_id in recipe_ids]
+    return set.intersection(*ran) if ran else set()
+
+
+def _mean_curve(facts: Facts, recipe_id: str, seeds: set[int]) -> tuple[list[float], list[float]] | None:
+    seeds = seeds or {seed for by_seed in facts.losses(recipe_id).values() for seed in by_seed}
     full = [t for t in facts.state.trials.values() if (t.recipe_id, t.horizon) == (recipe_id, 1.0)]
     runs = [t.result["curve"] for t in full if t.seed in seeds and t.result and t.result.get("curve")]
     if not runs:
@@ -105,13 +125,15 @@ def effects(facts: Facts) -> Figure | None:
     """Expected effects of the top candidates with intervals, beside what their full-horizon runs measured."""
     rows = []
     for row in facts.frontier(ROWS):
-        half, gains = NORMAL_95 * row["sd"], facts.gains(row["recipe_id"])
+        half, gains = NORMAL_95 * row["sd"], row["gains"]
+        keys = [trial_id(Trial(row["recipe_id"], 1.0, seed).key) for seed in gains]
         rows.append(Whisker(row["name"], row["mean"], row["mean"] - half, row["mean"] + half, list(gains.values()),
-                            [trial_id(key) for key in gains]))
+                            keys, list(gains)))
     if not rows:
         return None
     return Figure("effects", plots.intervals(rows, f"effect at the full horizon, {facts.unit}"),
-                  "Dots with bars: the posterior's mean and 95 % interval. Rings: measured gains of full-horizon runs.")
+                  "Dots with bars: the posterior's mean and 95 % interval, which allow for each seed's luck. Rings: "
+                  "gains of full-horizon runs over the base, a colour a seed: rings of one colour compare.")
 
 
 def allocation(facts: Facts) -> Figure | None:

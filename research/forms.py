@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from jaxnano.config.base import Node
+from jaxnano.config.edit import PATH
 
 
 class Nothing(Node):
@@ -17,17 +18,23 @@ class Nothing(Node):
 class Place(Node):
     """path: as in an edit; empty for the whole tree."""
 
-    path: str = Field(default="", max_length=300)
+    path: str = Field(default="", max_length=300, description="dotted: model.position, optimizer.groups.matrices.lr",
+                      json_schema_extra={"pattern": f"^$|{PATH}"})
 
 
 class Which(Node):
-    """Filters, all optional. recipe: an id or its beginning. sort: latest first, or best gain, lowest loss first."""
+    """Filters, all optional. recipe: an id or its beginning. lane, horizon, seed: of those that there are.
+
+    sort: latest first; best effect of the recipe, as it is believed, first; or best gain over the base, or lowest loss,
+    first in each cell (horizon and seed), the longest horizon first: those of different cells do not compare.
+    """
 
     recipe: str = Field(default="", max_length=64)
     lane: str = Field(default="", max_length=64)
-    outcome: str = Field(default="", max_length=64)
-    horizon: float | None = None
-    sort: Literal["latest", "gain", "loss"] = "latest"
+    outcome: Literal["", "completed", "killed", "diverged", "failed", "timeout", "interrupted", "running"] = ""
+    horizon: float | None = Field(default=None, gt=0, le=1)
+    seed: int | None = Field(default=None, ge=0)
+    sort: Literal["latest", "effect", "gain", "loss"] = "latest"
     limit: int = Field(default=20, ge=1, le=200)
 
 
@@ -70,7 +77,10 @@ class Lines:
 
 @dataclass(frozen=True)
 class Row:
-    """A recipe. effect, sd, interval (95 %): what is believed at the full horizon. measured: mean gain of full runs."""
+    """A recipe. effect, sd, interval (95 %): what is believed at the full horizon; this is what recipes compare by.
+
+    gains: of full runs over the base, by seed. over_leader: {mean, seeds}, over the leader on the seeds both ran.
+    """
 
     recipe_id: str
     name: str
@@ -79,8 +89,8 @@ class Row:
     effect: float
     sd: float
     interval: list[float]
-    measured: float | None
-    measured_n: int
+    gains: dict[str, float]
+    over_leader: dict[str, Any]
     runs: int
 
 
@@ -97,7 +107,10 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Standing:
-    """Where the session stands. best: what `on: best` means; None is the base. seconds_left: of the loop's time."""
+    """Where the session stands. stage: `ended` once no loop works on it. ended: how it did.
+
+    best: what `on: best` means; None is the base. seconds_left: of the loop's time.
+    """
 
     stage: str
     running: bool
@@ -116,7 +129,12 @@ class Standing:
 
 @dataclass(frozen=True)
 class Run:
-    """A trial. loss: on the search split. gain: over the base's run on the same seed and horizon."""
+    """A trial. loss: on the search split. gain: over the base's run on the same seed and horizon.
+
+    gain_over_parent, gain_over_leader: likewise, over the recipe it was put on and the one that leads now; null
+    where these have no such run. predicted: [mean, sd] of the final loss, of a run that was found hopeless.
+    effect: [mean, sd] of the recipe at the full horizon, as believed now; null for the base.
+    """
 
     key: str
     recipe_id: str
@@ -129,6 +147,12 @@ class Run:
     reason: str
     loss: float | None
     gain: float | None
+    parent: str | None
+    gain_over_parent: float | None
+    leader: str | None
+    gain_over_leader: float | None
+    predicted: list[float] | None
+    effect: list[float] | None
     device_s: float | None
 
 
@@ -144,7 +168,7 @@ class Runs:
 class Verdict:
     """number: to wait for. trial: key of its first run. on: the recipe it was put on. refusals: path, value, rule.
 
-    ms: what the answer took.
+    notes: what an accepted proposal does and may not mean, as a number that replaces a schedule. ms: what it took.
     """
 
     accepted: bool
@@ -154,13 +178,16 @@ class Verdict:
     name: str
     on: str | None
     refusals: list[dict[str, Any]]
+    notes: list[str]
     note: str
     ms: float
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """over: whether there is nothing more to wait for. outcome: the verdict of the loop, its runs, what is believed."""
+    """over: whether there is nothing more to wait for. outcome: null until then; accepted, recipe_id, refusals, effect
+    ([mean, sd] at the full horizon, as believed now), and runs: by key, as `trials` tells them.
+    """
 
     number: int
     over: bool

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
 
 from jaxnano import preflight
-from jaxnano.config.base import ConfigError, Problem, validate
+from jaxnano.config.base import ConfigError, Problem, finite, validate
 from jaxnano.config.edit import Diff, apply, diff, is_under, show
 from jaxnano.config.recipe import Recipe, recipe_id
+from jaxnano.config.schedule import Schedule
 from research.behaviour import behaviour, idle, needless
 from research.propose import Part, build, dead
 from research.track import Track
 
+SCHEDULES = {get_args(node.model_fields["kind"].annotation)[0] for node in get_args(Schedule)}  # their kinds
+
 
 @dataclass(frozen=True)
 class Verdict:
-    """recipe: None if refused. problems: why. ms: how long it took."""
+    """recipe: None if refused. problems: why. ms: how long it took. notes: what an accepted one may not have meant."""
 
     recipe: Recipe | None
     problems: list[Problem] = field(default_factory=list)
     ms: float = 0.0
+    notes: list[str] = field(default_factory=list)
 
     @property
     def accepted(self) -> bool:
@@ -32,7 +37,8 @@ class Verdict:
     def as_dict(self) -> dict[str, Any]:
         """The body of a `verdict` event."""
         refusals = [{"path": p.path, "value": p.value, "rule": p.rule} for p in self.problems]
-        return {"accepted": self.accepted, "refusals": refusals, "ms": self.ms}
+        return {"accepted": self.accepted, "refusals": refusals, "ms": self.ms} | (
+            {"notes": self.notes} if self.notes else {})
 
 
 class Gate:
@@ -64,11 +70,13 @@ class Gate:
 
     def judge_parts(self, parts: Sequence[Part]) -> Verdict:
         """Judge what the parts make of the base; each of their edits has to change something. Never raises."""
+        base = self.track.base_recipe
         try:
-            problems, recipe = dead(self.track.base_recipe, parts), build(self.track.base_recipe, parts)
+            problems, recipe = dead(base, parts), build(base, parts)
         except ConfigError as error:
             return Verdict(None, error.problems)
-        return Verdict(None, problems) if problems else self.judge(recipe)
+        found = Verdict(None, problems) if problems else self.judge(recipe)
+        return replace(found, notes=replaced_schedules(build(base, parts[:-1]), recipe)) if found.accepted else found
 
     def _recipe(self, proposal: Recipe | Diff | Mapping[str, Any]) -> Recipe:
         if isinstance(proposal, Recipe):
@@ -94,16 +102,35 @@ class Gate:
         cost, base, limits = preflight.preflight(recipe), self.track.base_cost, self.track.limits
         most = int(base.parameters * limits.parameters)
         if cost.parameters > most:
-            yield Problem("model", cost.parameters, f"parameters are at most {most:,}, "
-                          f"{limits.parameters:g} x the base's")
-        if cost.flops_per_step > base.flops_per_step * limits.step_flops:
-            yield Problem("optimizer", round(cost.flops_per_step), "training FLOPs of a step are at most "
-                          f"{base.flops_per_step * limits.step_flops:.4g}, {limits.step_flops:g} x the base's")
+            yield Problem("model", cost.parameters, f"parameters are at most {most:,}, {limits.parameters:g} x the "
+                          f"base's; {_fewer(cost.parameters, most)} would do")
+        if cost.flops_per_step > (allowed := base.flops_per_step * limits.step_flops):
+            yield Problem("optimizer", round(cost.flops_per_step), f"training FLOPs of a step are at most {allowed:.4g}"
+                          f", {limits.step_flops:g} x the base's; {_fewer(cost.flops_per_step, allowed)} would do")
         if cost.total_bytes > self.memory_bytes:
-            yield Problem("model", cost.total_bytes, f"bytes of a training step are at most {self.memory_bytes:.4g}")
+            yield Problem("model", cost.total_bytes, f"bytes of a training step are at most {self.memory_bytes:.4g}; "
+                          f"{_fewer(cost.total_bytes, self.memory_bytes)} would do")
 
     def _duplicate(self, recipe: Recipe):
         known = self.known.get(behaviour(recipe))
         if known is not None:
             same = "the same recipe" if known == recipe_id(recipe) else "another spelling"
             yield Problem("", recipe_id(recipe), f"{same} as {known}, which is known; change something that matters")
+
+
+def _fewer(value: float, most: float) -> str:
+    """By how much a cost is too high."""
+    gap = value - most
+    return f"{f'{math.ceil(gap):,}' if gap < 1e7 else f'{gap:.4g}'} fewer ({1 - most / value:.1%})"
+
+
+def replaced_schedules(before: Recipe, after: Recipe) -> list[str]:
+    """Where a bare number took the place of a schedule: its decay is gone, which who wrote the number may not mean."""
+    found = []
+    for edit in diff(before, after).edits:
+        kind = edit.old.get("kind") if isinstance(edit.old, dict) else None
+        if kind in SCHEDULES and finite(edit.new):
+            kept = f"; {edit.path}.value would keep the schedule" if "value" in edit.old else ""
+            found.append(f"{edit.path}: {show(edit.new)} replaces {show(edit.old)}: the number holds for the whole "
+                         f"run{kept}")
+    return found

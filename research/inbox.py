@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,19 +24,19 @@ from research.ledger import Event
 from research.propose import Part, Proposal, parts_of, replaces, title
 from research.propose.catalogue import Idea, IdeaEdit, part
 from research.session import Session
-from research.state import State, fold
-from research.summary import track_of
+from research.state import FINAL, State, fold
+from research.summary import Facts, track_of
 from research.track import Track
 from research.trial import Trial
 
-CLAIM = 0.1  # nats: what a promise from outside may move the prior by
+CLAIM = 2.0  # of the track's epsilons: what a promise from outside may move the prior by
 MOST = 32  # edits of a part, and parts of a proposal: each part is built on the one before
 MAX_WHY = 2000  # characters of a reason
 POLL_S = 0.1
 
 
 class Ask(Idea):
-    """Edits on top of a recipe that is known. effect: expected, nats, positive = better; at most CLAIM of it counts.
+    """Edits on top of a recipe that is known. effect: expected, nats; it moves the prior by two epsilons at most.
 
     on: `best` (the champion, or else the candidate that leads), `base`, or a recipe's id.
     """
@@ -74,20 +74,28 @@ class _Submission(Node):
         return self
 
 
-def proposal_of(body: Mapping[str, Any], known: Collection[Part] = ()) -> Proposal:
-    """The proposal in a submission. known: parts that keep their effect; of any other, CLAIM of it counts.
+def proposal_of(body: Mapping[str, Any], track: Track, known: Collection[Part] = ()) -> Proposal:
+    """The proposal in a submission. known: parts that keep their effect; of any other, CLAIM epsilons of it count.
 
     Raises: ConfigError if it is not one.
     """
     data = body.get("proposal")
     validate(_Submission, data, "proposal")
     assert data is not None
-    parts = tuple(part if part in known else replace(part, effect=_claim(part.effect)) for part in parts_of(data))
+    parts = _claims(parts_of(data), known, track)
     return Proposal(data["name"], parts, data["hypothesis"], data["lane"], data["origin"], tuple(data["parents"]))
 
 
-def _claim(effect: float) -> float:
-    return min(max(effect, -CLAIM), CLAIM)
+def _claims(parts: Sequence[Part], known: Collection[Part], track: Track) -> tuple[Part, ...]:
+    """The parts, with what those that are not known promise cut to CLAIM: together, however many are piled up."""
+    most = left = CLAIM * track.epsilon
+    found = []
+    for one in parts:
+        one = one if one in known else replace(one, effect=min(max(one.effect, -most), left))
+        if one.effect <= most:  # what promises more is a lane's own
+            left = max(0.0, left - max(0.0, one.effect))
+        found.append(one)
+    return tuple(found)
 
 
 def visible(events: Iterable[Event], track: Track) -> Iterator[Event]:
@@ -196,12 +204,12 @@ class Inbox:
         """
         parent, parts = self.parts_on(ask.on)
         name = ask.name or ", ".join(".".join(edit.path.split(".")[-2:]) for edit in ask.edits)[:80]
-        new = replace(part(ask), name=name, effect=_claim(ask.effect))
+        new = replace(part(ask), name=name)
         kept = [old for old in parts if not replaces(new, old)]
         taken = {old.name for old in kept}
         names = itertools.chain([name], (f"{name} {i}" for i in itertools.count(2)))
         name = next(n for n in names if n not in taken)
-        parts = (*kept, replace(new, name=name))
+        parts = _claims([*kept, replace(new, name=name)], kept, self.track)
         if len(parts) > MOST:
             raise ConfigError([Problem("on", ask.on, f"a recipe has at most {MOST} parts; one with fewer would do")])
         return Proposal(title(parts), parts, ask.why, lane, origin, (parent,) if parent else ())
@@ -228,8 +236,8 @@ class Inbox:
     def outcome(self, number: int) -> dict[str, Any] | None:
         """The loop's answer to a submission: its verdict and, once its first run is over, what came of its runs.
 
-        Returns: {accepted, recipe_id, refusals, runs: {trial key: outcome, loss, gain}, effect: [mean, sd]}; None
-        while the loop has not judged it, or its first run is not over.
+        Returns: {accepted, recipe_id, refusals, runs: {trial key: as of Facts.run}, effect: [mean, sd]}; None while
+        the loop has not judged it, or its first run is not over.
         Raises: ConfigError if there is no submission of this number.
         """
         answer = self.refresh().answers.get(number)
@@ -241,14 +249,9 @@ class Inbox:
         about = {"accepted": body["accepted"], "recipe_id": found or None, "refusals": body["refusals"]}
         if not body["accepted"]:
             return about | {"runs": {}}
-        split, base = self.track.splits.search, self.snapshot.arms[0].recipe_id
-        runs = {}
-        for trial in self.state.trials.values():
-            if trial.recipe_id == found and trial.outcome not in ("decided", "running", "interrupted"):
-                level, loss = self.state.losses(base, trial.horizon, split).get(trial.seed), trial.loss.get(split)
-                gain = level - loss if level is not None and loss is not None else None
-                runs[trial.key] = {"outcome": trial.outcome, "loss": loss, "gain": gain,
-                                   "reason": (trial.result or {}).get("reason", "")}
+        facts = Facts(self.snapshot)
+        runs = {trial.key: facts.run(trial) for trial in self.state.trials.values()
+                if trial.recipe_id == found and trial.outcome in FINAL}
         if not runs:
             return None
         mean, sd = (values[self.snapshot.index[found]] for values in self.snapshot.effects)

@@ -103,7 +103,7 @@ class Intake:
                 return  # the workers wait: the others come next time
             try:
                 self._room()
-                proposal = proposal_of(body, known)
+                proposal = proposal_of(body, self.book.track, known)
                 if self.consider(proposal, submission=number).accepted:
                     known.update(proposal.parts)
             except ConfigError as error:

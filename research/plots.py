@@ -40,7 +40,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Whisker:
-    """A row of an interval plot: an interval around a mean, and measured values beside it."""
+    """A row of an interval plot: an interval around a mean, and beside it what was measured, on which seeds."""
 
     label: str
     mean: float
@@ -48,6 +48,7 @@ class Whisker:
     high: float
     measured: Sequence[float] = ()
     targets: Sequence[str] = ()
+    seeds: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -162,9 +163,10 @@ def intervals(rows: Sequence[Whisker], x_label: str) -> str:
         body.append(_text(left - 8, y + 4, label, "end", row.label))
         body.append(f'<path d="M{across(row.low):.1f},{y}H{across(row.high):.1f}" stroke="{colour}" stroke-width="2"/>')
         body.append(_dot(across(row.mean), y, colour, f"{row.mean:+.4f}", "", 3.6))
-        for value, target in zip(row.measured, row.targets, strict=True):
+        for value, target, seed in zip(row.measured, row.targets, row.seeds, strict=True):
+            tint = COLOURS[1 + seed % (len(COLOURS) - 1)]
             ring = f'<circle cx="{across(value):.1f}" cy="{y}" r="4" fill="white" fill-opacity="0" ' \
-                   f'stroke="{COLOURS[1]}" stroke-width="1.4"><title>{value:+.4f}</title></circle>'
+                   f'stroke="{tint}" stroke-width="1.4"><title>seed {seed}: {value:+.4f}</title></circle>'
             body.append(f'<a href="#{escape(target)}">{ring}</a>')
     return _svg(height, body)
 

@@ -36,7 +36,7 @@ from research.proof import FRESH
 from research.session import Session, refuse_links, replace_file
 from research.state import State, fold
 from research.summary import NORMAL_95, Facts, verdict
-from research.text import cost, count, effect, interval, loss, spread
+from research.text import by_seed, cost, count, effect, interval, loss, over_leader, spread
 
 FOLDER = "plots"
 REFUSALS = 12
@@ -171,8 +171,11 @@ def _seeds(row: dict[str, Any], roles: dict[str, str]) -> Table:
         gain = None if None in (losses["incumbent"], losses["candidate"]) else losses["incumbent"] - losses["candidate"]
         lines.append([seed, *(Link(loss(losses[role]), _to(f"{rid}-1-{seed}")) for role, rid in roles.items()),
                       effect(gain)])
-    means = [loss(float(np.mean(list(row["losses"][role].values())))) for role in roles]
-    lines.append(["mean", *means, effect((row["comparisons"].get("incumbent") or {}).get("effect"))])
+    common = set.intersection(*(set(row["losses"][role]) for role in roles))
+    means = [loss(float(np.mean([row["losses"][role][seed] for seed in common])) if common else None)
+             for role in roles]
+    gain = (row["comparisons"].get("incumbent") or {}).get("effect")
+    lines.append([f"mean (n = {len(common)})", *means, effect(gain)])
     heads = [role.replace("_", " ") for role in roles]
     return Table(["seed", *heads, "gain over incumbent"], lines, "l" + "r" * (len(roles) + 1))
 
@@ -192,12 +195,15 @@ def _search(facts: Facts, drawn: dict[str, Figure]) -> list[Block]:
     rows: list[list[Line]] = []
     for row in facts.frontier(10):
         rows.append([Link(row["name"], f"#recipe-{row['recipe_id']}"), row["lane"],
-                     spread(row["mean"], row["sd"]), effect(row["measured"]), str(row["runs"]),
+                     spread(row["mean"], row["sd"]), by_seed(row["gains"]), over_leader(row), str(row["runs"]),
                      _runs(facts, row["recipe_id"])])
     if not rows:
         return []
-    head = ["candidate", "lane", "expected effect ± sd", "measured", "runs", "full-horizon runs"]
-    return [Heading("The search"), Table(head, rows, "llrrrl"), *_figure(drawn, "effects")]
+    head = ["candidate", "lane", "expected effect ± sd", "measured gain over the base", "over the leader", "runs",
+            "full-horizon runs"]
+    about = Paragraph("The expected effect allows for every seed's own luck. Measured gains compare on one seed only; "
+                      "over the leader they are means over the seeds that both ran in full.")
+    return [Heading("The search"), about, Table(head, rows, "llrlrrl"), *_figure(drawn, "effects")]
 
 
 def _effort(facts: Facts, drawn: dict[str, Figure]) -> list[Block]:
@@ -205,13 +211,15 @@ def _effort(facts: Facts, drawn: dict[str, Figure]) -> list[Block]:
         return []
     shares = facts.state.shares()
     rows: list[list[Line]] = [[lane, str(row["proposed"]), str(row["accepted"]), str(row["runs"]),
-                               f"{row['device_seconds']:,.0f}", effect(row["best_gain"])]
+                               f"{row['device_seconds']:,.0f}",
+                               spread(*row["best_effect"]) if row["best_effect"] else ""]
                               for lane, row in facts.lanes().items()]
     named = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
     return [Heading("Where the time went"), *_figure(drawn, "allocation"), *_figure(drawn, "information"),
             Paragraph(f"Shares of the core-seconds between the first dispatch and the last result: {named}. Compiling "
                       "is part of whatever it was done for."),
-            Table(["lane", "proposed", "accepted", "runs", "device-seconds", "best measured gain"], rows, "lrrrrr")]
+            Table(["lane", "proposed", "accepted", "runs", "device-seconds", "best expected effect ± sd"], rows,
+                  "lrrrrr")]
 
 
 def _llm(facts: Facts, drawn: dict[str, Figure]) -> list[Block]:
@@ -293,10 +301,11 @@ def _trials(facts: Facts, drawn: dict[str, Figure]) -> list[Block]:
         name = Link(facts.name(trial.recipe_id), f"#recipe-{trial.recipe_id}")
         rows.append([Anchor(trial.key, trial_id(trial.key)), name, ", ".join(purposes), trial.outcome,
                      loss(trial.loss.get(facts.track.splits.search)), effect(facts.gain(trial)),
+                     effect(facts.gain(trial, facts.leader) if facts.leader else None),
                      f"{result.get('device_s') or 0.0:.1f}", files])
-    head = ["trial: recipe-horizon-seed", "recipe", "purpose", "outcome", "search loss", "gain over base", "device s",
-            "files"]
-    return [Heading("Trials"), Table(head, rows, "llllrrrl")] if rows else []
+    head = ["trial: recipe-horizon-seed", "recipe", "purpose", "outcome", "search loss", "gain over base",
+            "over the leader", "device s", "files"]
+    return [Heading("Trials"), Table(head, rows, "llllrrrrl")] if rows else []
 
 
 def _figure(drawn: dict[str, Figure], name: str) -> list[Block]:

@@ -24,7 +24,7 @@ from research.candidates import Candidate, Cost, candidates
 from research.session import Session
 from research.state import DECISIONS, LONGEST, State, fold
 from research.summary import Facts
-from research.text import clean, count, effect, interval, spread
+from research.text import by_seed, clean, count, effect, interval, spread
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -114,10 +114,12 @@ def _lines(row: Candidate) -> Iterator[str]:
         yield f"  proof, attempt {proof['attempt']} at alpha {proof['alpha']:.2g}, {passed}{found}"
     yield f"  cost: {_cost(row.cost, row.base_cost)}"
     if row.gains:
-        by = ", ".join(f"{h:g}: {effect(sum(g) / len(g))} (n = {len(g)})" for h, g in row.gains.items())
-        yield f"  transfer, gain by horizon: {by}" + (f"; it {_trend(row.trend)} with the horizon" if row.trend else "")
-        full = row.gains.get(1.0, [])
-        yield f"  better than the base on {sum(gain > 0 for gain in full)} of {count(len(full), 'seed')} run in full"
+        by = "; ".join(f"{h:g}: {by_seed(g)}" for h, g in row.gains.items())
+        yield f"  transfer, gain over the base by horizon: {by}" + (
+            f"; it {_trend(row.trend)} with the horizon" if row.trend else "")
+        full = row.gains.get(1.0, {})
+        yield (f"  better than the base on {sum(gain > 0 for gain in full.values())} of {count(len(full), 'seed')} run "
+               "in full")
     for said in row.reviews:
         yield f"  {said['decision']} by {said.get('reviewer')}" + (f": {said['note']}" if said.get("note") else "")
 

@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from jaxnano.config.base import ConfigError, Node, Problem, name_of, traced_range
-from jaxnano.config.edit import is_under, plain, show
+from jaxnano.config.edit import PATH, is_under, plain, show
 from jaxnano.config.expression import FUNCTIONS
 from jaxnano.config.recipe import Recipe
 from jaxnano.config.schedule import Formula, Schedule
@@ -52,7 +52,9 @@ def legend() -> tuple[str, ...]:
             "expression: code is a formula of x (an activation) or progress, 0..1 (a schedule), and of the names in "
             f"params, with + - * / ** and {', '.join(FUNCTIONS)}.",
             "one of these: written whole, {kind: rotary, base: 5000}; what is left out has its default.",
-            "list of named items: the path of one ends in its name, or in its kind where it has none.")
+            "list of named items: the path of one ends in its name, or in its kind where it has none.",
+            f"path: names joined by dots, from the top of the recipe; it matches {PATH}.",
+            "a bare number in the place of a schedule ends it; PATH.value moves its peak and keeps its shape.")
 
 
 def _fields(node: type[Node], path: str, depth: int, frozen: Collection[str]) -> Iterator[str]:
@@ -125,6 +127,8 @@ def _words(annotation: Any, metadata: Collection[Any] = ()) -> str:
     if _nodes(annotation):
         return "one of these"
     name = {int: "whole number", float: "number", bool: "true | false", str: "text"}[annotation]
+    if pattern := next((m.pattern for m in metadata if getattr(m, "pattern", None)), None):
+        return f"{name} that matches {pattern}"
     ends = [next((f"{getattr(m, end):g}" for m in metadata for end in pair if hasattr(m, end)), "")
             for pair in (("ge", "gt"), ("le", "lt"))]
     return f"{name} {'..'.join(ends)}" if any(ends) else name

@@ -22,7 +22,7 @@ from research.plan import resuming
 from research.session import Session
 from research.state import fold
 from research.summary import Facts
-from research.text import clean, cost, count, effect, loss, spread
+from research.text import clean, cost, count, loss, over_leader, spread
 
 PIPE_COLUMNS = 120  # where no terminal says how wide it is
 SHARES = ("idle_fraction", "compile_share", "replicate_share", "kill_share", "verification_share")
@@ -65,9 +65,9 @@ def _print(found: dict[str, Any], goes_on: str) -> None:
         console.print("\nfrontier: expected effect at the full horizon", style="bold")
         frontier = Table.grid(padding=(0, 2))
         for row in found["frontier"]:
-            gain, n = effect(row["measured"]), row["measured_n"]
+            rival = over_leader(row)
             frontier.add_row("  " + spread(row["mean"], row["sd"]), count(row["runs"], "run"),
-                             f"measured {gain} (n = {n})" if gain else "", _plain(row["name"]))
+                             f"over the leader {rival}" if rival else "", _plain(row["name"]))
         console.print(frontier)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,11 @@ from jaxnano.config.recipe import Recipe
 from research.belief import INBOX, LLM, Belief, Snapshot
 from research.compare import compare
 from research.ledger import Event, SessionError
-from research.proof import Proof, pending
+from research.proof import FRESH, pending
 from research.propose.spend import Spend
-from research.state import FINAL, State, Trial
-from research.text import count, effect, spread
+from research.state import State, Trial
 from research.track import LossAtSeconds, StepsToTarget, TimeToTarget, Track
+from research.verdict import stage, verdict
 
 NORMAL_95 = 1.96  # standard deviations to either side of a Gaussian's 95 % interval
 
@@ -86,23 +87,52 @@ class Facts:
         recipe = validate(Recipe, self.state.proposals[recipe_id]["recipe"])
         return [{"path": e.path, "old": e.old, "new": e.new} for e in diff(self.track.base_recipe, recipe).edits]
 
-    def gain(self, trial: Trial) -> float | None:
-        """Loss of the base's run in the same cell less this run's, on the search split.
+    @cached_property
+    def leader(self) -> str | None:
+        """The champion, or else the candidate that leads; None where nothing is expected to beat the base."""
+        best = self.snapshot.view().best if self.snapshot.arms else None
+        return self.state.champion or (best.recipe_id if best else None)
 
-        None for the base itself, and where either loss is missing.
+    def parent(self, recipe_id: str) -> str | None:
+        """The recipe another was put on; None for the base."""
+        return next(iter(self.proposal(recipe_id).get("parents") or ()), None if recipe_id == self.base else self.base)
+
+    def gains(self, recipe_id: str, over: str | None = None, horizon: float = 1.0) -> dict[int, float]:
+        """By seed, a rival's loss less the recipe's, on the search split: every gain that is shown comes from here.
+
+        The rival's own luck is in them (base runs differ by 0.1 from seed to seed), so gains of two recipes compare on
+        the seeds that both ran, and a mean is taken over such seeds alone.
+        Args: over: the rival, the base by default. Returns: empty for the rival itself.
         """
-        split = self.track.splits.search
-        level = self.state.losses(self.base or "", trial.horizon, split).get(trial.seed)
-        loss = trial.loss.get(split)
-        return None if trial.recipe_id == self.base or level is None or loss is None else level - loss
+        rival, split = over or self.base or "", self.track.splits.search
+        if recipe_id == rival:
+            return {}
+        levels, own = (self.state.losses(rid, horizon, split) for rid in (rival, recipe_id))
+        return {seed: levels[seed] - loss for seed, loss in sorted(own.items()) if seed in levels}
 
-    def gains(self, recipe_id: str) -> dict[str, float]:
-        """Gains of a recipe's completed full-horizon runs, by trial key."""
-        full = (t for t in self.state.trials.values() if t.recipe_id == recipe_id and t.horizon == 1.0)
-        return {t.key: gain for t in full if (gain := self.gain(t)) is not None}
+    def gain(self, trial: Trial, over: str | None = None) -> float | None:
+        """A run's gain over the rival's in the same cell; None for the rival's own, and where a loss is missing."""
+        return self.gains(trial.recipe_id, over, trial.horizon).get(trial.seed)
 
-    def losses(self, recipe_id: str) -> dict[str, dict[int, float]]:
-        """Full-horizon losses by split and seed: of the verification runs if there are any, else of all."""
+    def run(self, trial: Trial) -> dict[str, Any]:
+        """A run as it is told: its cell, its outcome, and its gains over base, parent and leader in that cell.
+
+        predicted: [mean, sd] of its final loss when it was found hopeless.
+        """
+        result, parent = trial.result or {}, self.parent(trial.recipe_id)
+        predicted = result.get("predicted") or (result.get("audit") or {}).get("predicted")
+        return {"horizon": trial.horizon, "seed": trial.seed, "outcome": trial.outcome,
+                "reason": result.get("reason") or "", "loss": trial.loss.get(self.track.splits.search),
+                "gain": self.gain(trial), "parent": parent,
+                "gain_over_parent": self.gain(trial, parent) if parent else None, "leader": self.leader,
+                "gain_over_leader": self.gain(trial, self.leader) if self.leader else None,
+                "predicted": list(predicted) if predicted else None}
+
+    def losses(self, recipe_id: str, beside: str | None = None) -> dict[str, dict[int, float]]:
+        """Full-horizon losses by split and seed: of the verification runs if there are any, else of all.
+
+        beside: another recipe, whose seeds alone count on a split where both have some.
+        """
         splits = self.track.splits
         protected = self.state.losses(recipe_id, 1.0, splits.protected)
         search = self.state.losses(recipe_id, 1.0, splits.search)
@@ -111,6 +141,10 @@ class Facts:
         for event in self.state.crowned:
             if event.subject == recipe_id and event.body.get("heldout") is not None:
                 found[splits.heldout] = {event.body["seed"]: event.body["heldout"]}
+        others = self.losses(beside) if beside and beside != recipe_id else {}
+        for split, losses in found.items():
+            common = {seed: loss for seed, loss in losses.items() if seed in others.get(split, ())}
+            found[split] = common or losses
         return {split: losses for split, losses in found.items() if losses}
 
     def measure(self, recipe_id: str) -> str | None:
@@ -128,9 +162,10 @@ class Facts:
                 return f"loss {objective.target:g} after about {share * full * step_s:,.0f} s"
         return None
 
-    def side(self, recipe_id: str, comparison: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """One side of the result: who, its losses, and how it compares."""
-        losses, test = self.losses(recipe_id), comparison or {}
+    def side(self, recipe_id: str, comparison: Mapping[str, Any] | None = None,
+             beside: str | None = None) -> dict[str, Any]:
+        """One side of the result: who, its losses (on seeds it shares with `beside`), and how it compares."""
+        losses, test = self.losses(recipe_id, beside), comparison or {}
         return {
             "recipe_id": recipe_id,
             "name": self.name(recipe_id),
@@ -148,7 +183,7 @@ class Facts:
             return None
         event = next(e for e in reversed(self.state.verifications) if e.subject == recipe_id and e.body["passed"])
         incumbent = self.seal(event)["incumbent"]
-        side = self.side(recipe_id, event.body["comparisons"]["incumbent"])
+        side = self.side(recipe_id, event.body["comparisons"]["incumbent"], incumbent)
         body = {"attempt": event.body["attempt"], "alpha": event.body["alpha"], "n": len(event.body["seeds"]),
                 "against": incumbent}
         return side | body | {"over_base": self.over_base(recipe_id), "parts": self.parts(recipe_id)}
@@ -201,9 +236,9 @@ class Facts:
 
         An ablation, or a move of numbers, proposes a whole recipe for a reason that is about a part of it alone.
         """
-        parts = [part for part in self.parts(recipe_id) if part["why"]]
-        if len(parts) < 2:
-            return parts[0]["why"] if parts else self.proposal(recipe_id).get("hypothesis", "")
+        parts, proposal = [part for part in self.parts(recipe_id) if part["why"]], self.proposal(recipe_id)
+        if not parts or (len(parts) == 1 and proposal["lane"] not in ("ablation", "simplify")):
+            return proposal.get("hypothesis", "")
         return "; ".join(f"{part['name']}: {part['why']}" for part in parts)
 
     def verifications(self) -> list[dict[str, Any]]:
@@ -222,35 +257,51 @@ class Facts:
     def best_single(self) -> dict[str, Any] | None:
         """The best single catalogue idea, run beside the last sealed recipe; effect: of the sealed one over it."""
         row = next((row for row in reversed(self.verifications()) if row["best_single"]), None)
-        return self.side(row["best_single"], row["comparisons"].get("best_single")) if row else None
+        test = row["comparisons"].get("best_single") if row else None
+        return self.side(row["best_single"], test, row["recipe_id"]) if row else None
 
     def frontier(self, most: int = 5) -> list[dict[str, Any]]:
-        """The candidates with the highest expected effect among those that ran: mean, sd, measured gains, runs."""
+        """The candidates with the highest expected effect among those that completed a run; a promise is no run.
+
+        Returns: rows with mean and sd, at the full horizon; runs; gains over the base by seed, of the search's seeds;
+        over_leader: the mean gain on the seeds shared with the leader, and these seeds.
+        """
         mean, sd = self.snapshot.effects if self.snapshot.arms else (np.zeros(0), np.zeros(0))
-        ran = [i for i, arm in enumerate(self.snapshot.arms) if i and arm.recipe_id in self.snapshot.over]
+        ran = [i for i, arm in enumerate(self.snapshot.arms) if i and arm.recipe_id in self._completed]
         rows = []
         for i in sorted(ran, key=lambda i: -mean[i])[:most]:
             arm = self.snapshot.arms[i]
-            gains = list(self.gains(arm.recipe_id).values())
+            gaps = self.gains(arm.recipe_id, self.leader) if self.leader else {}
+            gains = {seed: gain for seed, gain in self.gains(arm.recipe_id).items() if seed < FRESH}
             rows.append({"recipe_id": arm.recipe_id, "name": arm.name, "lane": arm.lane, "mean": float(mean[i]),
-                         "sd": float(sd[i]), "runs": len(self.snapshot.over[arm.recipe_id]),
-                         "measured": float(np.mean(gains)) if gains else None, "measured_n": len(gains)})
+                         "sd": float(sd[i]), "runs": len(self.snapshot.over[arm.recipe_id]), "gains": gains,
+                         "over_leader": {"mean": float(np.mean(list(gaps.values()))) if gaps else None,
+                                         "seeds": list(gaps)}})
         return rows
 
+    @cached_property
+    def _completed(self) -> set[str]:
+        """The recipes that completed a run."""
+        return {trial.recipe_id for trial in self.state.trials.values() if trial.outcome == "completed"}
+
     def lanes(self) -> dict[str, dict[str, Any]]:
-        """By lane: proposals, accepted ones, finished runs, their device-seconds, and the best measured gain."""
+        """By lane: proposals, accepted ones, finished runs, their device-seconds, and the best expected effect.
+
+        best_effect: [mean, sd] at the full horizon, of what completed a run: seeds are not equally kind, and the best
+        gain that was measured would be the luckiest's.
+        """
         rows: dict[str, dict[str, Any]] = {}
+        best = {row["lane"]: [row["mean"], row["sd"]] for row in reversed(self.frontier(len(self.snapshot.arms)))}
         for recipe_id in self.state.proposals:
             row = rows.setdefault(self.proposal(recipe_id)["lane"],
-                                  {"proposed": 0, "accepted": 0, "runs": 0, "device_seconds": 0.0, "best_gain": None})
+                                  {"proposed": 0, "accepted": 0, "runs": 0, "device_seconds": 0.0,
+                                   "best_effect": best.get(self.proposal(recipe_id)["lane"])})
             row["proposed"] += 1
             row["accepted"] += recipe_id in self.state.accepted
         for trial, result in self.results():
             if (row := rows.get(self.proposal(trial.recipe_id).get("lane", ""))) is not None:
                 row["runs"] += 1
                 row["device_seconds"] += result.get("device_s") or 0.0
-                if (gain := self.gain(trial)) is not None:
-                    row["best_gain"] = max(gain, row["best_gain"] if row["best_gain"] is not None else gain)
         return rows
 
     def llm(self) -> dict[str, Any] | None:
@@ -294,7 +345,7 @@ class Facts:
             "verdict": dict(zip(("kind", "text"), verdict(self), strict=True)),
             "trials": state.counts(),
             "purposes": self.purposes(),
-            "base": self.side(self.base) if self.base else None,
+            "base": self.side(self.base, beside=state.champion) if self.base else None,
             "champion": self.champion(),
             "best_single": self.best_single(),
             "verifications": self.verifications(),
@@ -311,90 +362,4 @@ class Facts:
         }
 
 
-def verdict(facts: Facts) -> tuple[str, str]:
-    """How the session came out, in a sentence or two. kind: proven, verified, refuted, none, open or empty."""
-    state, where = facts.state, stage(facts.snapshot)
-    if not state.trials:
-        return "empty", "Nothing has run yet."
-    proven, waiting = _proven(facts), _verified(facts)
-    kind, found = proven or waiting or _refuted(facts) or ("none", "")
-    found += f" {waiting[1]}" if proven and waiting else ""
-    if state.end is None:
-        return (kind if found else "open"), f"Not ended yet: {where}. {found}".strip()
-    if found:
-        return kind, found
-    if state.nominated:
-        why = f"{where}; {state.end['reason']}"
-        return "none", f"No improvement proven: the session ended before the proof did ({why})."
-    best = facts.frontier(1)
-    if best and best[0]["mean"] > facts.track.epsilon:
-        gain = spread(best[0]["mean"], best[0]["sd"])
-        return "none", ("No improvement proven: the session ended before anything was tested on fresh seeds; "
-                        f"{best[0]['name']} leads, expected to gain {gain} {facts.unit}.")
-    counts = state.counts()
-    lost = counts.pop("interrupted", 0)
-    runs = count(sum(counts.values()), "run") + (f" ({lost} more interrupted)" if lost else "")
-    if not sum(counts.values()):
-        return "none", f"Nothing found out: {count(lost, 'run')} interrupted, none finished ({state.end['reason']})."
-    return "none", (f"No improvement found: after {runs} no candidate is expected to gain more than "
-                    f"{facts.track.epsilon:g} {facts.unit}.")
-
-
-def _proven(facts: Facts) -> tuple[str, str] | None:
-    champion = facts.champion()
-    if champion is None:
-        return None
-    return "proven", f"Improvement proven: {_tested(facts, champion)}."
-
-
-def _tested(facts: Facts, side: Mapping[str, Any]) -> str:
-    """What the test of a recipe that passed has found."""
-    low, high = side["interval"]
-    against = "the base" if side["against"] == facts.base else facts.name(side["against"])
-    return (f"{side['name']} lowers the loss by {side['effect']:.3f} {facts.unit} against {against} (95 % interval "
-            f"{low:.3f} to {high:.3f}; p = {side['p_value']:.2g}, below the sealed {side['alpha']:.2g} of attempt "
-            f"{side['attempt']}; {count(side['n'], 'fresh seed')})")
-
-
-def _verified(facts: Facts) -> tuple[str, str] | None:
-    """What passed against the incumbent and was not crowned, and at whose word."""
-    waiting = facts.waiting()
-    rows = [row for row in facts.verifications() if row["passed"] and row["incumbent"] == facts.snapshot.incumbent]
-    if not rows:
-        return None
-    row = next((row for row in rows if waiting and row["recipe_id"] == waiting[0]), rows[-1])
-    side = row | row["comparisons"]["incumbent"] | {"against": row["incumbent"]}
-    return "verified", f"Verified, {facts.said(row['recipe_id']) or 'awaiting review'}: {_tested(facts, side)}."
-
-
-def _refuted(facts: Facts) -> tuple[str, str] | None:
-    failed = [row for row in facts.verifications() if row["passed"] is False]
-    if not failed:
-        return None
-    test, asked = failed[-1]["comparisons"].get("incumbent") or {}, failed[-1]["n"]
-    n = test.get("n", 0)
-    found = f"both runs finished on {n} of {count(asked, 'sealed seed')}, and all are needed" if n < asked else ""
-    if test and not found:
-        found = f"effect {effect(test['effect'])} {facts.unit}, p = {test['p_value']:.2g}, on {count(n, 'seed')}; " \
-                f"the sealed alpha was {failed[-1]['alpha']:.2g}"
-    return "refuted", f"No improvement proven: {failed[-1]['name']} was tested on fresh seeds and failed ({found})."
-
-
-def stage(snapshot: Snapshot) -> str:
-    """What the session is at: searching, or a stage of the proof with its counts."""
-    state = snapshot.state
-    proof = Proof(snapshot, state.nominated[-1].subject, state.nominated[-1].body) if state.nominated else None
-    if proof is None or proof.done:
-        names = [snapshot.arms[snapshot.index[p.sealed.subject]].name for p in pending(snapshot) if p.sealed]
-        return f"searching; verified and not crowned: {', '.join(names)}" if names else "searching"
-    nominee, seal = proof.recipe_id, proof.sealed
-    started = seal.seq if seal else state.nominated[-1].seq
-    purposes = ("verify",) if seal else ("replicate", "ablate")
-    runs = [a for a in state.attempts() if a.seq > started and a.purpose in purposes]
-    done = sum((a.result or {}).get("outcome") in FINAL for a in runs)
-    if seal:
-        roles = {seal.subject, seal.body["incumbent"], seal.body.get("best_single")} - {None}
-        return f"attempt {seal.body['attempt']} sealed at alpha {seal.body['alpha']:.2g}: verifying, " \
-               f"{done} of {len(roles) * seal.body['n']} runs done"
-    what = "trying without barnacles" if nominee in state.ablations else "replicating and ablating"
-    return f"{what}, {count(done, 'run')} done"
+__all__ = ["NORMAL_95", "Facts", "base_id", "stage", "track_of", "verdict"]

@@ -27,6 +27,19 @@ def effect(value: float | None) -> str:
     return "" if value is None else f"{value:+.4f}"
 
 
+def by_seed(gains: Mapping[int, float], most: int = 3) -> str:
+    """Gains with the seeds they were measured on: those of two recipes compare on one seed and on no other."""
+    more = f" and {len(gains) - most} more" if len(gains) > most else ""
+    return ", ".join(f"{gain:+.4f} on seed {seed}" for seed, gain in list(gains.items())[:most]) + more
+
+
+def over_leader(row: Mapping[str, Any]) -> str:
+    """What a row of the frontier gained over the leader (Facts.frontier), with the seeds; nothing without common ones.
+    """
+    mean, seeds = row["over_leader"]["mean"], row["over_leader"]["seeds"]
+    return "" if mean is None else f"{mean:+.4f} (n = {len(seeds)})"
+
+
 def spread(mean: float, sd: float) -> str:
     """A mean with its standard deviation."""
     return f"{mean:+.4f} ± {sd:.4f}"

@@ -127,7 +127,8 @@ def line_of(event: Event, facts: Facts) -> str | None:
 def _run(facts: Facts, trial: Trial, attempt: Attempt) -> str:
     result = attempt.result or {}
     value = (result.get("loss") or {}).get(facts.track.splits.search)
-    gain = facts.gain(trial) if value is not None else None
-    numbers = f"{loss(value):>7} {effect(gain):>8}"
+    gains = facts.run(trial) if value is not None else {}
+    leads = effect(gains.get("gain_over_leader"))
+    numbers = f"{loss(value):>7} {effect(gains.get('gain')):>8} {f'({leads})' if leads else '':>10}"
     what = f"{attempt.purpose} {trial.horizon:g}/{trial.seed}"
     return f"{what:<19} {result.get('outcome', ''):<11} {numbers}  {facts.name(trial.recipe_id)}"

@@ -8,10 +8,11 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -59,7 +60,8 @@ class Node(BaseModel):
             peaks = value.values() if isinstance(value, dict) else [getattr(value, "value", value)]
             for peak in peaks:
                 if isinstance(peak, int | float) and not span.low <= peak <= span.high:
-                    raise refuse(name, peak, f"between {span.low:g} and {span.high:g}")
+                    nearest = span.low if peak < span.low else span.high
+                    raise refuse(name, peak, f"between {span.low:g} and {span.high:g}; {nearest:g} would do")
         return self
 
 
@@ -101,7 +103,7 @@ def validate(node: type[N], data: Any, source: str = "") -> N:
     try:
         return node.model_validate_json(json.dumps(data))
     except ValidationError as error:
-        raise ConfigError([_problem(e, data) for e in error.errors(include_url=False)], source) from None
+        raise ConfigError([_problem(e, data, node) for e in error.errors(include_url=False)], source) from None
 
 
 def _not_plain(data: Any) -> Problem | None:
@@ -135,8 +137,8 @@ def _encodes(text: str) -> bool:
     return "\0" not in text and (text.isascii() or text.encode("utf-8", "replace").decode() == text)
 
 
-def _problem(error: Any, data: Any) -> Problem:
-    """Translate Pydantic's location (with union tags in it) to a path of the tree that was given."""
+def _problem(error: Any, data: Any, node: type[Node]) -> Problem:
+    """Translate Pydantic's location (with union tags in it) to a path of the tree that was given, and its words."""
     parts, here = [], data
     for part in error["loc"]:
         if isinstance(here, dict) and part in here:
@@ -155,7 +157,74 @@ def _problem(error: Any, data: Any) -> Problem:
         rule = f"one of {known}" if known else "needed"
         return Problem(".".join([*parts, "kind"]), context.get("tag", "absent"), rule)
     value = "absent" if error["type"] == "missing" else error["input"]
-    return Problem(".".join(parts), value, error["msg"])
+    return Problem(".".join(parts), value, _rule(error, node))
+
+
+_RULES = {  # what would pass, by Pydantic's name of what is wrong; its bounds go into the braces
+    "missing": "needed", "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
+    "bool_type": "true or false", "string_type": "text", "finite_number": "a finite number", "list_type": "a list",
+    "tuple_type": "a list", "dict_type": "a map", "model_type": "a map of its fields", "literal_error": "{expected}",
+    "greater_than_equal": "at least {ge:g}", "greater_than": "above {gt:g}", "less_than_equal": "at most {le:g}",
+    "less_than": "below {lt:g}", "string_too_short": "at least {min_length} characters",
+    "string_too_long": "at most {max_length} characters", "string_pattern_mismatch": "text like {pattern}",
+    "too_short": "at least {min_length} items", "too_long": "at most {max_length} items",
+}
+
+
+def _rule(error: Any, node: type[Node]) -> str:
+    """What would pass in a place where Pydantic found something else."""
+    kind, value, context = error["type"], error["input"], error.get("ctx", {})
+    if kind == "missing":
+        return "needed"
+    if kind == "extra_forbidden":
+        known = list(dict.fromkeys(name for n in _owners(node, error["loc"]) for name in n.model_fields))
+        return f"no such field; {', '.join(get_close_matches(error['loc'][-1], known, 1) or known) or 'none'} would do"
+    rule = _RULES[kind].format(**context).replace("'", "") if kind in _RULES else error["msg"]
+    if error["loc"][-1:] == ("number",) and kind == "float_type":  # the tag of what is no node, where a node may stand
+        rule = "a number or a schedule"
+    if kind in ("int_type", "int_from_float", "float_type") and (number := _number(value)) is not None:
+        near = _bounded(number, node, error["loc"])
+        rule += f"; {near:g}" if kind == "float_type" else f"; {round(near)}"
+    if kind == "string_pattern_mismatch":
+        name = re.sub(r"[^a-z0-9_]+", "_", value.lower()).strip("_")[:31]
+        rule += f"; {name}" if re.search(context["pattern"], name) else ""
+    return f"{rule} would do"
+
+
+def _number(value: Any) -> float | None:
+    """The finite number that is written in a text, or is one."""
+    try:
+        number = None if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if number is not None and finite(number) else None
+
+
+def _bounded(number: float, node: type[Node], location: Sequence[Any]) -> float:
+    """The nearest number that the field at a location takes."""
+    fields = [n.model_fields[name] for name in location[-1:] for n in _owners(node, location) if name in n.model_fields]
+    for bound in (m for field in fields for m in field.metadata):
+        number = max(number, getattr(bound, "ge", getattr(bound, "low", number)))
+        number = min(number, getattr(bound, "le", getattr(bound, "high", number)))
+    return number
+
+
+def _owners(node: type[Node], location: Sequence[Any]) -> list[type[Node]]:
+    """The nodes that may stand where the last name of a location is looked for."""
+    nodes = [node]
+    for part in location[:-1]:
+        fields = [n.model_fields[part].annotation for n in nodes if part in n.model_fields]
+        tagged = [n for n in nodes if "kind" in n.model_fields and part in get_args(n.model_fields["kind"].annotation)]
+        nodes = [inner for field in fields for inner in _nodes(field)] if fields else tagged or nodes
+    return nodes
+
+
+def _nodes(annotation: Any) -> Iterator[type[Node]]:
+    """The nodes in a type."""
+    if isinstance(annotation, type) and issubclass(annotation, Node):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _nodes(inner)
 
 
 def name_of(item: Any) -> str | None:

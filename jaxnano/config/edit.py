@@ -10,6 +10,7 @@ from pydantic import Field
 from jaxnano.config.base import ConfigError, Node, Problem, dump, dump_full, name_of, validate
 from jaxnano.config.recipe import Recipe
 
+PATH = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$"  # what the path of an edit looks like
 ABSENT = {"absent": True}  # stands for "nothing there" on either side of an edit; plain data, so that JSON carries it
 
 

@@ -1,6 +1,6 @@
 """Propose an experiment to a session from the shell: the gate's verdict, the trial's id, and with --wait the outcome.
 
-    python -m research.propose SESSION --set optimizer.groups.matrices.lr=0.004 --why "the base is timid"
+    python -m research.propose SESSION --set optimizer.groups.matrices.lr.value=0.006 --why "the base is timid"
     python -m research.propose SESSION --file diff.yaml --why "as in the paper" --on base --wait 300
 
 A file holds edits as research/ideas does: `edits: [{path: model.norm, new: {kind: rmsnorm}}, ...]`, or just the list.
@@ -22,6 +22,7 @@ from jaxnano.config.edit import show
 from research.desk import Desk
 from research.forms import Awaited, Outcome, Verdict
 from research.inbox import Ask, Inbox
+from research.summary import base_id
 from research.text import clean, effect, spread
 
 LONG_S = 600.0
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
             inbox.wait(verdict.number, options.wait)
             outcome = desk.wait(Awaited(number=verdict.number, timeout_s=0.0))
             if not options.json:
-                print("\n".join(map(clean, _outcome(outcome))))
+                print("\n".join(map(clean, _outcome(outcome, base_id(inbox.state)))))
     if options.json:
         print(json.dumps(asdict(verdict) | ({"outcome": asdict(outcome)} if outcome else {})))
     return 0 if verdict.accepted and not (outcome and outcome.outcome and not outcome.outcome["accepted"]) else 1
@@ -91,18 +92,24 @@ def _verdict(verdict: Verdict) -> list[str]:
     else:
         lines = [f"refused: {verdict.name}"]
         lines += [f"  {r['path'] or '(all of it)'}: {show(r['value'])}: {r['rule']}" for r in verdict.refusals]
+    lines += [f"  note: {note}" for note in verdict.notes]
     return [*lines, f"  submission {verdict.number}" + (f"; {verdict.note}" if verdict.note else "")]
 
 
-def _outcome(outcome: Outcome) -> list[str]:
+def _outcome(outcome: Outcome, base: str | None) -> list[str]:
+    """What came of it. base: its id."""
     found = outcome.outcome
     if found is None:
         return [outcome.note]
     lines = [f"{outcome.note}:"] + [f"  {r['path']}: {show(r['value'])}: {r['rule']}" for r in found["refusals"]]
     for key, run in found["runs"].items():
-        gain = f", gain over base {effect(run['gain'])}" if run["gain"] is not None else ""
+        over = {"parent": run["gain_over_parent"]} if run["parent"] != base else {}
+        gains = ", ".join(f"{effect(gain)} over the {name}" for name, gain in ({"base": run["gain"]} | over).items()
+                          if gain is not None)
         reason = f": {run['reason']}" if run["reason"] else ""
-        lines.append(f"  {key}: {run['outcome']}{reason}{gain}")
+        predicted = f", predicted to end at {run['predicted'][0]:.4f}" if run["predicted"] and not run["loss"] else ""
+        lines.append(f"  {key}: {run['outcome']}{reason}{predicted}"
+                     + (f", on seed {run['seed']}: {gains}" if gains else ""))
     return lines + ([f"  believed at the full horizon: {spread(*found['effect'])}"] if found["accepted"] else [])
 
 

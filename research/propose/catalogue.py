@@ -7,8 +7,10 @@ from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
+from pydantic import Field
 
 from jaxnano.config.base import ConfigError, Node, Problem, read_yaml, validate
+from jaxnano.config.edit import PATH
 from jaxnano.config.recipe import Recipe, recipe_id
 from research.propose import Part, Proposal, View, build, conflict, prior, replaces, title, try_build
 from research.track import Track, load_track, tracks
@@ -19,8 +21,11 @@ FOLDER = Path(__file__).resolve().parent.parent / "ideas"
 class IdeaEdit(Node):
     """path, and what to put there; before, after: the neighbour of a list's new item."""
 
-    path: str
-    new: object = None
+    path: str = Field(description="dotted; an item of a list by its name, or its kind where it has none: "
+                      "optimizer.groups.matrices.chain.adam.b1; `schema` tells of each place",
+                      json_schema_extra={"pattern": PATH})
+    new: object = Field(default=None, description="what to put there: a value, a node whole with its kind, or "
+                        "{absent: true} to remove an item of a list")
     before: str | None = None
     after: str | None = None
 

@@ -25,7 +25,8 @@ from research.summary import NORMAL_95, Facts
 from research.text import clean
 
 BYTES_PER_TOKEN = 3  # an estimate on the safe side: tokenizers take 3 to 4 bytes of such text for a token
-ROWS = {"best": 12, "near_misses": 8, "worst": 6, "broken": 6, "places": 24, "refusals": 12, "ideas": 250, "edits": 12}
+ROWS = {"best": 12, "near_misses": 8, "worst": 6, "broken": 6, "places": 24, "refusals": 12, "ideas": 250, "edits": 12,
+        "notes": 4}
 SHRINK = 0.7  # of all tables at once, until the page fits
 MAX_NAME, MAX_CHANGE, MAX_RULE, MAX_REFUSED = 80, 160, 200, 2000
 ROOM = 1500  # tokens left for a repair
@@ -47,7 +48,8 @@ where they have none: optimizer.groups.matrices.chain.adam.b1. value is JSON wri
 give the path it will have and its node; before or after names its neighbour. {{"absent": true}} as value removes an \
 item. Edits that only make sense together belong to one proposal. One edit a place.
 - hypothesis: what will happen; why: the mechanism; expected_effect: nats of loss gained (most true gains are below \
-0.05); source: a paper or record, or "".
+0.05; it moves the prior by twice \
+nats_that_do_not_matter at most); source: a paper or record, or "".
 Do not repeat a recipe that was tried, keep within limits and ranges, leave frozen paths alone. Prefer ideas that \
 teach something: combinations that should add up, mechanisms not tried, numbers where the trend says so."""
 
@@ -110,6 +112,8 @@ class Tables:
     def __init__(self, facts: Facts, inbox: Inbox):
         self.facts, self.snapshot, self.track = facts, facts.snapshot, facts.track
         self.refused = _refusals(inbox)
+        self.notes = [_cut(note, MAX_RULE) for _, answer in facts.state.answers.values()
+                      for note in answer.get("notes", ())]
         found, sd = self.snapshot.effects
         self.effects = {arm.recipe_id: (float(m), float(s))
                         for arm, m, s in zip(self.snapshot.arms, found, sd, strict=True)}
@@ -137,6 +141,7 @@ class Tables:
             "broken": self._broken(rows["broken"]), "tried_by_path": self._places(rows["places"]),
             "refusals": [_problem(path, value, rule) | {"times": n}
                          for (path, rule), (n, value) in self.refused[: rows["refusals"]]],
+            "notes_on_accepted": self.notes[-rows["notes"]:] if rows["notes"] else [],
             "known_ideas_not_tried": {"count": len(self.ideas), "names": self.ideas[: rows["ideas"]]},
         }
 

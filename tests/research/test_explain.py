@@ -27,7 +27,7 @@ def test_trial_is_explained_from_its_decision_to_its_lesson(story, capsys):
     assert f"trial {key}: completed" in text and "recipe" in text and "hypothesis: it helps" in text
     assert "model.position: learned() -> rotary()" in text and "arXiv:2104.09864" in text
     assert "decision (event" in text and "promised 0.5 nats" in text and "rather than" in text
-    assert "gain over the base in its cell: +0.3" in text and "what it taught: before" in text
+    assert "gain, on seed 0: +0.3" in text and "over the base" in text and "what it taught: before" in text
 
 
 def test_a_run_narrows_the_belief_about_its_recipe(story):

@@ -124,8 +124,17 @@ def test_edits_go_on_the_base_the_best_or_a_recipe_that_is_named(session):
 
 def test_a_promise_counts_only_so_much(session):
     with Inbox(session.path) as inbox:
-        assert inbox.compose(ask(0.003, effect=5.0), "inbox", "me").expected_effect == 0.1
-        assert proposal_of({"proposal": GOOD}).parts[0].edits == tuple(PART["edits"])
+        most = 2 * inbox.track.epsilon
+        assert inbox.compose(ask(0.003, effect=5.0), "inbox", "me").expected_effect == most
+        assert proposal_of({"proposal": GOOD}, inbox.track).parts[0].edits == tuple(PART["edits"])
+        first = inbox.submit(ask(0.003, effect=5.0), origin="me")
+        drive(session)  # and no more by being piled up, as parts of one's own or on what one proposed before
+        inbox.refresh()
+        more = ask(0.9, on=first.recipe_id, effect=5.0, edits=(IdeaEdit(path="optimizer.clip", new=0.9),))
+        piled = inbox.compose(more, "inbox", "me")
+        assert [part.effect for part in piled.parts] == [most, 0.0]
+        parts = [PART | {"name": str(i), "effect": 1.0} for i in range(20)]
+        assert proposal_of({"proposal": GOOD | {"parts": parts}}, inbox.track).expected_effect <= most
         assert len(ask(0.1, edits=(IdeaEdit(path=LR),) * MOST).edits) == MOST
 
 
@@ -135,9 +144,10 @@ def test_nor_does_one_that_was_written_straight_into_the_ledger(session):
     found = loop(session)
     found.intake.judge()
     recipe, answer = found.state.answers[number]
-    assert answer["accepted"] and found.state.proposals[recipe]["proposal"]["expected_effect"] == 0.1
+    assert answer["accepted"] and found.state.proposals[recipe]["proposal"]["expected_effect"] == (
+        2 * found.track.epsilon)
     parts = parts_of(bold)
-    assert proposal_of({"proposal": bold}, parts).parts == parts  # of a recipe that is known: a lane's own promise
+    assert proposal_of({"proposal": bold}, found.track, parts).parts == parts  # known: a lane's own promise
 
 
 def test_a_flood_of_submissions_neither_stalls_the_loop_nor_swells_the_belief(session, monkeypatch):

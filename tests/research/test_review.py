@@ -188,7 +188,8 @@ def test_candidates_are_listed_with_evidence_cost_and_transfer(waiting, capsys):
     assert review.main([str(path)]) == 0
     text = capsys.readouterr().out
     for words in ("verified, awaiting review", "hypothesis: ", "optimizer.groups.all.lr", "fresh seeds", "p = ",
-                  "FLOPs a step (", "device-seconds a full run", "transfer, gain by horizon: ", "run in full"):
+                  "FLOPs a step (", "device-seconds a full run", "transfer, gain over the base by horizon: ",
+                  "run in full"):
         assert words in text, words
     assert review.main([str(path), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)

@@ -31,7 +31,7 @@ def test_the_model_holds_every_token_of_its_data(data: dict, vocab: int) -> None
 
 @pytest.mark.parametrize(("data", "message"), [
     ({"kind": "tape"}, "data.kind: \"tape\": one of 'embedded', 'shards', 'text', 'tfds'"),
-    ({"kind": "text"}, "data.path: \"absent\": Field required"),
+    ({"kind": "text"}, "data.path: \"absent\": needed"),
     ({**TEXT, "tokenizer": {"kind": "words"}}, "data.tokenizer.kind: \"words\": one of 'bytes', 'gpt2', 'bpe'"),
     ({**TEXT, "tokenizer": {"kind": "bpe", "vocab": 100}}, "data.tokenizer.vocab: 100"),
     ({"kind": "tfds", "name": "lm1b", "path": "a"}, 'data.path: "a": for tiny_shakespeare alone; kind: text reads'),

@@ -91,7 +91,7 @@ def test_a_schedule_is_held_inside_the_range_of_its_field() -> None:
 @pytest.mark.parametrize("path", ["model.init.std", "model.init.head_std", "model.residual.scalars.branch"])
 def test_initial_values_take_no_schedule(path: str) -> None:
     scaled = edited(TINY, {"model.residual.scalars": {}})
-    with pytest.raises(ConfigError, match=f"{path}: .*: Input should be a valid number"):
+    with pytest.raises(ConfigError, match=f"{path}: .*: a number would do"):
         edited(scaled, {path: {"kind": "cosine", "value": 1.0}})
 
 
