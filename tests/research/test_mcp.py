@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from jaxnano.config.base import ConfigError
 from research.inbox import Inbox
 from research.machine import ROOT
 from research.mcp import ABSENT, TOOLS, _question, main
+from research.propose.catalogue import ideas
 from research.session import Session
 from research.state import fold
 
@@ -80,8 +82,8 @@ async def research(client):
             if verdict["accepted"]:
                 break
             (refusal,) = verdict["refusals"]
-            high = float(refusal["rule"].rpartition(" ")[2])  # "between 0 and 10"
-            proposal["edits"] = edits(high / 1000)
+            passes = re.search(r"; (\S+) would do", refusal["rule"])[1]  # "between 0 and 10; 10 would do"
+            proposal["edits"] = edits(float(passes))
         await told(client, "state")
     outcomes = [await told(client, "wait", number=v["number"], timeout_s=DEADLINE_S) for v in verdicts]
     return verdicts, seconds, outcomes
@@ -121,14 +123,18 @@ async def reading(client):
     assert schema["lines"][0].startswith("norm: one of these = layernorm")
     runs = await told(client, "trials", sort="gain", limit=3, outcome="completed")
     assert len(runs["runs"]) == 3 and {run["outcome"] for run in runs["runs"]} == {"completed"}
-    gains = [run["gain"] for run in runs["runs"] if run["gain"] is not None]
-    assert gains == sorted(gains, reverse=True)
+    first = [run for run in runs["runs"] if (run["horizon"], run["seed"]) == (1.0, 0) and run["gain"] is not None]
+    assert [run["gain"] for run in first] == sorted((run["gain"] for run in first), reverse=True)
+    (edit,) = [tool.input_schema["$defs"]["IdeaEdit"] for tool in tools if tool.name == "propose"]
+    places = ["model.norm", LR, *(e.path for idea in ideas().values() for e in idea.edits)]
+    assert all(re.fullmatch(edit["properties"]["path"]["pattern"], place) for place in places)
     lines = (await told(client, "explain", id=runs["runs"][0]["key"]))["lines"]
     assert lines[0].startswith("trial ") and any("decision" in line for line in lines)
     nonsense = [("propose", {"edits": [], "why": "x"}, "edits"), ("propose", {"edits": edits(1.0)}, "why"),
                 ("propose", {"edits": edits(1.0), "why": "x", "base": "y"}, "base"),
                 ("propose", {"edits": edits(1.0), "why": "x", "on": "zzz"}, "best, base or the id"),
-                ("schema", {"path": "model.nothing"}, "no such place"), ("trials", {"limit": 1e9}, "limit"),
+                ("schema", {"path": "model.nothing"}, "no such place"), ("trials", {"limit": 1e9}, "limit: 1000000000.0: a whole number; 200 would do"),
+                ("trials", {"lane": "nobody"}, "tuner would do"), ("trials", {"colour": 1}, "no such field"),
                 ("explain", {"id": "nothing"}, "nothing"), ("wait", {"number": 10**6}, "no such submission"),
                 ("wait", {"number": "7"}, "number"), ("crown", {}, "rules, schema")]
     for name, arguments, words in nonsense:
