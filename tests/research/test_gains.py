@@ -157,7 +157,8 @@ def test_a_verdict_says_on_how_many_completed_runs_it_rests(tmp_path):
     story.write("resume", "", {})
     story.run(Trial(base, 0.5, 0))
     path, state = story.end()
-    assert "No improvement found: after 1 completed run (2 interrupted, 1 completed; finished) no candidate" in verdict(Facts.of(state))[1]
+    text = verdict(Facts.of(state))[1]
+    assert "No improvement found: after 1 completed run (2 interrupted, 1 completed; finished) no candidate" in text
 
 
 def test_waiting_tells_the_gain_over_the_parent(story):

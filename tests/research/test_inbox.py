@@ -1,9 +1,11 @@
 """Proposals from outside: what is submitted is judged, run and answered, whatever is in it, and nothing leaks."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
+from sessions import Story
 from sitting import LR, SECRET, ask, created, drive, loop, made_up
 from stand_in import StandIn
 
@@ -60,6 +62,7 @@ def test_a_refused_proposal_is_in_the_ledger_with_its_reason(session):
     assert state.verdicts["refused"] >= 1
 
 
+LR_TINY = "optimizer.groups.matrices.lr.value"
 GOOD = {"name": "x", "hypothesis": "h", "lane": "inbox", "origin": "o", "parents": [], "expected_effect": 0.0,
         "parts": [{"name": "x", "edits": [{"path": LR, "new": 0.002}], "effect": 0.0, "source": ""}]}
 PART = GOOD["parts"][0]
@@ -267,3 +270,40 @@ def test_recipes_of_the_inbox_are_what_was_asked_for(session):
         found = inbox.submit(ask(0.0042), origin="me")
     assert found.verdict.recipe.optimizer.groups[0].lr.value == 0.0042
     assert recipe_id(found.verdict.recipe) == found.recipe_id
+
+
+def test_a_number_that_ends_a_schedule_is_accepted_and_said(tmp_path):
+    story = Story(tmp_path / "s")
+    story.propose()
+    place = "optimizer.groups.matrices.lr"
+    with Inbox(story.session.path) as inbox:
+        said = {path: Desk(inbox).propose(ask(0.006, edits=(IdeaEdit(path=path, new=0.006),)), origin="me")
+                for path in (place, f"{place}.value")}
+        assert all(verdict.accepted for verdict in said.values()) and said[f"{place}.value"].notes == []
+        (note,) = said[place].notes
+        assert note.startswith(f"{place}: 0.006 replaces cosine(") and f"{place}.value would keep the schedule" in note
+    story.session.close()
+
+
+def test_the_stage_is_ended_once_no_loop_works_on_it(session):
+    with Inbox(session.path) as inbox:
+        assert Desk(inbox).state(Nothing()).stage.startswith("searching")
+        session.ledger.release()  # as when the loop is killed
+        gone = Desk(inbox).state(Nothing())
+        assert (gone.stage, gone.running, gone.ended) == ("ended", False, "its loop is gone without an end")
+        session.ledger.acquire()
+        session.ledger.append("end", "", {"reason": "time is up"})
+        assert (Desk(inbox).state(Nothing()).stage, Desk(inbox).state(Nothing()).ended) == ("ended", "time is up")
+
+
+def test_a_refusal_says_by_how_much_or_what_would_pass(tmp_path):
+    story = Story(tmp_path / "s")
+    story.propose()
+    edits = {"model.depth": (8, r"fewer \(\d+\.\d%\) would do"), LR_TINY: (50.0, "between 0 and 10; 10 would do"),
+             "model.width": ("64", "a whole number; 64 would do"), "model.widht": (64, "no such"),
+             "data.batch": (16, "frozen by track tiny; .* would do")}
+    with Inbox(story.session.path) as inbox:
+        for path, (value, words) in edits.items():
+            found = inbox.submit(ask(0.1, edits=(IdeaEdit(path=path, new=value),)), origin="me")
+            assert re.search(words, found.verdict.problems[0].rule), found.verdict.problems
+    story.session.close()

@@ -133,7 +133,8 @@ async def reading(client):
     nonsense = [("propose", {"edits": [], "why": "x"}, "edits"), ("propose", {"edits": edits(1.0)}, "why"),
                 ("propose", {"edits": edits(1.0), "why": "x", "base": "y"}, "base"),
                 ("propose", {"edits": edits(1.0), "why": "x", "on": "zzz"}, "best, base or the id"),
-                ("schema", {"path": "model.nothing"}, "no such place"), ("trials", {"limit": 1e9}, "limit: 1000000000.0: a whole number; 200 would do"),
+                ("schema", {"path": "model.nothing"}, "no such place"),
+                ("trials", {"limit": 1e9}, "limit: 1000000000.0: a whole number; 200 would do"),
                 ("trials", {"lane": "nobody"}, "tuner would do"), ("trials", {"colour": 1}, "no such field"),
                 ("explain", {"id": "nothing"}, "nothing"), ("wait", {"number": 10**6}, "no such submission"),
                 ("wait", {"number": "7"}, "number"), ("crown", {}, "rules, schema")]
