@@ -1,4 +1,8 @@
-"""The rules every session's ledger keeps, whatever was killed when; `python -m research.ledger --check SESSION`."""
+"""The rules every session's ledger keeps, whatever was killed when; `python -m research.ledger --check SESSION`.
+
+What is claimed is computed again from the results (research/claims.py). Results that were rewritten as a whole, in the
+ledger and in their files, keep every rule: only running them again would tell.
+"""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -50,6 +54,10 @@ def violations(
     yield from _proof(events)
     yield from _files(events, session)
     yield from _recipes(events, identify or _recipe_id)
+    if identify is None:
+        from research.claims import broken_claims  # what it stands on is slow to import
+
+        yield from broken_claims(events)
     if identify is None:
         yield from _dead_edits(events)
 

@@ -35,7 +35,7 @@ from research import machine
 
 SCHEMA_VERSION = 1
 FILE = "ledger.sqlite"
-OPEN_KINDS = frozenset({"submission", "review", "call"})  # any process may append these
+OPEN_KINDS = frozenset({"submission", "review", "call", "opening"})  # any process may append these
 LOOP_KINDS = frozenset(
     {"session", "resume", "proposal", "verdict", "decision", "attempt", "result", "nominated", "ablation", "sealed"}
     | {"verification", "crowned", "end"}

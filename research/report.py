@@ -145,6 +145,9 @@ def _proof(facts: Facts, drawn: dict[str, Figure]) -> list[Block]:
         roles = {role: rid for role, rid in roles.items() if rid and row["losses"].get(role)}
         if roles:
             blocks += [_seeds(row, roles), _tests(facts, row, roles)]
+    if facts.state.openings:
+        blocks.append(Paragraph(f"The {facts.track.splits.protected} split was opened "
+                                f"{count(len(facts.state.openings), 'more time')}, to publish a checkpoint."))
     return [Heading("The proof"), *blocks] if blocks else []
 
 

@@ -31,7 +31,8 @@ from research.text import clean
 def share(session: Path, target: str) -> dict[str, Any]:
     """Publish the champion at `target`, a new or empty folder or gs:// path: all of it or nothing.
 
-    The checkpoint is evaluated before it goes out: it has to give the loss that the ledger holds.
+    The checkpoint is evaluated before it goes out: it has to give the losses that the ledger holds, on the search and
+    on the protected split. The ledger says that the latter was opened, before it is.
 
     Returns: path, champion, id (the manifest's SHA-256), the loss in the ledger, how far it is off on this machine.
     Raises: ValueError for a session without a champion or whose ledger breaks a rule, a champion's folder that is not
@@ -50,19 +51,25 @@ def share(session: Path, target: str) -> dict[str, Any]:
         (folder / "README.md").write_text(page(about), encoding="utf-8")
         (folder / published.CARD).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         name = published.seal(folder)
-        split = track.splits.search
-        found = _measure(folder, split, track.eval_tokens)
-        if not abs(found - made["loss"][split]) <= TOLERANCE:
-            raise Failure(f"{session}: champion/{checkpoint.FOLDER}: its {split} loss is {found:.6f} here, but "
-                          f"{made['loss'][split]:.6f} in the ledger; not published")
-    return {"path": target, "champion": clean(about["name"]), "id": name, f"{split}_loss": made["loss"][split],
-            "difference_here": abs(found - made["loss"][split])}
+        gaps = []
+        for split, tokens in ((track.splits.search, track.eval_tokens), (track.splits.protected, track.proof_tokens)):
+            if split == track.splits.protected:
+                with Session.open(session) as opened:
+                    opened.ledger.append("opening", about["recipe_id"], {"split": split, "trial": made["trial"],
+                                                                         "why": "to publish its checkpoint"})
+            found, loss = _measure(folder, split, tokens), made["loss"][split]
+            if not abs(found - loss) <= TOLERANCE:
+                raise Failure(f"{session}: champion/{checkpoint.FOLDER}: its {split} loss is {found:.6f} here, but "
+                              f"{loss:.6f} in the ledger; not published")
+            gaps.append(abs(found - loss))
+    return {"path": target, "champion": clean(about["name"]), "id": name,
+            f"{track.splits.search}_loss": made["loss"][track.splits.search], "difference_here": max(gaps)}
 
 
 def _checked(session: Path) -> Facts:
     """The facts of a session that may be published from: with a link in it, other people's files would be."""
-    refuse_links(session)
     with Session.open(session) as opened:
+        refuse_links(opened.path)
         broken = list(violations(opened.ledger, opened.path))
         events = opened.ledger.events()
     if broken:

@@ -108,6 +108,7 @@ class State:
     crowned: list[Event] = field(default_factory=list)
     reviews: list[Event] = field(default_factory=list)
     _losses: dict[tuple[str, float, str], dict[int, float]] = field(default_factory=dict)  # by recipe, horizon, split
+    openings: list[Event] = field(default_factory=list)  # of the protected split, beside those of verification runs
     _said: dict[str, str] = field(default_factory=dict)  # the last decision by recipe id
     end: dict[str, Any] | None = None  # None while the session runs, and again after a resume
 
@@ -228,6 +229,8 @@ class State:
                 said = {name: str(body[name] or "")[:LONGEST] for name in ("reviewer", "note") if name in body}
                 self.reviews.append(replace(event, body={"decision": body["decision"], **said}))
                 self._said[subject] = body["decision"]
+            case "opening":
+                self.openings.append(event)
             case "end":
                 self.end = body
         self.seq = event.seq

@@ -349,6 +349,7 @@ class Facts:
             "champion": self.champion(),
             "best_single": self.best_single(),
             "verifications": self.verifications(),
+            "openings": len(state.openings),
             "frontier": self.frontier(),
             "device_seconds": state.device_s,
             "wall_seconds": state.wall_s,

@@ -11,18 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from sessions import EVIL, Story
+from sessions import EVIL, Story, forge
 
 import jaxnano
 from jaxnano import checkpoint, data, evaluate, train
 from jaxnano.cli import report_errors
 from jaxnano.config.recipe import hypers, load, recipe_id
 from research import share
+from research.belief import Belief
 from research.card import card, change, page
 from research.execute.local import SINGLE_THREAD
+from research.invariants import violations
 from research.ledger import FILE
 from research.machine import ROOT
-from research.session import Session
+from research.proof import Proof
+from research.session import Session, read_result, write_result
 from research.state import fold
 from research.summary import Facts
 
@@ -194,6 +197,36 @@ def test_a_ledger_that_does_not_hold_is_not_published_from(capsys, copy, tmp_pat
     db.close()
     code, line = refusal(capsys, copy, tmp_path / "out")
     assert code == 2 and "its ledger does not hold: " in line and "--check lists them" in line
+
+
+def test_every_publication_opens_the_protected_split_and_says_so(shared, session, facts):
+    with Session.open(session) as opened:
+        openings = fold(opened.ledger.events()).openings
+    assert openings and {e.subject for e in openings} == {facts.state.champion}
+    crowned = facts.state.crowned[-1].body["trial"]
+    assert {(e.body["split"], e.body["trial"]) for e in openings} == {("protected", crowned)}
+
+
+def test_results_that_were_rewritten_as_a_whole_are_not_those_of_the_checkpoint(capsys, copy, facts, tmp_path):
+    """Every rule holds of them; the checkpoint does not bear them out."""
+    better = 0.5
+
+    keys = [key for key, t in facts.state.trials.items() if t.recipe_id == facts.state.champion and
+            "protected" in t.loss]
+    for key in keys:
+        result = read_result(copy / "trials" / key)
+        result["loss"]["protected"] -= better
+        write_result(copy / "trials" / key, result["attempt"], result)
+    losses = {key: read_result(copy / "trials" / key)["loss"] for key in keys}
+    forge(copy, "result", lambda body, key: body.update(loss=losses.get(key, body["loss"])))
+    with Session.open(copy) as opened:
+        state = fold(opened.ledger.events())
+    proof = Proof(Belief(facts.track).at(state), state.nominated[-1].subject, state.nominated[-1].body)
+    forge(copy, "verification", lambda body, key: body.update(proof.verify()))
+    with Session.open(copy) as opened:
+        assert list(violations(opened.ledger, copy)) == []
+    code, line = refusal(capsys, copy, tmp_path / "out")
+    assert code == 1 and "its protected loss is " in line and "in the ledger; not published" in line
 
 
 def test_a_folder_that_the_ledger_did_not_crown_is_refused(capsys, copy, facts, tmp_path):
