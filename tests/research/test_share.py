@@ -1,5 +1,6 @@
 """A champion goes from a real session to whoever opens it, with the loss that the ledger holds, or not at all."""
 
+import gc
 import json
 import os
 import shutil
@@ -250,6 +251,7 @@ def test_a_checkpoint_that_cannot_be_read_or_gives_another_loss_is_refused(capsy
         path.write_bytes(bytes(path.stat().st_size))
     code, line = refusal(capsys, copy, tmp_path / "out")
     assert code == 1 and "cannot be read" in line
+    gc.collect()  # here, where it is expected, and not in a later test
 
 
 def test_an_existing_target_is_refused(capsys, session, tmp_path):
