@@ -143,7 +143,8 @@ class Ablation:
             if gap < self._epsilon:
                 small.append(name)
         kept = [part.name for part in self.present.parts]
-        body = {"rows": _adjusted([rows[name] for name in kept if name in rows]), "kept": kept,
+        told = [*kept, *self.body["removed"]]
+        body = {"rows": _adjusted([rows[name] for name in told if name in rows]), "kept": kept,
                 "removed": self.body["removed"], "recipe_id": self.present.recipe_id,
                 "untested": {name: self._why_not(name) for name in kept if name not in rows}}
         return self._try(body, sorted(small, key=lambda name: rows[name]["effect"]))
@@ -173,8 +174,7 @@ class Ablation:
     def _removed(self, body: dict[str, Any], variant: Variant) -> dict[str, Any]:
         gone = list(dict.fromkeys([*self.body["removed"], *variant.gone]))
         kept = [part.name for part in variant.parts]
-        return body | {"recipe_id": variant.recipe_id, "removed": gone, "kept": kept, "trying": None, "more": True,
-                       "rows": [row for row in body["rows"] if row["part"] in kept]}
+        return body | {"recipe_id": variant.recipe_id, "removed": gone, "kept": kept, "trying": None, "more": True}
 
     def _tried(self) -> dict[str, Any]:
         """The recipe without several parts has run, or was refused or had no time: is it as good?"""

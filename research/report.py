@@ -105,10 +105,11 @@ def _champion(facts: Facts, drawn: dict[str, Figure]) -> list[Block]:
     rows = []
     for part in facts.parts(recipe_id):
         row = part["ablation"] or {}
-        rows.append([part["name"], part["why"], _source(part["source"]), effect(row.get("effect")), interval(row),
+        worth = effect(row.get("effect")) if row or not part["untested"] else f"not tested: {part['untested']}"
+        rows.append([part["name"], part["why"], _source(part["source"]), worth, interval(row),
                      _runs(facts, row.get("recipe_id"))])
     if rows:
-        ablated = any(row[-1] for row in rows)
+        ablated = any(part["ablation"] or part["untested"] for part in facts.parts(recipe_id))
         head = ["part", "why", "source", "worth", "95 % interval", "runs without it"][: 6 if ablated else 3]
         blocks.append(Table(head, [row[: len(head)] for row in rows], "lllrrl"[: len(head)]))
     if rows and ablated:

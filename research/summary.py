@@ -215,12 +215,14 @@ class Facts:
         return None
 
     def parts(self, recipe_id: str) -> list[dict[str, Any]]:
-        """The parts of a recipe: name, source, why, edits, and the ablation's row where it was ablated."""
+        """The parts of a recipe: name, source, why, edits, and the ablation's row, or why it was not ablated."""
         rows: dict[str, Any] = {}
-        for ablation in self.state.ablations.values():
-            rows.update({row["part"]: row for row in ablation["rows"] if ablation["recipe_id"] == recipe_id})
+        untested: dict[str, str] = {}
+        for ablation in (a for a in self.state.ablations.values() if a["recipe_id"] == recipe_id):
+            rows.update({row["part"]: row for row in ablation["rows"]})
+            untested.update(ablation.get("untested", {}))
         return [{"name": p["name"], "source": p["source"], "why": p.get("why") or self._older_why(p["name"]),
-                 "edits": p["edits"], "ablation": rows.get(p["name"])}
+                 "edits": p["edits"], "ablation": rows.get(p["name"]), "untested": untested.get(p["name"])}
                 for p in self.proposal(recipe_id).get("parts", ())]
 
     def _older_why(self, part: str) -> str:
