@@ -23,7 +23,7 @@ from research.trial import Trial
 
 POOL = 40  # candidates that compete for the next run
 SEEDS = 8  # common seeds 0 .. 7 of the search
-COMPILE_S, SECONDS_PER_FLOP = 8.0, 3e-12  # before anything was measured
+COMPILE_S, SECONDS_PER_FLOP, ON_ACCELERATOR = 8.0, 3e-12, 1e-14  # before anything was measured
 IN_MEMORY, ON_DISK = 0.05, 0.4  # shares of compiling where this worker, or another one, did it before
 PATIENCE_S = {"cpu": 120.0}  # at least, for the first message of a run, by backend; it tells that a run has compiled
 LONG_PATIENCE_S, PATIENT = 1800.0, 4.0  # on another backend, or before anything was measured; compile times to wait
@@ -302,7 +302,8 @@ class Snapshot:
                 if result["tokens_per_s"]:
                     rates.append(tokens / (result["tokens_per_s"] * arm.flops))
                 compiles += [result["compile_s"]] if result["compile_s"] > 1.0 else []
-        return (float(np.median(rates)) if rates else SECONDS_PER_FLOP,
+        guess = ON_ACCELERATOR if self.state.session.get("accelerator") else SECONDS_PER_FLOP
+        return (float(np.median(rates)) if rates else guess,
                 float(np.median(compiles)) if compiles else COMPILE_S)
 
     @cached_property

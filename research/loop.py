@@ -105,13 +105,15 @@ def start(options: argparse.Namespace) -> Opened:
     track = load_track(options.track)
     source = options.track if options.track in tracks() else str(Path(options.track).resolve())
     offered, minutes = offer(options, options.workers), options.minutes or MINUTES
-    refuse_too_short("--minutes", unbegun(track), offered.workers, minutes)
+    accelerator = offered.device_bytes is None
+    refuse_too_short("--minutes", unbegun(track, {"accelerator": accelerator}), offered.workers, minutes)
     corpus = data.load(track.base_recipe.data)
     body = {"track": track.name, "source": source, "contract": dump_full(track), "track_hash": track.identity,
             "data_hash": corpus.data_hash, "bytes_per_token": corpus.bytes_per_token(track.splits.search),
             "seed": options.seed, "minutes": minutes,
             "max_trials": options.max_trials, "workers": offered.workers, "lanes": lanes, "pid": os.getpid(),
             "require_review": options.require_review, "kills": options.kills, "executor": options.executor,
+            "accelerator": accelerator,
             "llm": llm.about() if isinstance(llm, Llm) else None,
             "versions": machine.versions(), "argv": sys.argv[1:]}
     if options.origin:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from jaxnano.config.base import dump
 from jaxnano.config.recipe import recipe_id
@@ -20,9 +22,9 @@ ROUND_MINUTES = 20.0  # a longer session proves a candidate about so often
 TENTHS = 10  # of a minute, in which the least time is told
 
 
-def unbegun(track: Track) -> Snapshot:
-    """The belief of a session that knows the base and nothing else."""
-    base, state = recipe_id(track.base_recipe), State()
+def unbegun(track: Track, session: Mapping[str, Any]) -> Snapshot:
+    """The belief of a session, its event's body given, that knows the base and nothing else."""
+    base, state = recipe_id(track.base_recipe), State(session=dict(session))
     state.proposals[base] = {"proposal": base_proposal(track).as_dict(), "recipe": dump(track.base_recipe)}
     state.accepted.add(base)
     return Belief(track).at(state)
@@ -38,7 +40,7 @@ def least_minutes(snapshot: Snapshot, workers: int, minutes: float) -> float:
 
     The one that is told has a tenth to spare, for what comes before the first run.
     """
-    snapshot = snapshot if snapshot.arms else unbegun(snapshot.belief.track)
+    snapshot = snapshot if snapshot.arms else unbegun(snapshot.belief.track, snapshot.state.session)
 
     def fits(minutes: float) -> bool:
         plan = Plan(snapshot.belief.track, workers, 60 * minutes)
