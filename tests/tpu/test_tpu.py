@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -181,7 +182,7 @@ def test_a_worker_keeps_a_session_in_the_bucket_and_goes_on_from_it_elsewhere(tm
         assert bash("worker.sh", "status", "mine", HOME=str(home)).stdout == "ended 3\n"
     first, second = (bucket / "mine" / "trials" / "calls").read_text().splitlines()
     assert first.endswith("--minutes 9") and second.endswith("--resume")
-    with sqlite3.connect(bucket / "mine" / "ledger.sqlite") as ledger:
+    with closing(sqlite3.connect(bucket / "mine" / "ledger.sqlite")) as ledger:
         assert ledger.execute("select count(*) from events").fetchone() == (2,)
 
 
