@@ -35,7 +35,8 @@ class Terminal(io.StringIO):
 @pytest.fixture(scope="module")
 def proven(tmp_path_factory):
     """A session that crowned a champion."""
-    return Story(tmp_path_factory.mktemp("view") / "session").search().nominate().seal()
+    with (story := Story(tmp_path_factory.mktemp("view") / "session")).session:
+        yield story.search().nominate().seal()
 
 
 def test_one_plain_line_for_each_result_and_stage(proven, tmp_path):
@@ -110,10 +111,10 @@ def test_frame_keeps_within_the_terminal(proven, width, height):
 
 
 def test_frame_of_a_young_session(tmp_path):
-    story = Story(tmp_path / "session")
-    story.base = story.best = story.propose()
-    scheduler = scheduler_of(story)
-    scheduler.flights = {}
-    out = io.StringIO()
-    Console(file=out, width=80, height=24).print(Frame(scheduler, Facts(scheduler.snapshot), []))
+    with (story := Story(tmp_path / "session")).session:
+        story.base = story.best = story.propose()
+        scheduler = scheduler_of(story)
+        scheduler.flights = {}
+        out = io.StringIO()
+        Console(file=out, width=80, height=24).print(Frame(scheduler, Facts(scheduler.snapshot), []))
     assert "searching" in out.getvalue()
