@@ -16,6 +16,9 @@ from jaxnano.cli import UserError
 ALTERNATIVES = ("greater", "two-sided", "less")
 
 
+ROUNDING = 2.0**-21  # of a loss, which is a float32: a part that all but does nothing may move each by a last digit
+
+
 @dataclass(frozen=True)
 class Comparison:
     """How much better b is than a.
@@ -69,7 +72,8 @@ def compare(
         attempt: k of a sequence of tests, 0 where there is none; p_adjusted <= alpha is then the same as
             p_value <= alpha_for_attempt(k, alpha).
     Raises: ValueError for fewer than 2 common seeds, losses that are not finite, and losses that do not depend on the
-        seed, which mean that it never reached the run. Equal losses, seed by seed, are an effect of 0 with p = 1.
+        seed, which mean that it never reached the run. Losses that are equal, seed by seed, but for the last digit of a
+        float32 are no effect: p = 1.
     """
     if alternative not in ALTERNATIVES:
         raise ValueError(f"alternative is {alternative!r}; one of {', '.join(ALTERNATIVES)} would do")
@@ -79,13 +83,14 @@ def compare(
     difference = losses_a - losses_b
     n, effect = len(difference), float(difference.mean())
     sd_a, sd_b, paired_sd = (float(x.std(ddof=1)) for x in (losses_a, losses_b, difference))
-    resolution = 1e-12 * max(float(np.abs(losses_a).max()), float(np.abs(losses_b).max()))
-    if max(sd_a, sd_b) <= resolution or (paired_sd <= resolution < abs(effect)):
+    largest = max(float(np.abs(losses_a).max()), float(np.abs(losses_b).max()))
+    resolution, rounding = 1e-12 * largest, ROUNDING * largest
+    if max(sd_a, sd_b) <= resolution or (paired_sd <= resolution and abs(effect) > rounding):
         raise ValueError(
             f"{n} seeds give differences without variance ({effect:g} nats): the seed did not reach the runs"
         )
     if paired_sd <= resolution:
-        interval, p_value = (0.0, 0.0), 1.0
+        interval, p_value = (effect, effect), 1.0
     else:
         error = paired_sd / math.sqrt(n)
         half = float(stats.t.ppf(0.5 + level / 2, n - 1)) * error
