@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from research.ablation import compared
+from research.ablation import Ablation, compared
 from research.belief import Belief, Snapshot
 from research.ledger import Event
 from research.proof import Proof
@@ -40,7 +40,11 @@ def broken_claims(events: Iterable[Event]) -> Iterator[str]:
 
 
 def _ablation(snapshot: Snapshot, event: Event) -> Iterator[str]:
-    """A row was true when it was written first: later runs of the same recipes do not change it."""
+    """What is tried, removed and kept follows too, but in a ledger of version 0.2, which decided otherwise. A row was
+    true when it was written first: later runs of the same recipes do not change it."""
+    if "more" in event.body:
+        yield from _differences(Ablation(snapshot, event.subject).settle(), event.body)
+        return
     split = snapshot.belief.track.splits.search
     before = snapshot.state.ablations.get(event.subject, {"rows": []})
     known = [{name: row.get(name) for name in ("part", "recipe_id", "of", *ROWS)} for row in before["rows"]]

@@ -198,8 +198,9 @@ def run(options: argparse.Namespace) -> int:
                               max_trials=options.max_trials or body["max_trials"],
                               device_bytes=offered.device_bytes, on_change=view.update)
         view.update(scheduler)
+        nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # then a session outlives its terminal
         previous = {s: signal.signal(s, lambda *_: scheduler.stop()) for s in ENDING
-                    if signal.getsignal(s) != signal.SIG_IGN}  # under nohup a session outlives its terminal
+                    if s != signal.SIGHUP or not nohup}
         if isinstance(llm, Llm):
             llm.open(session.path)
         try:

@@ -1,12 +1,14 @@
 """Which parts go and which stay, on made-up losses: barnacles, stand-ins, dependants, and what could not be tested."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from sessions import Story
 from test_proof import nominate, proof, run_wanted, settle
 
 from jaxnano.config.recipe import recipe_id
+from research.claims import broken_claims
 from research.propose import Part, build, try_build, without
 from research.propose.catalogue import ideas, part
 
@@ -129,3 +131,15 @@ def test_an_ablation_begun_by_version_0_2_goes_on(story):
     assert proof(story).final is None
     bodies = ablate(story)
     assert bodies[-1]["kept"] == ["rotary"] and set(bodies[-1]["removed"]) == {"qk-norm", "logit-softcap-tanh"}
+
+
+def test_what_an_ablation_kept_and_removed_follows_from_its_runs(story):
+    nominated(story, catalogue("qk-norm", "rotary", "relu-squared"), added)
+    ablate(story)
+    events = story.session.ledger.events()
+    assert [line for line in broken_claims(events) if "(ablation" in line] == []
+    last = max(i for i, event in enumerate(events) if event.kind == "ablation")
+    for forged in ({"removed": []}, {"kept": ["rotary"]}, {"untested": {"rotary": "no time"}}, {"more": True}):
+        told = [replace(e, body=e.body | forged) if i == last else e for i, e in enumerate(events)]
+        found = [line for line in broken_claims(told) if "(ablation" in line]
+        assert bool(found) == ("untested" not in forged), forged

@@ -70,7 +70,8 @@ def ended(stopped):
         return folder, status, session.ledger.events(), list(violations(session.ledger, folder))
 
 
-ON_A_TERMINAL = ("import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+ON_A_TERMINAL = ("import fcntl, os, signal, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+                 "signal.signal(signal.SIGHUP, signal.SIG_DFL); "  # the tests themselves may run under nohup
                  "os.execv(sys.executable, [sys.executable, '-m', 'research.loop', *sys.argv[1:]])")
 
 
@@ -82,12 +83,15 @@ def test_a_closed_terminal_ends_a_session_cleanly(tmp_path):
                                env=os.environ | {"TERM": "xterm"})
     os.close(theirs)
     deadline, shown = time.monotonic() + DEADLINE_S, b""
-    while completed(folder) < 1:
-        if select.select([ours], [], [], 0.1)[0]:
-            shown += os.read(ours, 1 << 16)
-        assert process.poll() is None and time.monotonic() < deadline, shown.decode(errors="replace")[-2000:]
-    os.close(ours)  # the kernel sends SIGHUP to all on the terminal, and whoever writes to it gets an error
-    assert process.wait(DEADLINE_S) == 0
+    try:
+        while completed(folder) < 1:
+            if select.select([ours], [], [], 0.1)[0]:
+                shown += os.read(ours, 1 << 16)
+            assert process.poll() is None and time.monotonic() < deadline, shown.decode(errors="replace")[-2000:]
+        os.close(ours)  # the kernel sends SIGHUP to all on the terminal, and whoever writes to it gets an error
+        assert process.wait(DEADLINE_S) == 0
+    finally:
+        process.kill()
     with Session.open(folder) as session:
         events = session.ledger.events()
         assert events[-1].kind == "end" and events[-1].body["reason"] == "stopped"

@@ -306,7 +306,7 @@ def test_runs_that_look_hopeless_are_ended_only_where_that_was_asked_for(track, 
     executor = Losing()
     executor.told = set()
     with created(tmp_path / "s", kills=kills) as session:
-        drive(session, track, executor, max_trials=14)
+        drive(session, track, executor, max_trials=11)
     assert bool(executor.cancelled) == kills and all(reason for reason in executor.cancelled)
 
 
