@@ -28,6 +28,7 @@ from research.track import Track
 from research.trial import TARGET, Trial
 
 SEARCH = ("search", "base")  # purposes of the runs that --max-trials counts
+NEW = -1  # a worker that has compiled nothing, to prices
 LONGEST_WAIT_S = 30.0  # for the last search runs before a nomination
 
 
@@ -68,6 +69,7 @@ class Scheduler:
         self.stopping = False
         self.retries = Retries()
         self._declined = 0  # rounds that ended with nothing worth a proof
+        self._new: set[int] = set()  # workers whose process has had no run yet
         self._nothing: dict[int, tuple[int, float]] = {}  # by worker: the state and time left that gave no search run
         self._expecting = False  # whether proposals to search on with may come, as of this step
         self._take_up()
@@ -138,18 +140,24 @@ class Scheduler:
         that tells most; of those that fit."""
         if not self._trials_left:
             return None
-        snapshot = self.snapshot
+        snapshot, priced = self.snapshot, self._priced(worker)
         for trial in self._orphans():
-            if snapshot.wall_s(snapshot.arms[snapshot.index[trial.recipe_id]], trial.horizon, worker) <= left_s:
+            if snapshot.wall_s(snapshot.arms[snapshot.index[trial.recipe_id]], trial.horizon, priced) <= left_s:
                 purpose = self.state.trials[trial.key].attempts[-1].purpose
                 return trial, {"purpose": purpose, "worker": worker, "why": "once more: its worker was lost"}
         seq, most_s = self._nothing.get(worker, (0, 0.0))
         if seq == self.state.seq and left_s <= most_s:
             return None  # as a moment ago: only the time has become less
-        found = snapshot.promised(worker, left_s) or snapshot.decide(self.state.session["seed"], worker, left_s)
+        found = snapshot.promised(priced, left_s) or snapshot.decide(self.state.session["seed"], priced, left_s)
         if found is None:
             self._nothing[worker] = self.state.seq, left_s
-        return found
+            return None
+        trial, body = found
+        return trial, body | {"worker": worker, "priced": priced}
+
+    def _priced(self, worker: int) -> int:
+        """The worker as prices see it: what a process had compiled that has been replaced since is gone."""
+        return NEW if worker in self._new else worker
 
     # ---- running
 
@@ -233,7 +241,7 @@ class Scheduler:
 
     def _dispatch(self, worker: int, trial: Trial, decision: dict[str, Any]) -> None:
         arm = self.snapshot.arms[self.snapshot.index[trial.recipe_id]]
-        predicted_s = self.snapshot.wall_s(arm, trial.horizon, worker)
+        predicted_s = self.snapshot.wall_s(arm, trial.horizon, self._priced(worker))
         known = self.state.trials.get(trial.key)
         attempt = len(known.attempts) + 1 if known else 1
         verify = decision["purpose"] == "verify"
@@ -254,11 +262,14 @@ class Scheduler:
                 "checkpoint": str(folder / "checkpoint") if shipped else None}
         self.executor.submit(worker, Job(id=trial.key, attempt=attempt, dir=str(folder), target=TARGET, about=about,
                                          args=args))
+        self._new.discard(worker)
         self.flights[worker] = Flight(trial, decision["purpose"], attempt, time.monotonic(), predicted_s)
         self.flights[worker].first_message_s = max(min(PATIENCE_S.values()), min(
             self.snapshot.first_message_s(arm), self.left_s))  # after the session's end nobody needs it
 
     def _handle(self, message: Message) -> None:
+        if message.kind == "ready":
+            self._new.add(message.worker)
         flight = self.flights.get(message.worker)
         if flight is None or (message.id, message.attempt) != (flight.trial.key, flight.attempt):
             return

@@ -16,7 +16,7 @@ from research.loop import inherit
 from research.proof import FRESH
 from research.propose import lanes, lanes_of
 from research.retry import TRIES
-from research.scheduler import Scheduler
+from research.scheduler import NEW, Scheduler
 from research.session import Session
 from research.state import fold
 from research.summary import Facts, verdict
@@ -326,3 +326,20 @@ def test_a_worker_for_which_nothing_was_found_is_not_asked_for_again_at_the_same
         for _ in range(3):
             found._search(0, 1.0)
     assert len(set(once)) == len(once) and asked[len(once):] in ([], [(0, found.state.seq)])
+
+
+class Recycled(StandIn):
+    """Worker 0 is another process after each of its runs."""
+
+    def poll(self, timeout_s):
+        found = super().poll(timeout_s)
+        return [*found, *(Message("ready", 0, body={"pid": 7}) for message in found if message.worker == 0)]
+
+
+def test_a_worker_whose_process_was_replaced_between_runs_is_priced_as_one_that_compiled_nothing(track, tmp_path):
+    with created(tmp_path / "s") as session:
+        found, _ = drive(session, track, Recycled(), max_trials=8)
+    searched = [e.body for e in found.state.decisions if "priced" in e.body]
+    assert {(body["worker"], body["priced"]) for body in searched[2:]} == {(0, NEW), (1, 1)}
+    arm = found.snapshot.arms[0]
+    assert found.snapshot.seconds(arm, 1.0, NEW) > found.snapshot.seconds(arm, 1.0, 1)
