@@ -79,6 +79,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def seed_number(text: str) -> int:
+    """A seed of a run, for `type=` of an argument: what fits into the 32 bits of the compiled step's argument."""
+    if not text.isdigit() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 to {2**32 - 1}")
+    return int(text)
+
+
 class Output:
     """Rows for a person or, with `as_json`, for a program."""
 

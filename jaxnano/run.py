@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jaxnano import data, hosts, sharding, train
 from jaxnano.checkpoint import FOLDER, Checkpoints, recorded
-from jaxnano.cli import Failure, Output, UserError, positive
+from jaxnano.cli import Failure, Output, UserError, positive, seed_number
 from jaxnano.config.base import validate
 from jaxnano.config.recipe import Recipe, hypers, load, recipe_id, save
 from jaxnano.curves import METRICS, Curves, require_tensorboard
@@ -268,7 +268,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", help="recipe in YAML; with --resume the checkpoint's is the default")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="change the recipe")
     parser.add_argument("--steps", type=positive, help="length of the run, to which schedules scale (400)")
-    parser.add_argument("--seed", type=int, help="of initial values and data order (0)")
+    parser.add_argument("--seed", type=seed_number, help="of initial values and data order (0)")
     parser.add_argument("--out", metavar="DIR", help="folder for recipe.yaml, metrics.jsonl and checkpoint/")
     parser.add_argument("--resume", action="store_true", help="go on from the latest checkpoint in DIR, if any")
     parser.add_argument("--accumulate", type=positive, default=1, metavar="K", help="pieces a batch is taken in")

@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxnano import data
 from jaxnano.checkpoint import load
-from jaxnano.cli import UserError, positive, report_errors
+from jaxnano.cli import UserError, positive, report_errors, seed_number
 from jaxnano.config.recipe import Recipe, at, hypers, structure_id
 from jaxnano.device import use_compile_cache
 from jaxnano.model import gpt
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tokens", type=positive, default=256, metavar="N")
     parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0 takes the likeliest token (0.8)")
     parser.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest; 0: from all (0)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed_number, default=0)
     options = parser.parse_args(argv)
     use_compile_cache()
     recipe, params, _ = load(options.checkpoint)

@@ -156,7 +156,7 @@ def detectable(sd: float, n: int, alpha: float, power: float = 0.8) -> float:
 def main(argv: list[str] | None = None) -> int:
     """The command: train two recipes on the same seeds at a track's full budget, and compare."""
     from jaxnano import data
-    from jaxnano.cli import Output
+    from jaxnano.cli import Output, seed_number
     from jaxnano.config.recipe import load
     from research.execute.batch import all_losses, full_runs, run_batch
     from research.track import load_track
@@ -165,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("a", metavar="A.yaml")
     parser.add_argument("b", metavar="B.yaml")
     parser.add_argument("--seeds", type=int, default=6)
-    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--first-seed", type=seed_number, default=0)
     parser.add_argument("--track", default="tiny", help="whose budget and evaluation")
     parser.add_argument("--workers", type=int)
     parser.add_argument("--json", action="store_true")

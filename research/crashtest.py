@@ -22,7 +22,7 @@ from typing import IO
 
 import psutil
 
-from jaxnano.cli import Failure, positive, report_errors
+from jaxnano.cli import Failure, positive, report_errors, seed_number
 from research.invariants import violations
 from research.ledger import FILE, Event, Ledger, SessionError
 from research.machine import ROOT, process_identity
@@ -193,7 +193,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command: exit code 1 if a rule was violated."""
     parser = argparse.ArgumentParser("research.crashtest", description="Kill, resume, check.")
     parser.add_argument("--kills", type=positive, default=20)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and the victims")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of the moments and the victims")
     parser.add_argument("--track", default=str(TRACK), help="a name below configs/tracks, or a YAML file")
     parser.add_argument("--out", type=Path, help="a folder for the sessions; else a temporary one")
     options = parser.parse_args(argv)

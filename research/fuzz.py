@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 import types
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -21,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnano.cli import report_errors, seed_number
 from jaxnano.config import model, optimizer, schedule
 from jaxnano.config.base import ConfigError, Node, Range, dump, traced_range, validate
 from jaxnano.config.recipe import Recipe, hypers
@@ -216,7 +216,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--random", type=int, default=1000, help="random recipes to judge")
     parser.add_argument("--train", type=int, default=60, help="accepted ones to train for 3 steps")
     parser.add_argument("--corrupt", type=int, default=1000, help="broken recipes to judge")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed_number, default=0)
     args = parser.parse_args(argv)
     track, rng = load_track(args.track), np.random.default_rng(args.seed)
     gate, failures = Gate(track), []
@@ -251,4 +251,4 @@ def times(ms: Iterable[float]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(report_errors(main))

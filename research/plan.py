@@ -55,11 +55,11 @@ def least_minutes(snapshot: Snapshot, workers: int, minutes: float) -> float:
     return (tenths + 1) / TENTHS
 
 
-def resuming(snapshot: Snapshot) -> str:
+def resuming(snapshot: Snapshot, session: object = "SESSION") -> str:
     """The command that goes on with a session, with the time that it has to be given where too little is left."""
     left = minutes_left(snapshot.state)
     least = least_minutes(snapshot, snapshot.state.session["workers"], left)
-    return "python -m research.loop --resume --session SESSION" + (f" --minutes {least:g}" if least > left else "")
+    return f"python -m research.loop --resume --session {session}" + (f" --minutes {least:g}" if least > left else "")
 
 
 class Plan:

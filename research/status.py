@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
             state.lose()
         facts = Facts.of(state)
         found = facts.as_dict() | {"running": running}
-        goes_on = resuming(facts.snapshot).replace("SESSION", str(options.session))
+        goes_on = resuming(facts.snapshot, options.session)
     if options.json:
         print(json.dumps(found, indent=2))
     else:

@@ -13,6 +13,7 @@ from rich.live import Live
 
 from jaxnano.cli import lost
 from research.ledger import Event
+from research.plan import resuming
 from research.screen import Frame
 from research.state import Attempt, Trial
 from research.summary import Facts, verdict
@@ -79,7 +80,7 @@ class View:
             self._say(f"champion: {session_path / 'champion'}")
         self._say(f"report:   {session_path / 'report.html'}")
         if scheduler.stopping:
-            self._say(f"go on:    python -m research.loop --session {session_path} --resume")
+            self._say(f"go on:    {resuming(facts.snapshot, session_path)}")
 
     def _stop(self) -> None:
         live, self._live = self._live, None

@@ -1,5 +1,6 @@
 """What all commands share."""
 
+import argparse
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from jaxnano import published
-from jaxnano.cli import Failure, Output, UserError, report_errors
+from jaxnano.cli import Failure, Output, UserError, report_errors, seed_number
 from research.compare import compare
 
 
@@ -20,6 +21,13 @@ def test_what_a_terminal_would_obey_is_not_sent_to_it(capsys: Any, error: type, 
 
     assert report_errors(main) == code
     assert capsys.readouterr().err == "error: one  ]0;title  [2J  31m two\nthree  \n"
+
+
+@pytest.mark.parametrize("text", ["-1", "4294967296", "1.5", "x", ""])
+def test_a_seed_that_the_compiled_step_cannot_hold_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a whole number of 0 to 4294967295"):
+        seed_number(text)
+    assert seed_number("4294967295") == 2**32 - 1
 
 
 def test_a_file_of_a_published_folder_may_be_called_anything(tmp_path: Path, capsys: Any) -> None:

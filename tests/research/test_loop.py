@@ -160,9 +160,10 @@ def test_every_decision_follows_from_the_ledger_before_it(ended):
     assert len(made) >= TRIALS
     for event in made:
         state = fold(e for e in events if e.seq <= event.body["as_of"])
-        trial, body = Belief(track).at(state).decide(state.session["seed"], event.body["worker"], event.body["left_s"])
+        worker = {name: event.body[name] for name in ("worker", "priced")}
+        trial, body = Belief(track).at(state).decide(state.session["seed"], worker["priced"], event.body["left_s"])
         assert trial.key == event.subject
-        assert json.loads(encode(body)) == event.body
+        assert json.loads(encode(body | worker)) == event.body
 
 
 def refusal(capsys, *argv):

@@ -3,10 +3,8 @@
 import json
 import os
 import re
-import statistics
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 
@@ -25,7 +23,7 @@ from research.propose.catalogue import ideas
 from research.session import Session
 from research.state import fold
 
-DEADLINE_S, LATENCY_S = 60.0, 0.2
+DEADLINE_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -68,16 +66,14 @@ async def refused(client, name, **arguments):
 
 
 async def research(client):
-    """Ten experiments: verdicts, and seconds until each came back."""
+    """Ten experiments: verdicts and outcomes."""
     rules = await told(client, "rules")
     assert rules["frozen"] == ["data", "model.vocab", "train"] and "vocab" not in rules["base"]["model"]
-    verdicts, seconds = [], []
+    verdicts = []
     for i in range(10):
         proposal = {"edits": edits(99.0 if i == 4 else 0.001 + 0.0007 * i), "why": f"step {i}", "on": "base"}
         while True:
-            start = time.perf_counter()
             verdict = await told(client, "propose", **proposal)
-            seconds.append(time.perf_counter() - start)
             verdicts.append(verdict)
             if verdict["accepted"]:
                 break
@@ -86,7 +82,7 @@ async def research(client):
             proposal["edits"] = edits(float(passes))
         await told(client, "state")
     outcomes = [await told(client, "wait", number=v["number"], timeout_s=DEADLINE_S) for v in verdicts]
-    return verdicts, seconds, outcomes
+    return verdicts, outcomes
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +95,8 @@ def visited(session):
 
 
 def test_ten_experiments_one_refused_and_repaired(session, visited):
-    verdicts, seconds, outcomes = visited[0]
+    verdicts, outcomes = visited[0]
     assert [v["accepted"] for v in verdicts].count(False) == 1 and len(verdicts) == 11
-    assert statistics.median(seconds) < LATENCY_S, seconds  # the loop, in this very process, has its share of them
     for verdict, outcome in zip(verdicts, outcomes, strict=True):
         found = outcome["outcome"]
         assert outcome["over"] and found["accepted"] == verdict["accepted"]
@@ -143,9 +138,8 @@ async def reading(client):
         assert words in text and "Traceback" not in text, (name, text)
     text = await told(client, "propose", edits=json.dumps(edits(0.0033)), why="a list as text", on="base")
     assert text["accepted"]
-    start = time.monotonic()
     waited = await told(client, "wait", number=text["number"], timeout_s=0)
-    assert time.monotonic() - start < DEADLINE_S / 2 and waited["number"] == text["number"]
+    assert waited["number"] == text["number"]
     return (await told(client, "state"))
 
 

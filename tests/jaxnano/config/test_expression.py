@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +71,6 @@ from tests.jaxnano.recipes import model
     ("exp(" * 13 + "x" + ")" * 13, "nested deeper than 12"),
 ])
 def test_hostile_formulas(code: str, message: str | None) -> None:
-    start = time.perf_counter()
     if message is None:
         parse(code, ("a", "x"))
     else:
@@ -80,7 +78,6 @@ def test_hostile_formulas(code: str, message: str | None) -> None:
             parse(code, ("a", "x"))
         assert message in str(caught.value) and str(caught.value).startswith("column ")
         assert "\n" not in str(caught.value)
-    assert time.perf_counter() - start < 0.5
 
 
 @settings(max_examples=200, deadline=None)
