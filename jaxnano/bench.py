@@ -14,41 +14,16 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
+from jaxnano.bench_shapes import PEER_SHAPES, Shape
 from jaxnano.cli import Output, positive, report_errors
-from jaxnano.config.edit import Diff, Edit, apply
-from jaxnano.config.recipe import Recipe, load
+from jaxnano.config.file import load
+from jaxnano.config.recipe import Recipe
 
 ROUNDS, ROUND_S = 9, 2.0
 SINGLE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A GPT-2: LayerNorm, tanh GELU, biases, learned positions, tied embedding, AdamW. vocab is 256 bytes."""
-
-    width: int
-    depth: int
-    length: int
-    batch: int
-    heads: int = 4
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of a step."""
-        return self.batch * self.length
-
-    def recipe(self) -> Recipe:
-        """The shape in our terms."""
-        base = Recipe()
-        places = {"model.width": self.width, "model.depth": self.depth, "model.attention.heads": self.heads,
-                  "model.bias": True, "data.length": self.length, "data.batch": self.batch}
-        return apply(base, Diff(name="shape", edits=tuple(Edit.to(base, path, v) for path, v in places.items())))
-
-
-PEER_SHAPES = (Shape(64, 3, 64, 32), Shape(128, 4, 128, 16))
 
 
 class Contestant:
@@ -112,12 +87,12 @@ def our_loop(recipe: Recipe, accumulate: int = 1) -> Any:
     import jax
     import numpy as np
 
-    from jaxnano import train
+    from jaxnano import step
     from jaxnano.config.recipe import hypers
 
-    compiled, values = train.program(recipe, accumulate=accumulate), hypers(recipe, 1000)
+    compiled, values = step.program(recipe, accumulate=accumulate), hypers(recipe, 1000)
     state = compiled.init(np.uint32(0), values)
-    steps = train.STEPS_PER_CALL if accumulate == 1 else 1
+    steps = step.STEPS_PER_CALL if accumulate == 1 else 1
     shape = (steps, recipe.data.batch, recipe.data.length + 1)
     batches = np.random.default_rng(0).integers(0, recipe.model.vocab, shape).astype(np.uint16)
 
@@ -161,8 +136,8 @@ def alone(recipe: Recipe, accumulate: int, rounds: int, seconds: float) -> dict[
     """Tokens per second of one recipe on this machine's default device, and MFU where the peak is known."""
     import jax
 
+    from jaxnano.cost import preflight
     from jaxnano.device import peak_flops
-    from jaxnano.preflight import preflight
 
     start = time.perf_counter()
     run = our_loop(recipe, accumulate)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from jaxnano.bench import Shape
+    from jaxnano.bench_shapes import Shape
 
 VOCAB = 256
 

@@ -14,7 +14,7 @@ from jaxnano import sharding
 from jaxnano.config.base import ConfigError, Problem, dump, validate
 from jaxnano.config.recipe import Recipe, hypers
 from jaxnano.model.specs import specs
-from jaxnano.train import TrainState, program
+from jaxnano.step import TrainState, program
 
 FOLDER = "checkpoint"  # inside the folder that `jaxnano.train --out` names
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import jax
 
+from jaxnano.cache import cache_root
 from jaxnano.cgroup import memory_bytes
-from jaxnano.data.store import cache_root
 
 # Dense bfloat16 FLOP/s of one device, from vendors' data sheets; the first name within `device_kind` counts.
 PEAK_FLOPS = (

@@ -13,7 +13,7 @@ from jaxnano import sharding
 from jaxnano.config.recipe import Recipe, at, hypers, structure_id
 from jaxnano.data import Corpus, eval_batches
 from jaxnano.model import gpt
-from jaxnano.train import Structure
+from jaxnano.step import Structure
 
 EVAL_TOKENS = 1 << 16  # bytes (or tokens) of a split that decide its loss
 

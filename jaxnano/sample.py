@@ -20,7 +20,7 @@ from jaxnano.cli import UserError, positive, report_errors, seed_number
 from jaxnano.config.recipe import Recipe, at, hypers, structure_id
 from jaxnano.device import use_compile_cache
 from jaxnano.model import gpt
-from jaxnano.train import Structure
+from jaxnano.step import Structure
 
 
 def sample(recipe: Recipe, params: gpt.Params, prompt: np.ndarray, tokens: int, seed: int = 0,

@@ -16,11 +16,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxnano import train
+from jaxnano import step
 from jaxnano.cli import Failure, UserError
 from jaxnano.config.recipe import Recipe, hypers
+from jaxnano.cost import preflight
 from jaxnano.device import hbm_bytes, peak_flops
-from jaxnano.preflight import preflight
 from jaxnano.sharding import AXES
 
 # So libtpu asks no cloud what it runs on, and starts although another process has it open: no chip is used.
@@ -80,10 +80,10 @@ def compiled_cost(recipe: Recipe, mesh: Mesh, accumulate: int = 1) -> dict[str, 
 
 
 def _lower(recipe: Recipe, mesh: Mesh, accumulate: int) -> Any:
-    compiled: Any = train.program(recipe, mesh, accumulate)
+    compiled: Any = step.program(recipe, mesh, accumulate)
     values, data = hypers(recipe, 1), recipe.data
     state = jax.eval_shape(compiled.init, np.uint32(0), values)
-    batches = jax.ShapeDtypeStruct((train.STEPS_PER_CALL, data.batch, data.length + 1), np.uint16)
+    batches = jax.ShapeDtypeStruct((step.STEPS_PER_CALL, data.batch, data.length + 1), np.uint16)
     return compiled.steps.lower(state, batches, np.int32(0), values)
 
 

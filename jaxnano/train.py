@@ -1,191 +1,287 @@
-"""The training step and the run around it.
-
-    python -m jaxnano.train --config configs/gpt2-tiny.yaml --steps 400 --out runs/first
-
-The command itself, with its files, progress bar and signals, is in `run.py`.
-"""
+"""The training command around `train.run`: files, progress bar, evaluation, checkpoints, signals."""
 
 from __future__ import annotations
 
-import hashlib
+import argparse
+import json
+import math
+import statistics
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxnano import sharding
-from jaxnano.cli import UserError
-from jaxnano.config.recipe import Recipe, at, hypers, structure_id
-from jaxnano.model import gpt
-from jaxnano.model.specs import specs
-from jaxnano.optim.build import build
-from jaxnano.optim.wrapper import Optimizer
+from jaxnano import data, hosts, sharding
+from jaxnano.checkpoint import FOLDER, Checkpoints, recorded
+from jaxnano.cli import Failure, Output, UserError, positive, report_errors, seed_number
+from jaxnano.config.base import validate
+from jaxnano.config.file import load, save
+from jaxnano.config.recipe import Recipe, hypers, recipe_id
+from jaxnano.cost import preflight
+from jaxnano.curves import METRICS, Curves, require_tensorboard
+from jaxnano.device import peak_flops, use_compile_cache
+from jaxnano.evaluate import eval_windows, evaluate
+from jaxnano.step import STEPS_PER_CALL, TrainState, program, run, seeds
 
-STEPS_PER_CALL = 10
-
-
-class TrainState(NamedTuple):
-    """step: int32, how many are done. optimizer: the optimizer's state, which holds the parameters."""
-
-    step: jax.Array
-    optimizer: Any
-
-
-def seeds(seed: int) -> tuple[int, int]:
-    """A trial's seed as two independent ones: for initial values and for the data order."""
-    return tuple(int.from_bytes(hashlib.sha256(f"{use}:{seed}".encode()).digest()[:4]) for use in ("init", "data"))  # type: ignore[return-value]
-
-
-def optimizer_at(recipe: Recipe, step: Any, values: Any) -> tuple[Recipe, Optimizer]:
-    """The resolved recipe and its optimizer at a step. Progress is taken in the step's middle, so none has rate 0."""
-    progress = jnp.minimum((jnp.asarray(step, jnp.float32) + 0.5) / values["total_steps"], 1.0)
-    cfg = at(recipe, values, progress)
-    return cfg, build(cfg.optimizer, specs(recipe), progress, values["total_steps"])
-
-
-def init_state(recipe: Recipe, init_seed: jax.Array, values: Any) -> TrainState:
-    """A fresh train state. init_seed: uint32 scalar."""
-    params = gpt.init(jax.random.key(init_seed), recipe, values)
-    _, optimizer = optimizer_at(recipe, 0, values)
-    return TrainState(jnp.zeros((), jnp.int32), optimizer.init(params))
-
-
-def train_step(recipe: Recipe, state: TrainState, batch_BxM: jax.Array, values: Any, accumulate: int = 1):
-    """One step: (state, tokens [B, L+1], hypers) -> (state, metrics). accumulate: pieces the batch is taken in."""
-    cfg, optimizer = optimizer_at(recipe, state.step, values)
-    params = optimizer.grad_params(state.optimizer)
-    grad = jax.value_and_grad(gpt.loss, has_aux=True)
-    if accumulate == 1:
-        (_, metrics), grads = grad(params, batch_BxM, cfg)
-    else:
-        # Piece i takes every accumulate-th row, so that each piece lies on all devices, as the batch does.
-        pieces = batch_BxM.reshape(-1, accumulate, batch_BxM.shape[1]).swapaxes(0, 1)
-
-        def add(total: Any, piece: jax.Array) -> Any:
-            (_, metrics), grads = grad(params, piece, cfg)
-            return jax.tree.map(jnp.add, total, (metrics, grads)), None
-
-        zero = ({"loss": jnp.zeros(())}, jax.tree.map(jnp.zeros_like, params))
-        total, _ = jax.lax.scan(add, zero, pieces)
-        metrics, grads = jax.tree.map(lambda x: x / accumulate, total)
-    return TrainState(state.step + 1, optimizer.update(grads, state.optimizer)), metrics
-
-
-def train_steps(recipe: Recipe, state: TrainState, batches_SxBxM: jax.Array, count: jax.Array, values: Any,
-                accumulate: int = 1) -> tuple[TrainState, jax.Array]:
-    """The first `count` (traced) of S steps in one call. Returns: state, losses [S] in nats, zero past `count`."""
-
-    def one(i: jax.Array, carry: Any) -> Any:
-        state, losses = carry
-        state, metrics = train_step(recipe, state, batches_SxBxM[i], values, accumulate)
-        return state, losses.at[i].set(metrics["loss"])
-
-    return jax.lax.fori_loop(0, count, one, (state, jnp.zeros(batches_SxBxM.shape[0])))
+SPLIT = "search"
+SAVES, LEAST_STEPS = 10, 100  # checkpoints a run, and steps between them, unless --save-every says otherwise
 
 
 @dataclass(frozen=True)
-class Structure:
-    """What a compiled program depends on; recipes that differ in traced numbers alone are equal here."""
+class Training:
+    """One training run. eval_every, save_every: in steps, 0 is only at the end. out: folder of its files, or None.
+    tensorboard: whether event files are among them."""
 
-    name: str
-    mesh: Mesh | None
-    accumulate: int
-    recipe: Recipe = field(compare=False)
+    recipe: Recipe
+    steps: int
+    seed: int = 0
+    out: Path | None = None
+    mesh: Mesh | None = None
+    accumulate: int = 1
+    eval_every: int = 0
+    save_every: int = 0
+    tensorboard: bool = False
+
+    def pauses(self, step: int) -> bool:
+        """Whether to evaluate or save after this step, which ends a call."""
+        return self.evaluates(step) or self._reaches(self.save_every, step)
+
+    def evaluates(self, step: int) -> bool:
+        """Whether to evaluate after this step."""
+        return step == self.steps or self._reaches(self.eval_every, step)
+
+    def _reaches(self, every: int, step: int) -> bool:
+        return every > 0 and step // every > (step - STEPS_PER_CALL) // every
 
 
-class Program(NamedTuple):
-    """Compiled functions of one structure. init(seed, hypers) -> state; steps(state, batches, count, hypers)."""
+class Journal:
+    """The curves of a run, in its folder. They go on where the checkpoint does, and forget what came after it."""
 
-    init: Callable[..., TrainState]
-    steps: Callable[..., tuple[TrainState, jax.Array]]
-    params: Callable[..., gpt.Params]
+    def __init__(self, folder: Path | None, step: int, tensorboard: bool = False,
+                 about: Mapping[str, str] | None = None) -> None:
+        self._curves, self.elapsed_s = None, 0.0
+        if folder is None:
+            return
+        path = folder / METRICS
+        kept = [row for row in _rows(path) if row["step"] <= step] if path.exists() else []
+        self.elapsed_s = kept[-1]["elapsed_s"] if kept else 0.0
+        self._curves = Curves(folder, kept, tensorboard=tensorboard, about=about)
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        """Append rows; they are with the operating system when this returns."""
+        if self._curves:
+            self._curves.write(rows)
+
+    def close(self) -> None:
+        """Close the files."""
+        if self._curves:
+            self._curves.close()
 
 
-def program(recipe: Recipe, mesh: Mesh | None = None, accumulate: int = 1) -> Program:
-    """The compiled program of a recipe's structure; an edit of traced values finds the one that is there.
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a journal; a last one that was cut short is no row."""
+    for line in path.read_bytes().splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:  # neither JSON nor, perhaps, UTF-8
+            return
 
-    Raises: ValueError if the batch does not divide into `accumulate` pieces over the mesh.
+
+class Stopwatch:
+    """Tokens per second between calls; the first call compiles, and is no measure."""
+
+    def __init__(self, job: Training):
+        cost, device = preflight(job.recipe, job.accumulate), jax.local_devices()[0]
+        peak = peak_flops(device.device_kind)
+        self._tokens = cost.tokens_per_step
+        self._mfu_per_rate = peak and cost.model_flops_per_token / (peak * jax.device_count())
+        self._since, self.rates = time.monotonic(), []
+
+    def lap(self, steps: int) -> float:
+        """Tokens per second of the steps since the last lap or `skip`."""
+        rate = steps * self._tokens / (time.monotonic() - self._since)
+        self.rates.append(rate)
+        self.skip()
+        return rate
+
+    def skip(self) -> None:
+        """Do not count the time that has passed."""
+        self._since = time.monotonic()
+
+    def usual(self) -> float | None:
+        """Median rate, without the first call."""
+        return statistics.median(self.rates[1:] or self.rates) if self.rates else None
+
+    def mfu(self, rate: float | None) -> float | None:
+        """Share of the device's bfloat16 peak that the model's FLOPs are, where the peak is known."""
+        return rate and self._mfu_per_rate and rate * self._mfu_per_rate
+
+
+def fit(job: Training, console: Console | None = None, resume: bool = False) -> dict[str, Any]:
+    """Train, evaluate and save.
+
+    Args: resume: go on from the folder's latest checkpoint, if there is one.
+    Returns: a summary; `stopped_by` is the number of the signal that ended it early, or None.
+    Raises: ValueError for a folder or an option that does not fit; Failure if the loss is not finite. Whatever it is,
+        the run's files are closed, and what was being saved is on disk.
     """
-    rows = accumulate * (1 if mesh is None else sharding.batch_shards(mesh))
-    if recipe.data.batch % rows:
-        raise UserError(f"data.batch: {recipe.data.batch} rows are not divisible by {accumulate} piece(s) on "
-                        f"{rows // accumulate} device(s); a multiple of {rows} would do")
-    return _program(Structure(structure_id(recipe), mesh, accumulate, recipe))
+    with ExitStack() as files:
+        return _fit(job, console, resume, files)
 
 
-@lru_cache(maxsize=8)
-def _program(structure: Structure) -> Program:
-    recipe, mesh, accumulate = structure.recipe, structure.mesh, structure.accumulate
+def _fit(job: Training, console: Console | None, resume: bool, files: ExitStack) -> dict[str, Any]:
+    corpus = data.load(job.recipe.data)
+    windows = eval_windows(corpus, SPLIT, job.recipe)
+    batches = data.train_batches(corpus, job.recipe.data.batch, job.recipe.data.length, seeds(job.seed)[1],
+                                 STEPS_PER_CALL)
+    compiled = program(job.recipe, job.mesh, job.accumulate)
+    checkpoints, state = _open(job, corpus.data_hash, batches, resume, files)
+    journal = Journal(job.out if hosts.first() else None, 0 if state is None else int(state.step), job.tensorboard,
+                      {"recipe": recipe_id(job.recipe)})
+    files.callback(journal.close)
+    watch, losses, search_loss, step = Stopwatch(job), np.full(1, np.nan), None, 0 if state is None else int(state.step)
 
-    def init(seed: jax.Array, values: Any) -> TrainState:
-        return init_state(recipe, seed, values)
+    def measure(state: TrainState) -> float:
+        return evaluate(job.recipe, compiled.params(state, hypers(job.recipe, job.steps)), windows)
 
-    def steps(state: TrainState, batches: jax.Array, count: jax.Array, values: Any) -> Any:
-        with sharding.within(mesh):
-            return train_steps(recipe, state, batches, count, values, accumulate)
-
-    def eval_params(state: TrainState, values: Any) -> gpt.Params:
-        return optimizer_at(recipe, values["total_steps"], values)[1].eval_params(state.optimizer)
-
-    first: Any = {}
-    places: Any = {}
-    if mesh is not None:
-        state = sharding.state_sharding(jax.eval_shape(init, np.uint32(0), hypers(recipe, 1)), specs(recipe), mesh)
-        batch = NamedSharding(mesh, sharding.BATCH)
-        first = {"out_shardings": state}
-        whole = NamedSharding(mesh, PartitionSpec())
-        places = {"in_shardings": (state, batch, None, None), "out_shardings": (state, whole)}
-    return Program(jax.jit(init, **first), jax.jit(steps, donate_argnums=0, **places), jax.jit(eval_params))
-
-
-class Progress(NamedTuple):
-    """After a call: steps done, that call's losses in nats, seconds since the run began, and the newest state.
-
-    settled: whether `state` is of this very step, and not of the call that runs meanwhile.
-    """
-
-    step: int
-    losses: np.ndarray
-    elapsed_s: float
-    state: TrainState
-    settled: bool
+    with hosts.signals() as stop, _bar(console, job, step) as show:
+        calls = run(job.recipe, job.steps, job.seed, batches, mesh=job.mesh, accumulate=job.accumulate,
+                          state=state, settle=lambda step: stop.due() or job.pauses(step))
+        for call in calls:
+            losses, state, step, elapsed_s = call.losses, call.state, call.step, journal.elapsed_s + call.elapsed_s
+            rate = watch.lap(losses.size)
+            _check(losses, step, job.steps)
+            journal.write([{"step": step - losses.size + 1 + i, "loss": float(loss), "tokens_per_s": rate,
+                            "elapsed_s": elapsed_s} for i, loss in enumerate(losses)])
+            show(step, float(losses.mean()), rate, watch.mfu(rate))
+            if not call.settled:
+                continue
+            search_loss = measure(state) if job.evaluates(step) else None
+            if search_loss is not None:
+                journal.write([{"step": step, f"{SPLIT}_loss": search_loss, "elapsed_s": elapsed_s}])
+            if checkpoints:
+                checkpoints.save(state, batches.get_state(), search_loss)
+            if stop.number is not None:
+                break
+            watch.skip()
+    if search_loss is None and state is not None and step == job.steps:  # the run had ended before this process began
+        search_loss = measure(state)
+    return {"steps": step, "loss": float(losses.mean()), f"{SPLIT}_loss": search_loss, "tokens_per_s": watch.usual(),
+            "mfu": watch.mfu(watch.usual()), "out": job.out and str(job.out), "stopped_by": stop.number}
 
 
-def run(
-    recipe: Recipe, total_steps: int, seed: int, batches: Iterator[np.ndarray], *,
-    mesh: Mesh | None = None, accumulate: int = 1, state: TrainState | None = None,
-    settle: Callable[[int], bool] = lambda step: False,
-) -> Iterator[Progress]:
-    """Train to `total_steps`, yielding after every call; losses are fetched one call late, so the device never waits.
+def _open(job: Training, data_hash: str, batches: grain.DatasetIterator, resume: bool, files: ExitStack) -> Any:
+    """The folder's checkpoints and the state in them, with `batches` set to what follows; (None, None) without one."""
+    if job.out is None:
+        return None, None
+    checkpoints = Checkpoints(job.out / FOLDER, job.recipe, job.seed, job.steps, data_hash, job.mesh)
+    files.callback(checkpoints.close)
+    if checkpoints.latest_step is not None and not resume:
+        raise UserError(f"--out: {job.out}: holds a checkpoint at step {checkpoints.latest_step}; --resume goes on "
+                        "from it, another folder starts anew")
+    if hosts.first():
+        save(job.recipe, job.out / "recipe.yaml")
+    restored = checkpoints.restore()
+    if restored is None:
+        return checkpoints, None
+    batches.set_state(restored[1])
+    return checkpoints, restored[0]
 
-    Args: batches: [STEPS_PER_CALL, B, L+1] a call. state: where to go on; fresh if None. settle: asked after every
-    call, with the steps done, whether to wait for it, so that state and losses belong together; the last one does.
-    """
-    start = time.monotonic()
-    values, compiled = hypers(recipe, total_steps), program(recipe, mesh, accumulate)
-    if state is None:
-        state = compiled.init(np.uint32(seeds(seed)[0]), values)
-    step, late = int(state.step), None
-    while step < total_steps:
-        count = min(STEPS_PER_CALL, total_steps - step)
-        state, losses = compiled.steps(state, sharding.place_rows(next(batches), mesh), np.int32(count), values)
-        step += count
-        if late is not None:
-            yield Progress(late[0], np.asarray(late[1])[: late[2]], time.monotonic() - start, state, False)
-        late = (step, losses, count)
-        if step == total_steps or settle(step):
-            yield Progress(step, np.asarray(losses)[:count], time.monotonic() - start, state, True)
-            late = None
+
+def _check(losses: np.ndarray, step: int, steps: int) -> None:
+    bad = np.flatnonzero(~np.isfinite(losses))
+    if bad.size:
+        raise Failure(f"loss: {losses[bad[0]]} at step {step - losses.size + 1 + bad[0]} of {steps}: the run diverged; "
+                      "a lower learning rate or a longer warm-up would do")
+
+
+@contextmanager
+def _bar(console: Console | None, job: Training, step: int) -> Iterator[Any]:
+    """A progress bar; yields show(step, loss, tokens_per_s, mfu)."""
+    columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"),
+               TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=console is None) as progress:
+        task = progress.add_task("compiling", total=job.steps, completed=step)
+
+        def show(step: int, loss: float, tokens_per_s: float, mfu: float | None) -> None:
+            share = "" if mfu is None else f"  MFU {mfu:.1%}"
+            progress.update(task, completed=step, description=f"loss {loss:.4f}  {tokens_per_s:,.0f} tokens/s{share}")
+
+        yield show
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command. Exit code 0 at the end of the run, 128 + n when signal n ended it early."""
+    options = _parser().parse_args(argv)
+    return hosts.run_jointly(options, lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    use_compile_cache()
+    summary = fit(_job(options), Console(stderr=True) if hosts.first() else None, options.resume)
+    if hosts.first():
+        Output(options.json).table("run", {k: v for k, v in summary.items() if v is not None and not _nan(v)})
+    return 128 + summary["stopped_by"] if summary["stopped_by"] else 0
+
+
+def _nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _job(options: argparse.Namespace) -> Training:
+    """The run that is asked for; what is left out is the checkpoint's, if one is resumed."""
+    out = options.out and Path(options.out)
+    if options.resume and out is None:
+        raise UserError("--resume: without a folder: --out DIR names the one to go on in")
+    if options.tensorboard:
+        require_tensorboard()
+        if out is None:
+            raise UserError("--tensorboard: without a folder: --out DIR names the one for event files")
+    about = recorded(out / FOLDER) if options.resume else None
+    if options.config is not None:
+        recipe = load(options.config, tuple(options.set))
+    elif about is not None:
+        if options.set:
+            raise UserError(f"--set: {options.set[0]}: --resume goes on with the checkpoint's recipe; leaving it out "
+                            "would do")
+        recipe = validate(Recipe, about["recipe"], str(out))
+    else:
+        raise UserError("--config: missing: configs/gpt2-tiny.yaml would do; only --resume of a checkpoint needs none")
+    about = about or {"total_steps": 400, "seed": 0}
+    steps = about["total_steps"] if options.steps is None else options.steps
+    return Training(
+        recipe, steps, about["seed"] if options.seed is None else options.seed, out, sharding.parse_mesh(options.mesh),
+        options.accumulate, options.eval_every, options.save_every or max(LEAST_STEPS, steps // SAVES),
+        options.tensorboard,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("jaxnano.train", description="Train a recipe.")
+    parser.add_argument("--config", help="recipe in YAML; with --resume the checkpoint's is the default")
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="change the recipe")
+    parser.add_argument("--steps", type=positive, help="length of the run, to which schedules scale (400)")
+    parser.add_argument("--seed", type=seed_number, help="of initial values and data order (0)")
+    parser.add_argument("--out", metavar="DIR", help="folder for recipe.yaml, metrics.jsonl and checkpoint/")
+    parser.add_argument("--resume", action="store_true", help="go on from the latest checkpoint in DIR, if any")
+    parser.add_argument("--accumulate", type=positive, default=1, metavar="K", help="pieces a batch is taken in")
+    parser.add_argument("--mesh", metavar="AXES", help="data=2,fsdp=4,tensor=1: how devices share batch and weights")
+    parser.add_argument("--eval-every", type=positive, default=0, metavar="N", help=f"steps between {SPLIT} losses")
+    parser.add_argument("--save-every", type=positive, default=0, metavar="N", help="steps between checkpoints")
+    parser.add_argument("--tensorboard", action="store_true", help="event files too: tensorboard --logdir DIR")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    hosts.add_options(parser)
+    return parser
 
 
 if __name__ == "__main__":
-    from jaxnano.cli import report_errors
-    from jaxnano.run import main
-
     raise SystemExit(report_errors(main))

@@ -6,22 +6,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from jaxnano.cli import UserError, report_errors
-from jaxnano.config.edit import show
-from research.belief import Belief, Snapshot
-from research.ledger import Event
-from research.session import Session
-from research.state import Attempt, Trial, fold
-from research.summary import Facts, track_of
-from research.text import clean, effect, loss, spread
-
-SAMPLES = 4096  # joint draws of the candidates' effects, for the best value's uncertainty
+from jaxnano.cli import report_errors
+from research.ledger.session import Session
+from research.show.explain import explain
+from research.text import clean
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,169 +24,6 @@ def main(argv: list[str] | None = None) -> int:
         events = session.ledger.events()
     print("\n".join(map(clean, explain(events, options.id))))
     return 0
-
-
-def explain(events: Sequence[Event], text: str) -> list[str]:
-    """Lines about a trial or a recipe, from the ledger's events alone.
-
-    Raises: ValueError if nothing, or more than one thing, is called so.
-    """
-    facts = Facts.of(fold(events))
-    found = find(text, facts)
-    lines = _trial(facts, events, facts.state.trials[found]) if found in facts.state.trials else _recipe(facts, found)
-    return list(lines)
-
-
-def find(text: str, facts: Facts) -> str:
-    """The trial's key or recipe's id that begins with `text`; a recipe goes before its trials.
-
-    Raises: ValueError if there is none, or several.
-    """
-    trials, recipes = facts.state.trials, facts.state.proposals
-    if text in trials or text in recipes:
-        return text
-    for names in (recipes, trials):
-        matches = [name for name in names if text and name.startswith(text)]
-        if len(matches) == 1:
-            return matches[0]
-        if matches:
-            more = f" and {len(matches) - 4} more" if len(matches) > 4 else ""
-            raise UserError(f"{text!r}: {', '.join(matches[:4])}{more} begin with it; a longer beginning would do")
-    raise UserError(f"{text!r}: no trial or recipe of this session begins with it; its report lists them")
-
-
-def _recipe(facts: Facts, recipe_id: str) -> Iterator[str]:
-    """What a recipe is, what is believed of it, and its runs."""
-    yield from _what(facts, recipe_id)
-    if recipe_id not in facts.state.accepted:
-        yield "refused by the gate; it was never run"
-        return
-    yield f"belief now: {_belief(facts.snapshot, recipe_id)}"
-    yield ""
-    yield "runs:"
-    split = facts.track.splits.search
-    for trial in facts.state.trials.values():
-        if trial.recipe_id == recipe_id:
-            found = f", {split} loss {loss(trial.loss[split])}" if split in trial.loss else ""
-            yield f"  {trial.key}: {trial.outcome}{found}{_over(facts, trial)}"
-
-
-def _over(facts: Facts, trial: Trial) -> str:
-    """A run's gains over base, parent and leader, on its own seed."""
-    run, base = facts.run(trial), facts.base
-    rivals = {"the base": ("gain", base), "its parent": ("gain_over_parent", run["parent"]),
-              "the leader": ("gain_over_leader", run["leader"])}
-    seen: set[str | None] = set()
-    said = []
-    for name, (key, rival) in rivals.items():
-        if rival not in seen and run[key] is not None:
-            said.append(f"{effect(run[key])} over {name}")
-        seen.add(rival)
-    return f", on seed {trial.seed}: {', '.join(said)}" if said else ""
-
-
-def _what(facts: Facts, recipe_id: str) -> Iterator[str]:
-    proposal = facts.proposal(recipe_id)
-    yield f"recipe {recipe_id}: {proposal.get('name', 'unknown')}"
-    yield f"  lane {proposal.get('lane')}, from {proposal.get('origin') or 'nowhere in particular'}"
-    yield f"  hypothesis: {proposal.get('hypothesis')}"
-    for part in proposal.get("parts", ()):
-        why = f": {part['why']}" if part.get("why") else ""
-        yield f"  part {part['name']} ({part['source'] or 'no source'}, expected {part['effect']:+.3f}){why}"
-    for edit in facts.edits(recipe_id):
-        yield f"    {edit['path']}: {show(edit['old'])} -> {show(edit['new'])}"
-
-
-def _trial(facts: Facts, events: Sequence[Event], trial: Trial) -> Iterator[str]:
-    """A trial from its decisions to what each attempt taught."""
-    recipe_id = trial.recipe_id or trial.key.rsplit("-", 2)[0]
-    yield f"trial {trial.key}: {trial.outcome}"
-    yield from _what(facts, recipe_id)
-    for decision in trial.decisions:
-        yield ""
-        known = decision.body.get("as_of", decision.seq - 1)
-        yield from _why(facts, before(events, known + 1), decision, recipe_id)
-    for attempt in trial.attempts:
-        yield ""
-        yield from _outcome(facts, trial, attempt)
-        end = next((e for e in events if e.kind == "result" and e.subject == trial.key
-                    and e.body["attempt"] == attempt.number), None)
-        if end is not None:
-            yield from _lesson(before(events, end.seq), before(events, end.seq + 1), recipe_id)
-
-
-def before(events: Sequence[Event], seq: int) -> Snapshot:
-    """The belief when all events before `seq` were known, and no other."""
-    state = fold(event for event in events if event.seq < seq)
-    return Belief(track_of(state)).at(state)
-
-
-def _why(facts: Facts, then: Snapshot, decision: Event, recipe_id: str) -> Iterator[str]:
-    body = decision.body
-    yield f"decision (event {decision.seq}): {body['purpose']} on worker {body.get('worker')}; {body.get('why', '')}"
-    yield f"  belief then: {_belief(then, recipe_id)}"
-    if body.get("eig") is None:
-        return
-    yield f"  promised {_promise(body)}"
-    if body["winner"]["trial"] != decision.subject:
-        yield f"  it came first because {body['winner']['trial']} ({body['winner']['name']}) needs the base in its cell"
-    for other in body.get("runners_up", ()):
-        promise = f"{other['eig']:.3g} nats, {other['improvement']:.3g}, {other['cost_s']:.1f} s"
-        yield f"  rather than {other['trial']} ({other['name']}): {promise}"
-
-
-def _promise(scored: Mapping[str, Any]) -> str:
-    """What a run was expected to bring and to cost; a new cell's price holds the base's run."""
-    return (f"{scored['eig']:.3g} nats of information about the best value and an improvement of "
-            f"{scored['improvement']:.3g} for {scored['cost_s']:.1f} device-seconds")
-
-
-def _outcome(facts: Facts, trial: Trial, attempt: Attempt) -> Iterator[str]:
-    result = attempt.result
-    if result is None:
-        yield f"attempt {attempt.number}: running on worker {attempt.worker}"
-        return
-    reason = f": {result['reason']}" if result.get("reason") else ""
-    yield f"attempt {attempt.number}: {result['outcome']}{reason}"
-    for split, value in (result.get("loss") or {}).items():
-        yield f"  {split} loss {loss(value)} {facts.unit}"
-    if result["outcome"] == "completed":
-        if trial.recipe_id != facts.base:
-            yield f"  gain{_over(facts, trial) or ' over the base in its cell: no base run there'}"
-        yield (f"  {result['steps']} steps in {result['device_s']:.1f} device-seconds, "
-               f"{result['compile_s']:.1f} of them compiling")
-    if predicted := result.get("predicted"):
-        yield f"  its predicted final loss was {predicted[0]:.4f} ± {predicted[1]:.4f}"
-    if audit := result.get("audit"):
-        mean, sd = audit["predicted"]
-        yield f"  found hopeless and finished for the audit; its predicted final loss was {mean:.4f} ± {sd:.4f}"
-
-
-def _lesson(old: Snapshot, new: Snapshot, recipe_id: str) -> Iterator[str]:
-    yield f"  what it taught: before {_belief(old, recipe_id)}; after {_belief(new, recipe_id)}"
-    was, now = best_sd(old), best_sd(new)
-    if was is not None and now is not None:
-        yield f"  uncertainty of the best candidate's value: ± {was:.4f} before, ± {now:.4f} after"
-
-
-def _belief(snapshot: Snapshot, recipe_id: str) -> str:
-    """Mean and standard deviation of a recipe's effect."""
-    at = snapshot.index.get(recipe_id)
-    if at is None:
-        return "unknown, it was not accepted yet"
-    if at == 0:
-        return "the base, whose effect is 0"
-    mean, sd = snapshot.effects
-    return spread(mean[at], sd[at])
-
-
-def best_sd(snapshot: Snapshot) -> float | None:
-    """Standard deviation of the best candidate's full-horizon effect, whichever it is; None without candidates."""
-    if len(snapshot.arms) < 2:
-        return None
-    mean, covariance = snapshot.fitted.predict([arm.candidate for arm in snapshot.arms])
-    draws = np.random.default_rng(0).multivariate_normal(mean, covariance, SAMPLES, method="eigh")
-    return float(draws.max(1).std())
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,22 @@ from jaxnano.config.base import dump, dump_full
 from jaxnano.config.recipe import recipe_id
 from jaxnano.curves import require_tensorboard
 from research import machine
-from research.belief import FROM, LLM, Belief, Snapshot
+from research.contract.idea import ideas
+from research.contract.proposal import FROM, LLM, Proposal, build, live, parts_of
+from research.contract.track import Track, load_track, tracks
+from research.decide.belief import Belief, Snapshot
+from research.decide.plan import least_minutes, minutes_left, unbegun
+from research.decide.proof import pending
+from research.decide.scheduler import Scheduler
 from research.execute import Offer
-from research.plan import least_minutes, minutes_left, unbegun
-from research.proof import pending
-from research.propose import Proposal, Proposer, build, lanes_of, live, parts_of
-from research.propose import lanes as known_lanes
-from research.propose.catalogue import Catalogue, ideas, left_out
-from research.propose.llm import Llm, add_options
-from research.scheduler import Scheduler
-from research.session import Session, SessionError, default_session_dir
-from research.state import fold
+from research.lanes import lanes as known_lanes
+from research.lanes import lanes_of
+from research.lanes.catalogue import Catalogue, left_out
+from research.lanes.protocol import Proposer
+from research.ledger.session import Session, SessionError, default_session_dir
+from research.ledger.state import fold
+from research.outside.llm.lane import Llm, add_options
 from research.text import clean
-from research.track import Track, load_track, tracks
 
 MINUTES = 10.0
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a kind kill, a closed terminal: end cleanly
@@ -182,9 +186,10 @@ def inherit(origin: Path, body: dict[str, Any]) -> dict[str, Any]:
 
 def run(options: argparse.Namespace) -> int:
     """One session from start to report."""
-    from research.report import write_report
-    from research.trial import WARM
-    from research.view import View
+    from research.execute.trial import WARM
+    from research.show.card import write_change
+    from research.show.report import write_report
+    from research.show.view import View
 
     session, track, body, offered = (resume if options.resume else start)(options)
     state = fold(session.ledger.events())
@@ -196,7 +201,8 @@ def run(options: argparse.Namespace) -> int:
     with session, closing(executor), View(sys.stdout) as view:
         scheduler = Scheduler(session, track, executor, lanes, budget_s=60 * minutes - spent_s,
                               max_trials=options.max_trials or body["max_trials"],
-                              device_bytes=offered.device_bytes, on_change=view.update)
+                              device_bytes=offered.device_bytes, on_change=view.update,
+                              on_crowned=partial(write_change, track))
         view.update(scheduler)
         nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # then a session outlives its terminal
         previous = {s: signal.signal(s, lambda *_: scheduler.stop()) for s in ENDING
@@ -212,11 +218,11 @@ def run(options: argparse.Namespace) -> int:
                 signal.signal(number, handler)
         shares = scheduler.state.shares()
         scheduler.record("end", "", {"reason": reason, "shares": shares})
-        session.tidy(scheduler.needed())
+        session.tidy(scheduler.prover.needed())
         write_report(session.path, scheduler.state)
     view.close_with(scheduler, session.path)
-    if scheduler.retries.trouble:
-        raise Failure(f"{session.path}: {scheduler.retries.trouble}; once that is mended, --resume goes on")
+    if scheduler.trouble:
+        raise Failure(f"{session.path}: {scheduler.trouble}; once that is mended, --resume goes on")
     return 0
 
 

@@ -24,8 +24,8 @@ from pydantic import TypeAdapter
 
 from jaxnano.cli import Failure, UserError, report_errors
 from jaxnano.config.base import ConfigError, Problem, validate
-from research.desk import Desk
-from research.inbox import Inbox
+from research.outside.desk import Desk
+from research.outside.inbox import Inbox
 from research.text import clean
 
 TOOLS = ("rules", "schema", "state", "trials", "explain", "propose", "wait")

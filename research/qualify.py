@@ -16,10 +16,10 @@ from jaxnano import data
 from jaxnano.cli import Failure, Output, report_errors
 from jaxnano.config.edit import Diff, Edit, apply
 from jaxnano.config.recipe import Recipe
-from research.compare import alpha_for_attempt, compare, detectable
+from research.contract.track import Track, load_track
 from research.execute.batch import all_losses, full_runs, losses, run_batch
+from research.learn.compare import alpha_for_attempt, compare, detectable
 from research.machine import versions
-from research.track import Track, load_track
 
 AA_SEEDS = 1000  # the A/A runs of the base use seeds from here on
 

@@ -14,13 +14,12 @@ from jaxnano.cli import Failure, Output, UserError, report_errors
 from jaxnano.config.base import validate
 from jaxnano.config.recipe import Recipe
 from research.execute.batch import job, run_batch
-from research.session import Session
-from research.state import State, Trial, fold
+from research.ledger.session import Session
+from research.ledger.state import State, TrialRecord, fold
+from research.machine import TOLERANCE
 
-TOLERANCE = 5e-3  # nats, where processor, versions, threads or code differ: measured differences are below 1e-3
 
-
-def find(state: State, name: str) -> Trial:
+def find(state: State, name: str) -> TrialRecord:
     """The completed trial whose key is, or begins with, `name`.
 
     Raises: ValueError that says what would do.
@@ -39,7 +38,7 @@ def replay(session: Path, name: str) -> dict[str, Any]:
     """Run one trial again.
 
     Returns: the trial's key, each split's loss then and now, the largest difference, what it was run on then and now
-    where that differs, and whether the promise holds: equal to the bit under an equal fingerprint.
+    where that differs, what is promised (equal to the bit under an equal fingerprint), and whether that holds.
     """
     with Session.open(session) as opened:
         state = fold(opened.ledger.events())
@@ -62,7 +61,8 @@ def replay(session: Path, name: str) -> dict[str, Any]:
                if after["fingerprint"].get(k) != v}
     gap = max(abs(after["loss"].get(split, float("inf")) - loss) for split, loss in before["loss"].items())
     return {"trial": trial.key, "then": before["loss"], "now": after["loss"], "difference": gap,
-            "fingerprint_differs": differs, "holds": gap == 0.0 if not differs else gap <= TOLERANCE}
+            "fingerprint_differs": differs, "holds": gap == 0.0 if not differs else gap <= TOLERANCE,
+            "promise": f"within {TOLERANCE:g} nats, for other {', '.join(differs)}" if differs else "equal to the bit"}
 
 
 def main(argv: list[str] | None = None) -> int:

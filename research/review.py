@@ -20,10 +20,10 @@ from typing import Any
 
 from jaxnano.cli import UserError, report_errors
 from jaxnano.config.edit import show
-from research.candidates import Candidate, Cost, candidates
-from research.session import Session
-from research.state import DECISIONS, LONGEST, State, fold
-from research.summary import Facts
+from research.ledger.session import Session
+from research.ledger.state import DECISIONS, LONGEST, State, fold
+from research.show.candidates import CandidateRow, Spent, candidates
+from research.show.facts import Facts
 from research.text import by_seed, clean, count, effect, interval, spread
 
 
@@ -88,7 +88,7 @@ def _consequence(facts: Facts, recipe_id: str, decision: str, running: bool) -> 
     return "the loop crowns it now" if running else "python -m research.loop --resume --session SESSION crowns it"
 
 
-def _show(found: list[Candidate], as_json: bool) -> None:
+def _show(found: list[CandidateRow], as_json: bool) -> None:
     if as_json:
         print(json.dumps([asdict(row) for row in found]))
         return
@@ -96,7 +96,7 @@ def _show(found: list[Candidate], as_json: bool) -> None:
     print("\n".join(map(clean, lines)))
 
 
-def _lines(row: Candidate) -> Iterator[str]:
+def _lines(row: CandidateRow) -> Iterator[str]:
     """A candidate as a reviewer reads it."""
     yield f"{row.recipe_id[:8]}  {row.name}: {row.status}"
     yield f"  hypothesis: {row.hypothesis} ({row.lane}" + (f", {row.origin})" if row.origin else ")")
@@ -137,7 +137,7 @@ def _test(test: dict[str, Any]) -> str:
     return f"effect {effect(test['effect'])} ({interval(test)}), p = {test['p_value']:.2g}, n = {test['n']}"
 
 
-def _cost(own: Cost, base: Cost) -> str:
+def _cost(own: Spent, base: Spent) -> str:
     """Parameters, FLOPs and seconds, each against the base's."""
     parts = [f"{count(own.parameters, 'parameter')} ({_more(own.parameters, base.parameters)})",
              f"{own.flops_per_step:.4g} FLOPs a step ({_more(own.flops_per_step, base.flops_per_step)})"]

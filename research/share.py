@@ -17,14 +17,15 @@ from typing import Any
 from jaxnano import checkpoint, data, evaluate, published
 from jaxnano.cli import Failure, Output, UserError, report_errors
 from jaxnano.config.base import dump, validate
-from jaxnano.config.recipe import Recipe, save
+from jaxnano.config.file import save
+from jaxnano.config.recipe import Recipe
 from jaxnano.device import use_compile_cache
-from research.card import card, change, page
-from research.invariants import violations
-from research.replay import TOLERANCE
-from research.session import Session, refuse_links
-from research.state import fold
-from research.summary import Facts
+from research.decide.claims import violations
+from research.ledger.session import Session, refuse_links
+from research.ledger.state import fold
+from research.machine import TOLERANCE
+from research.show.card import card, change, page
+from research.show.facts import Facts
 from research.text import clean
 
 

@@ -18,10 +18,11 @@ from rich.text import Text
 
 from jaxnano.cli import report_errors
 from jaxnano.config.edit import show
-from research.plan import resuming
-from research.session import Session
-from research.state import fold
-from research.summary import Facts
+from research.decide.plan import resuming
+from research.ledger.session import Session
+from research.ledger.state import fold
+from research.show.facts import Facts
+from research.show.verdict import summary
 from research.text import clean, cost, count, loss, over_leader, spread
 
 PIPE_COLUMNS = 120  # where no terminal says how wide it is
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         if not running:
             state.lose()
         facts = Facts.of(state)
-        found = facts.as_dict() | {"running": running}
+        found = summary(facts) | {"running": running}
         goes_on = resuming(facts.snapshot, options.session)
     if options.json:
         print(json.dumps(found, indent=2))

@@ -103,7 +103,7 @@ class Silu(Node):
     kind: Literal["silu"]
 
 
-class Formula(Node):
+class FormulaActivation(Node):
     """An activation as an expression in x and named parameters."""
 
     kind: Literal["expression"]
@@ -116,7 +116,7 @@ class Formula(Node):
         return formula(code, info, "x")
 
 
-Activation = Annotated[Gelu | ReluSquared | Silu | Formula, Field(discriminator="kind")]
+Activation = Annotated[Gelu | ReluSquared | Silu | FormulaActivation, Field(discriminator="kind")]
 
 
 class Mlp(Node):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import jax.numpy as jnp
@@ -11,23 +10,7 @@ import numpy as np
 from pydantic import model_validator
 
 from jaxnano.config import schedule
-from jaxnano.config.base import (
-    ConfigError,
-    Node,
-    Problem,
-    digest,
-    dump,
-    dump_full,
-    finite,
-    leaves,
-    name_of,
-    parse_yaml,
-    read_yaml,
-    refuse,
-    to_yaml,
-    traced_range,
-    validate,
-)
+from jaxnano.config.base import Node, digest, dump, dump_full, finite, leaves, name_of, refuse, traced_range
 from jaxnano.config.data import Data, Embedded
 from jaxnano.config.model import Model
 from jaxnano.config.optimizer import Optimizer
@@ -58,28 +41,6 @@ class Recipe(Node):
                     raise refuse("model.init.zero_projections", True,
                                  f"group {group.name!r} keeps norms, so nothing may start at 0; false would do")
         return self
-
-
-def load(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe from YAML; `overrides` are `path=value`, applied together.
-
-    Raises: ConfigError with file, path, value and rule.
-    """
-    from jaxnano.config.edit import Diff, Edit, apply
-
-    recipe = validate(Recipe, {} if (data := read_yaml(Path(path))) is None else data, str(path))
-    edits = []
-    for override in overrides:
-        place, equals, value = override.partition("=")
-        if not equals:
-            raise ConfigError([Problem("--set", override, "written as path=value")])
-        edits.append(Edit.to(recipe, place, parse_yaml(value, "--set")))
-    return apply(recipe, Diff(name="overrides", edits=tuple(edits)))
-
-
-def save(recipe: Recipe, path: str | Path) -> None:
-    """Write a recipe as YAML, defaults omitted."""
-    Path(path).write_text(to_yaml(dump(recipe)))
 
 
 def recipe_id(recipe: Recipe) -> str:
@@ -144,4 +105,4 @@ def at(node: T, hypers: Mapping[str, Any], progress: Any, path: str = "") -> T:
     return node.model_copy(update=update)
 
 
-__all__ = ["Recipe", "Train", "at", "dump", "dump_full", "hypers", "load", "recipe_id", "save", "structure_id"]
+__all__ = ["Recipe", "Train", "at", "dump", "dump_full", "hypers", "recipe_id", "structure_id"]

@@ -63,7 +63,7 @@ def formula(code: str, info: ValidationInfo, variable: str) -> str:
         raise refuse("", code, str(error)) from None
 
 
-class Formula(Node):
+class FormulaSchedule(Node):
     """An expression in `progress` and named parameters."""
 
     kind: Literal["expression"]
@@ -76,7 +76,7 @@ class Formula(Node):
         return formula(code, info, "progress")
 
 
-Schedule = Constant | Linear | Cosine | Trapezoid | PowerCool | Formula
+Schedule = Constant | Linear | Cosine | Trapezoid | PowerCool | FormulaSchedule
 
 
 def _tag(value: Any) -> str | None:
@@ -95,14 +95,14 @@ else:
         | Annotated[Cosine, Tag("cosine")]
         | Annotated[Trapezoid, Tag("trapezoid")]
         | Annotated[PowerCool, Tag("power_cool")]
-        | Annotated[Formula, Tag("expression")],
+        | Annotated[FormulaSchedule, Tag("expression")],
         Discriminator(_tag),
     ]
 
 
 def evaluate(schedule: Schedule, progress: Any) -> Any:
     """The scheduled value at `progress` (0..1, traced); the node's numbers may be traced too."""
-    if isinstance(schedule, Formula):
+    if isinstance(schedule, FormulaSchedule):
         values = {**schedule.params, "progress": progress}
         return jnp.asarray(expression.evaluate(schedule.code, values), jnp.float32)
     warm = jnp.where(progress < schedule.warmup, progress / jnp.maximum(schedule.warmup, 1e-6), 1.0)
@@ -120,4 +120,3 @@ def evaluate(schedule: Schedule, progress: Any) -> Any:
         case PowerCool():
             shape = jnp.minimum(1.0, (left / schedule.cooldown) ** schedule.power)
     return schedule.value * warm * (schedule.floor + (1.0 - schedule.floor) * shape)
-

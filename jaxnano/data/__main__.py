@@ -10,26 +10,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from jaxnano import data
-from jaxnano.cli import UserError, report_errors
-from jaxnano.config import recipe
-from jaxnano.config.base import Node, parse_yaml, validate
-from jaxnano.config.data import Data, Embedded, Shards
+from jaxnano.cli import report_errors
+from jaxnano.config.data import Embedded, Shards
 from jaxnano.data import Corpus, ngram, shards
+from jaxnano.data.source import parsed
 
 COUNTED = 10**8  # tokens of a split that are read to describe it
-
-
-class Source(Node):
-    """What the command describes."""
-
-    data: Data = Embedded(kind="embedded")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,27 +40,6 @@ def main(argv: list[str] | None = None) -> int:
         print("from " + ", ".join(f"{name} {version}" for name, version in packages.items()))
     _table(corpus, options.ngram and corpus.encoding == "bytes")
     return 0
-
-
-def parsed(text: str, given: Mapping[str, Any] | None = None) -> Data:
-    """A data node from what a person writes: a recipe's file, the node itself, or a folder or file that holds the data.
-
-    Args: given: fields that a node of text gets where it does not say otherwise.
-    Raises: ValueError if it is none of these.
-    """
-    path = Path(text).expanduser()
-    if path.suffix in (".yaml", ".yml"):
-        return recipe.load(path).data
-    if path.is_dir() and any(path.glob("*.bin")):
-        return Shards(kind="shards", path=text, vocab=shards.manifest(path)["vocab_size"])
-    if path.exists():
-        return validate(Source, {"data": {"kind": "text", "path": text, **(given or {})}}).data
-    node = parse_yaml(text, "data")
-    if not isinstance(node, dict):
-        raise UserError(f"{text}: no such file or folder; a recipe, a folder of shards or text, or a node like "
-                        "'{kind: text, path: FOLDER}' would do")
-    defaults = given if given and node.get("kind") in ("text", "tfds") else {}
-    return validate(Source, {"data": {**defaults, **node}}).data
 
 
 def _table(corpus: Corpus, with_ngram: bool) -> None:

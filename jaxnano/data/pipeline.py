@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxnano.cli import UserError
 from jaxnano.config import data as config
-from jaxnano.data import shards, store, text, tokenizer
+from jaxnano.data import embedded, shards, text, tokenizer
 from jaxnano.data.store import Corpus
 from jaxnano.data.tokenizer import Tokenizer
 from jaxnano.data.tokens import Tokens
@@ -36,7 +36,7 @@ def load(data: config.Data) -> Corpus:
     """
     match data:
         case config.Embedded():
-            return store.embedded()
+            return embedded.embedded()
         case config.Shards():
             return shards.load(data.path, data.vocab)
         case config.Text() | config.Tfds():

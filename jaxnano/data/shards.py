@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxnano import cache
 from jaxnano.cli import UserError
 from jaxnano.config.data import GPT2_VOCAB
 from jaxnano.data import store
@@ -131,7 +132,7 @@ def manifest(folder: Path) -> dict[str, Any]:
 
 def _checked(folder: Path, parts: Sequence[Part], again: bool) -> dict[str, Checked]:
     """What is known of each file by name; what is not yet, or not any more, is read."""
-    memory = store.cache_root() / f"shards-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]}.json"
+    memory = cache.cache_root() / f"shards-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]}.json"
     try:
         before = {name: Checked(*row) for name, row in json.loads(memory.read_text()).items()}
     except (OSError, ValueError, TypeError, AttributeError):

@@ -6,24 +6,23 @@ by a rename, complete, so a killed or a second process never leaves or sees a ha
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxnano.cache import cache_root
 from jaxnano.cli import Failure, UserError
-from jaxnano.data import corpus, tokenizer
+from jaxnano.data import tokenizer
 from jaxnano.data.tokens import Part, Tokens
 
 MANIFEST = "manifest.json"
-BYTE_VOCABULARY = 256
 ABANDONED_S = 24 * 3600  # a temporary directory this old belongs to a process that was killed
 
 
@@ -83,16 +82,6 @@ class Corpus:
         return total / tokens.size
 
 
-def embedded(packages: Sequence[str] = corpus.PACKAGES) -> Corpus:
-    """The corpus of the installed wheels' docstrings, prepared if the cache does not hold it (15 s on one core).
-
-    Raises: ValueError if a package is missing or the cache cannot be written.
-    """
-    found = list(corpus.versions(packages).items())
-    return cached(f"docstrings-{fingerprint(found, corpus.__file__)}", lambda directory: _write(packages, directory),
-                  "preparing the embedded corpus, once on this machine (about 20 s),")
-
-
 def cached(name: str, write: Callable[[Path], None], notice: str = "") -> Corpus:
     """The prepared data called `name`, written to a fresh directory by `write` if the cache does not hold it.
 
@@ -110,20 +99,6 @@ def cached(name: str, write: Callable[[Path], None], notice: str = "") -> Corpus
     if opened is None:
         raise Failure(f"data: {directory} does not hold what was just written there; is the disk full?")
     return opened
-
-
-def cache_root() -> Path:
-    """Directory of all prepared data, created if missing; raises ValueError if it cannot be written."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    root = Path(os.environ.get("JAXNANO_CACHE") or caches / "jaxnano").expanduser()
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        writable = os.access(root, os.W_OK)
-    except OSError:
-        writable = False
-    if not writable:
-        raise UserError(f"JAXNANO_CACHE: cannot write to {root}; set it to a directory that you can write to")
-    return root
 
 
 def fingerprint(source: Any, *code: str) -> str:
@@ -178,27 +153,6 @@ def _prepare(directory: Path, write: Callable[[Path], None]) -> None:
             if _open(directory) is None:  # damaged, and not another process's work
                 directory.rename(Path(temporary) / "damaged")
                 complete.rename(directory)
-
-
-def _write(packages: Sequence[str], directory: Path) -> None:
-    """Extract the embedded corpus into ArrayRecord files, then read them back into arrays of tokens."""
-    from jaxnano.data import tfds_text  # half a second to import, and needed once per machine
-
-    documents = corpus.split(corpus.documents(packages))
-    tokens = {split: _join([document.text.encode() for document in chosen]) for split, chosen in documents.items()}
-    name = hash_of(tokens)[:16]
-    tfds_text.write(documents, name, directory / "tfds")
-    train = tokens["train"].tobytes().decode()
-    rows = {}
-    for split, chosen in documents.items():
-        tokens[split] = _join(tfds_text.read(name, directory / "tfds", split))
-        copied = 0.0 if split == "train" else corpus.recurring_share(tokens[split].tobytes().decode(), train)
-        rows[split] = {"documents": len(chosen), "bytes": tokens[split].size, "recurring_share": copied}
-    save(directory, tokens, rows, vocab_size=BYTE_VOCABULARY, encoding="bytes", packages=corpus.versions(packages))
-
-
-def _join(texts: Sequence[bytes]) -> np.ndarray:
-    return np.frombuffer(b"\0".join(texts), np.uint8)
 
 
 def _remove_abandoned(root: Path) -> None:

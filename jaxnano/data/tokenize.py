@@ -26,8 +26,8 @@ from jaxnano.cli import Output, UserError, positive, report_errors
 from jaxnano.config import data as config
 from jaxnano.config.base import parse_yaml
 from jaxnano.data import corpus, shards, store, text, tokenizer
-from jaxnano.data.__main__ import parsed
 from jaxnano.data.corpus import Document
+from jaxnano.data.source import parsed
 from jaxnano.data.tokenizer import BpeTokenizer
 
 USES = {"val": ("protected",), "train": ("train", "search", "heldout")}

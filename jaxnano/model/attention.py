@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from jaxnano.config.model import ConstantScale, Model, Rotary
 from jaxnano.model import backend
-from jaxnano.model.norm import declare, rms_normalize
+from jaxnano.model.linear import declare, declare_linear, fused_linear
+from jaxnano.model.norm import rms_normalize
 from jaxnano.model.position import alibi_slopes, frequencies, rotate
 
 KeyValue = tuple[jax.Array, jax.Array]
@@ -68,19 +69,6 @@ class Attention(nn.Module):
         parts = [declare_linear(self, n, self.cfg.width, w, self.cfg.bias) for n, w in zip("qkv", (queries, keys, keys),
                                                                                          strict=True)]
         return fused_linear(x, parts)
-
-
-def declare_linear(module: nn.Module, name: str, inputs: int, outputs: int, bias: bool) -> tuple[jax.Array, Any]:
-    """Weight [inputs, outputs] and bias [outputs] or None of one linear map."""
-    return declare(module, name, inputs, outputs), declare(module, f"{name}_bias", outputs) if bias else None
-
-
-def fused_linear(x: jax.Array, parts: list[tuple[jax.Array, Any]]) -> list[jax.Array]:
-    """Several linear maps of one input as one matmul: parameters stay apart, for the optimizer's sake."""
-    weight = jnp.concatenate([w for w, _ in parts], axis=1)
-    bias = None if parts[0][1] is None else jnp.concatenate([b for _, b in parts])
-    ends = [sum(w.shape[1] for w, _ in parts[: i + 1]) for i in range(len(parts) - 1)]
-    return jnp.split(backend.linear(x, weight, bias), ends, axis=-1)
 
 
 def attend_cached(

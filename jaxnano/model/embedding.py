@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxnano.config.model import Learned, Model
-from jaxnano.model.norm import Norm, declare
+from jaxnano.model.linear import declare
+from jaxnano.model.norm import Norm
 
 
 class Smear(nn.Module):

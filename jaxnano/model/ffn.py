@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxnano.config import expression
-from jaxnano.config.model import Formula, Gelu, Glu, Model, ReluSquared, Silu
+from jaxnano.config.model import FormulaActivation, Gelu, Glu, Model, ReluSquared, Silu
 from jaxnano.model import backend
-from jaxnano.model.attention import declare_linear, fused_linear
+from jaxnano.model.linear import declare_linear, fused_linear
 
 
 def activate(x: jax.Array, cfg: Any) -> jax.Array:
@@ -23,7 +23,7 @@ def activate(x: jax.Array, cfg: Any) -> jax.Array:
             return jnp.square(jax.nn.relu(x))
         case Silu():
             return jax.nn.silu(x)
-        case Formula(code=code, params=params):
+        case FormulaActivation(code=code, params=params):
             return jnp.broadcast_to(expression.evaluate(code, {**params, "x": x}), x.shape).astype(x.dtype)
     raise ValueError(f"{cfg!r}: no such activation")
 

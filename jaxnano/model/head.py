@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxnano.config.model import Model
 from jaxnano.model import backend
-from jaxnano.model.norm import declare
+from jaxnano.model.linear import declare
 
 CHUNK_LOGITS = 1 << 28  # most float32 logits held at once: 1 GiB
 

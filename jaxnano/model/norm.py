@@ -9,11 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnano.config.model import LayerNorm
-
-
-def declare(module: nn.Module, name: str, *shape: int) -> jax.Array:
-    """A float32 parameter of `module`. Its values come from the parameter table (`specs.initialize`)."""
-    return module.param(name, nn.initializers.zeros, shape)
+from jaxnano.model.linear import declare
 
 
 def rms_normalize(x: jax.Array, eps: Any = 1e-6) -> jax.Array:

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jaxnano.config.model import Model, TokenGate
 from jaxnano.model.attention import Attention, KeyValue
 from jaxnano.model.ffn import Ffn
-from jaxnano.model.norm import Norm, declare
+from jaxnano.model.linear import declare
+from jaxnano.model.norm import Norm
 
 
 class Wire(nn.Module):

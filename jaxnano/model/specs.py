@@ -166,5 +166,3 @@ def _draw(key: jax.Array, spec: Spec) -> jax.Array:
         case "uniform":  # of the same standard deviation
             return jax.random.uniform(key, spec.shape, minval=-math.sqrt(3), maxval=math.sqrt(3)) * spec.init.value
     raise ValueError(f"{spec.init.kind}: no such initial value; zeros, constant, normal or uniform")
-
-

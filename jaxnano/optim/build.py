@@ -11,7 +11,7 @@ import optax
 from jaxnano.config import optimizer as nodes
 from jaxnano.model.specs import Table
 from jaxnano.optim import adam, constraint, decay, kronecker, muon, readout, wrapper
-from jaxnano.optim.wrapper import Optimizer
+from jaxnano.optim.wrapper import Updater
 
 
 def build_transform(node: Any, lr: Any) -> optax.GradientTransformation:
@@ -106,7 +106,7 @@ def unaveraged(path: str) -> bool:
     return path == "embedding/token"
 
 
-def build(cfg: nodes.Optimizer, table: Table, progress: Any, total_steps: Any) -> Optimizer:
+def build(cfg: nodes.Optimizer, table: Table, progress: Any, total_steps: Any) -> Updater:
     """The optimizer of a resolved node at one step.
 
     Args: table: the parameter table. progress: 0..1. total_steps: the horizon, traced.

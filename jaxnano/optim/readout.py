@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnano.optim.wrapper import Optimizer, Params, Scalar
+from jaxnano.optim.wrapper import Params, Scalar, Updater
 
 
 class TailEmaState(NamedTuple):
@@ -18,14 +18,14 @@ class TailEmaState(NamedTuple):
 
 
 def tail_ema(
-    optimizer: Optimizer,
+    optimizer: Updater,
     start: Scalar,
     time_constant: Scalar,
     weight: Scalar,
     progress: Scalar,
     total_steps: Scalar,
     exclude: Callable[[str], bool] = lambda path: False,
-) -> Optimizer:
+) -> Updater:
     """Evaluate (1 - weight) * W + weight * e; training is untouched.
 
     Before progress reaches `start`, e equals W. From then on e <- e + (W - e) * rate, where
@@ -58,7 +58,7 @@ def tail_ema(
         params = optimizer.eval_params(state.inner)
         return params | {path: (1 - weight) * params[path] + weight * e for path, e in state.average.items()}
 
-    return Optimizer(init, lambda state: optimizer.grad_params(state.inner), update, eval_params)
+    return Updater(init, lambda state: optimizer.grad_params(state.inner), update, eval_params)
 
 
 def tail_ema_flops(shape: tuple[int, ...]) -> float:

@@ -12,7 +12,7 @@ Params = dict[str, jax.Array]
 Scalar = Any  # a number, or a float32 scalar traced by jit; config nodes type both as Traced
 
 
-class Optimizer(NamedTuple):
+class Updater(NamedTuple):
     """Pure functions over a state that holds the parameters. Built anew inside each step from that step's scalars.
 
     init(params) -> state; the state shares no buffer with params, so either may be donated.
@@ -34,7 +34,7 @@ class TransformState(NamedTuple):
     inner: optax.OptState
 
 
-def from_transform(transform: optax.GradientTransformation) -> Optimizer:
+def from_transform(transform: optax.GradientTransformation) -> Updater:
     """An optimizer whose trained, gradient and evaluated parameters are one.
 
     Args: transform: turns gradients into additive updates (its chain ends in `learning_rate` or `hyperball`).
@@ -50,7 +50,7 @@ def from_transform(transform: optax.GradientTransformation) -> Optimizer:
     def current(state: TransformState) -> Params:
         return state.params
 
-    return Optimizer(init, current, update, current)
+    return Updater(init, current, update, current)
 
 
 class EmaNesterovState(NamedTuple):
@@ -61,7 +61,7 @@ class EmaNesterovState(NamedTuple):
     inner: optax.OptState
 
 
-def ema_nesterov(transform: optax.GradientTransformation, gamma: Scalar, beta: Scalar) -> Optimizer:
+def ema_nesterov(transform: optax.GradientTransformation, gamma: Scalar, beta: Scalar) -> Updater:
     """Look ahead along the average displacement: move by beta * m, take the gradient there and step from there.
 
     m <- gamma * m + (1 - gamma) * (theta - theta_before); theta has no look-ahead and is what is evaluated.
@@ -90,7 +90,7 @@ def ema_nesterov(transform: optax.GradientTransformation, gamma: Scalar, beta: S
         params, inner = _step(transform, grads, state.inner, ahead)
         return EmaNesterovState(params, jax.tree.map(average, state.displacement, params, state.params), inner)
 
-    return Optimizer(init, grad_params, update, lambda state: state.params)
+    return Updater(init, grad_params, update, lambda state: state.params)
 
 
 def _copy(params: Params) -> Params:

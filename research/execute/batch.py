@@ -13,10 +13,11 @@ from jaxnano.cli import Failure
 from jaxnano.config.base import dump
 from jaxnano.config.recipe import Recipe, recipe_id
 from research import machine
+from research.contract.track import TimeToTarget, Track
+from research.contract.trial import Trial
 from research.execute import Job
 from research.execute.local import LocalExecutor
-from research.track import TimeToTarget, Track
-from research.trial import TARGET, WARM, Trial
+from research.execute.trial import TARGET, WARM
 
 
 def job(recipe: Recipe, horizon: float, seed: int, steps: int, splits: Mapping[str, int], data_hash: str,

@@ -10,7 +10,7 @@ from typing import Any
 from jaxnano.curves import Curves
 from research.execute import Job
 from research.execute.node import LOG, Chunk
-from research.session import write_result
+from research.ledger.session import write_result
 from research.text import clean
 
 

@@ -20,8 +20,8 @@ from typing import IO, Any
 from jaxnano.cgroup import memory_bytes
 from research import machine
 from research.execute import ExecutorError, Job, Message
+from research.ledger.session import read_result
 from research.machine import ROOT, Place
-from research.session import read_result
 
 START_ATTEMPTS = 3  # a worker that dies so often before it is ready will not start at all
 CLOSE_S = 2.0

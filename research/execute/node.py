@@ -22,8 +22,8 @@ from jaxnano.curves import METRICS
 from research import machine
 from research.execute import Job, Message
 from research.execute.local import LocalExecutor, rss_limit_mb
+from research.ledger.session import LOG_BYTES
 from research.machine import Place
-from research.session import LOG_BYTES
 
 CHUNK_BYTES = 16 * 2**20
 LOG = "log.txt"

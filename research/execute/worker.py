@@ -27,8 +27,8 @@ from typing import Any, cast
 from jaxnano.curves import Curves
 from research import machine
 from research.execute import Cancelled, Job, Report
-from research.ledger import encode
-from research.session import write_result
+from research.ledger.events import encode
+from research.ledger.session import write_result
 from research.text import clean
 
 Target = Callable[[dict[str, Any], Report], dict[str, Any]]

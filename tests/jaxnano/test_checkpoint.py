@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxnano import checkpoint, sharding, train
+from jaxnano import checkpoint, sharding, step
 from jaxnano.checkpoint import Checkpoints
 from jaxnano.config.base import ConfigError
 from jaxnano.config.recipe import Recipe
@@ -28,7 +28,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, Any
     folder, states, source = tmp_path_factory.mktemp("run") / checkpoint.FOLDER, {}, batches()
     checkpoints = open_in(folder)
     losses = {10: 3.0, 20: 1.0, 30: None, 40: 2.0}
-    for call in train.run(RECIPE, STEPS, 0, source, settle=lambda step: True):
+    for call in step.run(RECIPE, STEPS, 0, source, settle=lambda step: True):
         states[call.step] = jax.tree.map(np.array, call.state)
         checkpoints.save(call.state, {"next_index": call.step // 10}, losses[call.step])  # the next call donates it
     checkpoints.close()

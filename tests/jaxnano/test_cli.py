@@ -11,7 +11,7 @@ import pytest
 
 from jaxnano import published
 from jaxnano.cli import Failure, Output, UserError, report_errors, seed_number
-from research.compare import compare
+from research.learn.compare import compare
 
 
 @pytest.mark.parametrize(("error", "code"), [(UserError, 2), (Failure, 1), (OSError, 1)])
@@ -44,7 +44,7 @@ def run(program: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_fault_of_ours_is_shown_with_its_traceback() -> None:
-    ended = run("from research.compare import holm\ndef main(): return len(holm([2.0]))")
+    ended = run("from research.learn.compare import holm\ndef main(): return len(holm([2.0]))")
     assert ended.returncode == 1 and ended.stdout == ""
     assert ended.stderr.startswith("Traceback") and "ValueError: p-values lie in [0, 1]" in ended.stderr
 

@@ -14,7 +14,7 @@ import pytest
 from safetensors import safe_open
 from scipy.special import erf
 
-from jaxnano import checkpoint, export, train
+from jaxnano import checkpoint, export, step
 from jaxnano.checkpoint import Checkpoints
 from jaxnano.cli import report_errors
 from jaxnano.config.recipe import Recipe, at, hypers
@@ -40,7 +40,7 @@ def saved(folder: Path, recipe: Recipe) -> dict[str, Any]:
     """A run's folder with random parameters, biases and gains too; returns them."""
     rng = np.random.default_rng(3)
     params = {path: rng.normal(0, 0.3, spec.shape).astype(np.float32) for path, spec in specs(recipe).items()}
-    shapes = jax.eval_shape(train.program(recipe).init, np.uint32(0), hypers(recipe, 10))
+    shapes = jax.eval_shape(step.program(recipe).init, np.uint32(0), hypers(recipe, 10))
     state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     state = jax.device_put(state._replace(optimizer=state.optimizer._replace(params=params)))
     checkpoints = Checkpoints(folder / checkpoint.FOLDER, recipe, 0, 10, "data")

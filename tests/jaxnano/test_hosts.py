@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from jaxnano import hosts, run
+from jaxnano import hosts, train
 from jaxnano.cli import report_errors
-from jaxnano.config.recipe import save
+from jaxnano.config.file import save
 from tests.jaxnano.recipes import TINY, edited
 
 RECIPE = edited(TINY, {"data.batch": 8, "model.depth": 1})
@@ -22,16 +22,16 @@ DEADLINE_S = 300
 # Sends itself signal number argv[1] once step argv[2] is in the journal.
 SIGNALLED = """
 import os, sys
-from jaxnano import cli, run
-number, last, write = int(sys.argv[1]), int(sys.argv[2]), run.Journal.write
+from jaxnano import cli, train
+number, last, write = int(sys.argv[1]), int(sys.argv[2]), train.Journal.write
 def signalled(self, rows):
     global last
     write(self, rows)
     if rows[-1]["step"] >= last:
         last = float("inf")
         os.kill(os.getpid(), number)
-run.Journal.write = signalled
-raise SystemExit(cli.report_errors(lambda: run.main(sys.argv[3:])))
+train.Journal.write = signalled
+raise SystemExit(cli.report_errors(lambda: train.main(sys.argv[3:])))
 """
 
 
@@ -61,7 +61,7 @@ def launch(folder: Path, steps: int, number: int = 0, at_step: int = 0) -> list[
 
 def losses(folder: Path) -> list[tuple[int, float]]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [(row["step"], row.get("loss", row.get(f"{run.SPLIT}_loss"))) for row in rows]
+    return [(row["step"], row.get("loss", row.get(f"{train.SPLIT}_loss"))) for row in rows]
 
 
 def test_two_processes_outlive_a_kill_and_train_to_the_loss_of_one(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_two_processes_outlive_a_kill_and_train_to_the_loss_of_one(tmp_path: Pat
     summary = json.loads(resumed[0][1])  # the first process speaks for all
     assert summary["steps"] == 60 and resumed[1][1] == ""
 
-    alone = run.fit(run.Job(RECIPE, 60, 3, tmp_path / "alone"))
+    alone = train.fit(train.Training(RECIPE, 60, 3, tmp_path / "alone"))
     assert losses(tmp_path / "run") == [(step, pytest.approx(loss, abs=1e-5)) for step, loss in
                                         losses(tmp_path / "alone")]
     assert summary["search_loss"] == pytest.approx(alone["search_loss"], abs=1e-5)
@@ -102,6 +102,6 @@ def test_a_signal_to_one_process_stops_all_after_the_same_call(tmp_path: Path) -
 def test_options_that_do_not_fit_are_one_line_and_code_2(
     options: list[str], reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert report_errors(lambda: run.main(options)) == 2
+    assert report_errors(lambda: train.main(options)) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and reason in error

@@ -11,10 +11,12 @@ import jax
 import numpy as np
 import pytest
 
-from jaxnano import train
+from jaxnano import step
 from jaxnano.cli import report_errors
-from jaxnano.config.recipe import hypers, load
-from jaxnano.preflight import least_accumulate, main, preflight
+from jaxnano.config.file import load
+from jaxnano.config.recipe import hypers
+from jaxnano.cost import least_accumulate, preflight
+from jaxnano.preflight import main
 from tests.jaxnano.recipes import TINY, edited
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -57,9 +59,9 @@ MUON = [{"name": "m", "roles": ["matrix"], "lr": 0.02, "chain": [{"kind": "muon"
 def test_flops_and_memory_are_about_what_the_compiler_counts(changes: dict[str, Any]) -> None:
     recipe = edited(TINY, WIDE | changes)
     values = hypers(recipe, 10)
-    state = jax.eval_shape(partial(train.init_state, recipe), np.uint32(0), values)
+    state = jax.eval_shape(partial(step.init_state, recipe), np.uint32(0), values)
     batch = jax.ShapeDtypeStruct((recipe.data.batch, recipe.data.length + 1), np.uint8)
-    compiled = jax.jit(partial(train.train_step, recipe)).lower(state, batch, values).compile()
+    compiled = jax.jit(partial(step.train_step, recipe)).lower(state, batch, values).compile()
     cost, memory = preflight(recipe, platform="cpu"), compiled.memory_analysis()
     # We leave out what is elementwise, the compiler the products that the causal mask makes needless.
     assert compiled.cost_analysis()["flops"] == pytest.approx(cost.flops_per_step, rel=0.1)  # type: ignore[index]

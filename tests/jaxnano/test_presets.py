@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxnano import train
-from jaxnano.config.recipe import Recipe, load
+from jaxnano import step
+from jaxnano.config.file import load
+from jaxnano.config.recipe import Recipe
 from tests.jaxnano.recipes import edited
 
 PRESETS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -26,8 +27,8 @@ def shrunk(recipe: Recipe) -> Recipe:
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_a_shipped_recipe_learns(path: Path) -> None:
     recipe = shrunk(load(path))
-    tokens = np.tile(np.arange(17, dtype=np.uint8), (train.STEPS_PER_CALL, 8, 1))  # one sentence, again and again
-    losses = list(train.run(recipe, 10, 0, iter([tokens])))[-1].losses
+    tokens = np.tile(np.arange(17, dtype=np.uint8), (step.STEPS_PER_CALL, 8, 1))  # one sentence, again and again
+    losses = list(step.run(recipe, 10, 0, iter([tokens])))[-1].losses
     assert np.isfinite(losses).all() and losses[-1] < losses[0] - 0.1
 
 

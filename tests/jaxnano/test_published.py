@@ -20,7 +20,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 
 import jaxnano
-from jaxnano import checkpoint, published, train
+from jaxnano import checkpoint, published, step
 from jaxnano.checkpoint import Checkpoints
 from jaxnano.cli import Failure
 from tests.jaxnano.test_train import RECIPE
@@ -45,7 +45,7 @@ def sealed(tmp_path: Path) -> tuple[Path, str]:
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """A folder as `jaxnano.train --out` leaves it, and its parameters."""
     folder = tmp_path_factory.mktemp("run")
-    state = train.program(RECIPE).init(np.uint32(0), train.hypers(RECIPE, 10))
+    state = step.program(RECIPE).init(np.uint32(0), step.hypers(RECIPE, 10))
     checkpoints = Checkpoints(folder / checkpoint.FOLDER, RECIPE, 5, 10, "data")
     checkpoints.save(state, {"next_index": 1}, 1.0)
     checkpoints.close()

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxnano import run, train
+from jaxnano import step, train
 from jaxnano.checkpoint import FOLDER
 from jaxnano.cli import Failure, report_errors
-from jaxnano.config.recipe import load, save
+from jaxnano.config.file import load, save
 from jaxnano.device import peak_flops
 from tests.jaxnano import events
 from tests.jaxnano.recipes import TINY, edited
@@ -26,21 +26,21 @@ STEPS = 40
 # Dies of SIGKILL in the journal of step 50: the save at 20 is complete, the one at 40 under way.
 KILLED = """
 import os, signal, sys
-from jaxnano import run
-write = run.Journal.write
+from jaxnano import train
+write = train.Journal.write
 def dying(self, rows):
     write(self, rows)
     if rows[-1]["step"] >= 50:
         os.kill(os.getpid(), signal.SIGKILL)
-run.Journal.write = dying
-run.main(sys.argv[1:])
+train.Journal.write = dying
+train.main(sys.argv[1:])
 """
 
 
 @pytest.fixture(autouse=True)
 def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """The suite's own compilations stay out of the user's cache."""
-    monkeypatch.setattr(run, "use_compile_cache", lambda: None)
+    monkeypatch.setattr(train, "use_compile_cache", lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +51,10 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[run.Job, dict[str, Any]]:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[train.Training, dict[str, Any]]:
     """A run from end to end in this process."""
-    job = run.Job(RECIPE, STEPS, out=tmp_path_factory.mktemp("whole"), eval_every=20, save_every=20)
-    return job, run.fit(job)
+    job = train.Training(RECIPE, STEPS, out=tmp_path_factory.mktemp("whole"), eval_every=20, save_every=20)
+    return job, train.fit(job)
 
 
 def rows(folder: Path | None, key: str = "loss") -> list[Any]:
@@ -99,26 +99,26 @@ def test_a_run_writes_recipe_metrics_and_checkpoint(whole: Any) -> None:
 def test_a_signal_saves_and_ends_and_resume_goes_on(
     number: int, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job, write, before = run.Job(RECIPE, STEPS, out=tmp_path), run.Journal.write, signal.getsignal(number)
+    job, write, before = train.Training(RECIPE, STEPS, out=tmp_path), train.Journal.write, signal.getsignal(number)
 
-    def interrupted(self: run.Journal, lines: list[dict[str, Any]]) -> None:
+    def interrupted(self: train.Journal, lines: list[dict[str, Any]]) -> None:
         write(self, lines)
         if lines[-1]["step"] == 10:
             os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run.Journal, "write", interrupted)
-        first = run.fit(job)
+        patch.setattr(train.Journal, "write", interrupted)
+        first = train.fit(job)
     assert first["stopped_by"] == number and 10 < first["steps"] < STEPS
     assert signal.getsignal(number) == before
-    last = run.fit(job, resume=True)
+    last = train.fit(job, resume=True)
     assert last["steps"] == STEPS
     np.testing.assert_allclose(np.array(rows(tmp_path)), np.array(rows(whole[0].out)), rtol=1e-5)
 
 
 def test_a_finished_run_resumes_to_its_result(whole: Any) -> None:
     job, summary = whole
-    again = run.fit(job, resume=True)
+    again = train.fit(job, resume=True)
     assert again["steps"] == STEPS and again["search_loss"] == pytest.approx(summary["search_loss"], rel=1e-6)
     assert len(rows(job.out)) == STEPS
 
@@ -127,7 +127,7 @@ def test_a_journal_forgets_what_came_after_the_checkpoint_and_half_a_line(tmp_pa
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"step": step, "loss": 1.0, "elapsed_s": step / 2}) for step in range(1, 6)]
     path.write_text("\n".join([*lines, '{"step": 6, "lo']))
-    journal = run.Journal(tmp_path, 4)
+    journal = train.Journal(tmp_path, 4)
     journal.write([{"step": 5, "loss": 2.0, "elapsed_s": 9.0}])
     journal.close()
     assert journal.elapsed_s == 2.0 and rows(tmp_path) == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0), (5, 2.0)]
@@ -136,8 +136,8 @@ def test_a_journal_forgets_what_came_after_the_checkpoint_and_half_a_line(tmp_pa
 def test_divergence_is_one_line_and_code_1(capsys: pytest.CaptureFixture[str]) -> None:
     losses = np.array([3.0, 2.9, np.nan, np.nan])
     with pytest.raises(Failure, match="loss: nan at step 39 of 60"):
-        run._check(losses, 40, 60)
-    assert report_errors(lambda: run._check(losses, 40, 60) or 0) == 1
+        train._check(losses, 40, 60)
+    assert report_errors(lambda: train._check(losses, 40, 60) or 0) == 1
     assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -145,12 +145,12 @@ def test_a_run_that_diverges_closes_its_files_and_keeps_what_it_saved(
         whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Any] = []
 
-    class Journal(run.Journal):
+    class Journal(train.Journal):
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
             opened.append(self)
 
-    class Checkpoints(run.Checkpoints):
+    class Checkpoints(train.Checkpoints):
         closed = False
 
         def __init__(self, *args: Any) -> None:
@@ -166,20 +166,20 @@ def test_a_run_that_diverges_closes_its_files_and_keeps_what_it_saved(
             raise Failure("loss: nan")
 
     for name, stand_in in (("Journal", Journal), ("Checkpoints", Checkpoints), ("_check", check)):
-        monkeypatch.setattr(run, name, stand_in)
+        monkeypatch.setattr(train, name, stand_in)
     with pytest.raises(Failure, match="loss: nan"):
-        run.fit(run.Job(RECIPE, STEPS, out=tmp_path, save_every=20))
+        train.fit(train.Training(RECIPE, STEPS, out=tmp_path, save_every=20))
     checkpoints, journal = opened
     assert checkpoints.closed and journal._curves._file.closed
     assert (tmp_path / FOLDER / "20" / "_CHECKPOINT_METADATA").is_file() and rows(tmp_path)[-1][0] == 20
 
 
 def test_evaluations_and_saves_fall_on_calls() -> None:
-    job = run.Job(RECIPE, 100, eval_every=15, save_every=40)
-    ends = range(train.STEPS_PER_CALL, 101, train.STEPS_PER_CALL)
+    job = train.Training(RECIPE, 100, eval_every=15, save_every=40)
+    ends = range(step.STEPS_PER_CALL, 101, step.STEPS_PER_CALL)
     assert [step for step in ends if job.evaluates(step)] == [20, 30, 50, 60, 80, 90, 100]
     assert [step for step in ends if job.pauses(step)] == [20, 30, 40, 50, 60, 80, 90, 100]
-    assert not any(run.Job(RECIPE, 100).pauses(step) for step in ends if step < 100)
+    assert not any(train.Training(RECIPE, 100).pauses(step) for step in ends if step < 100)
 
 
 @pytest.mark.parametrize(("arguments", "reason"), [
@@ -197,7 +197,7 @@ def test_a_users_mistake_is_one_line_and_code_2(
     given = [{"CONFIG": str(config), "WHOLE": str(whole[0].out)}.get(a, a) for a in arguments]
     if "WHOLE" in arguments:
         given += ["--mesh", "data=8"]
-    assert report_errors(lambda: run.main(given)) == 2
+    assert report_errors(lambda: train.main(given)) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and reason in error
 
@@ -212,8 +212,6 @@ def test_mfu_is_known_for_the_chips_we_name(monkeypatch: pytest.MonkeyPatch) -> 
     assert peak_flops("TPU v6 lite") == 918e12 and peak_flops("TPU v5 lite") == 197e12
     assert peak_flops("TPU v5p") == peak_flops("TPU v5") == 459e12 and peak_flops("cpu") is None
     recipe = load(Path(__file__).parents[2] / "configs" / "track3-124m.yaml")
-    assert run.Stopwatch(run.Job(recipe, 1)).mfu(488e3) is None  # no peak is known for a CPU
-    monkeypatch.setattr(run, "peak_flops", lambda kind: 989e12 / 8)  # eight virtual devices
-    assert run.Stopwatch(run.Job(recipe, 1)).mfu(488e3) == pytest.approx(0.42, abs=0.005)
-
-
+    assert train.Stopwatch(train.Training(recipe, 1)).mfu(488e3) is None  # no peak is known for a CPU
+    monkeypatch.setattr(train, "peak_flops", lambda kind: 989e12 / 8)  # eight virtual devices
+    assert train.Stopwatch(train.Training(recipe, 1)).mfu(488e3) == pytest.approx(0.42, abs=0.005)

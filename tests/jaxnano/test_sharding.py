@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxnano import evaluate, sharding, train
+from jaxnano import evaluate, sharding, step
 from jaxnano.config.recipe import hypers
 from jaxnano.model import backend
 from jaxnano.model.specs import specs
@@ -29,7 +29,7 @@ def test_eight_devices_do_what_one_does(axes: str, accumulate: int, alone: Any) 
     mesh = sharding.parse_mesh(axes)
     losses, params = after_three_steps(RECIPE, mesh=mesh, accumulate=accumulate)
     assert_close((losses, params), alone)
-    compiled = train.program(RECIPE, mesh, accumulate)
+    compiled = step.program(RECIPE, mesh, accumulate)
     state, _ = compiled.steps(fresh(), next(batches()), np.int32(0), hypers(RECIPE, 3))
     assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(state)} == {8}
 
@@ -48,7 +48,7 @@ def test_evaluation_on_eight_devices_is_that_on_one() -> None:
 def test_optimizer_state_is_sharded_like_its_parameters() -> None:
     mesh, table = sharding.parse_mesh("fsdp=4,tensor=2"), specs(RECIPE)
     assert mesh is not None
-    state = train.program(RECIPE, mesh).init(np.uint32(0), hypers(RECIPE, 3))
+    state = step.program(RECIPE, mesh).init(np.uint32(0), hypers(RECIPE, 3))
     seen = 0
     for key_path, leaf in jax.tree_util.tree_leaves_with_path(state):
         path = next((key.key for key in reversed(key_path) if getattr(key, "key", None) in table), None)
@@ -82,8 +82,8 @@ def test_kernels_see_the_mesh_while_a_program_is_traced(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(backend, "attention", watched)
     mesh, values = sharding.parse_mesh("data=4,tensor=2"), hypers(RECIPE, 3)
-    train._program.cache_clear()
-    compiled = train.program(RECIPE, mesh)
+    step._program.cache_clear()
+    compiled = step.program(RECIPE, mesh)
     compiled.steps.trace(fresh(), next(batches()), np.int32(3), values)  # type: ignore[attr-defined]
     assert seen and set(map(str, seen)) == {str({"data": 4, "fsdp": 1, "tensor": 2})}
 
@@ -102,7 +102,7 @@ def test_all_devices_share_the_batch_unless_told_otherwise() -> None:
     mesh = sharding.parse_mesh(None)
     assert mesh is not None and dict(mesh.shape) == {"data": 8, "fsdp": 1, "tensor": 1}
     with pytest.raises(ValueError, match="data.batch"):
-        train.program(RECIPE, mesh, accumulate=2)
+        step.program(RECIPE, mesh, accumulate=2)
 
 
 def test_rows_that_do_not_divide_go_whole_to_every_device() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from jaxnano import topology
 from jaxnano.cli import report_errors
-from jaxnano.config.recipe import save
+from jaxnano.config.file import save
 from jaxnano.device import hbm_bytes
 from jaxnano.preflight import main
 from tests.jaxnano.recipes import TINY, edited

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxnano import train
+from jaxnano import step
 from jaxnano.config.recipe import Recipe, hypers
 from tests.jaxnano.recipes import TINY, edited
 
@@ -28,20 +28,20 @@ RECIPE = edited(TINY, {
 def batches(recipe: Recipe = RECIPE, seed: int = 0) -> Iterator[np.ndarray]:
     """Endless random tokens, with the shape and dtype the pipeline gives."""
     rng = np.random.default_rng(seed)
-    shape = (train.STEPS_PER_CALL, recipe.data.batch, recipe.data.length + 1)
+    shape = (step.STEPS_PER_CALL, recipe.data.batch, recipe.data.length + 1)
     while True:
         yield rng.integers(0, 256, shape, np.uint8)
 
 
 @cache
-def fresh() -> train.TrainState:
+def fresh() -> step.TrainState:
     """The state RECIPE starts from on seed 0, in NumPy; compiling the initial values takes as long as the step."""
-    return jax.device_get(train.program(RECIPE).init(np.uint32(train.seeds(0)[0]), hypers(RECIPE, 3)))
+    return jax.device_get(step.program(RECIPE).init(np.uint32(step.seeds(0)[0]), hypers(RECIPE, 3)))
 
 
 def after_three_steps(recipe: Recipe, **options: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Losses and parameters after three steps of `train.run` from `fresh`."""
-    last = list(train.run(recipe, 3, 0, batches(recipe), state=fresh(), **options))[-1]
+    last = list(step.run(recipe, 3, 0, batches(recipe), state=fresh(), **options))[-1]
     return last.losses, jax.device_get(last.state.optimizer.params)
 
 
@@ -65,7 +65,7 @@ def test_an_edit_of_traced_values_compiles_nothing_new(plain: Any) -> None:
         "optimizer.groups.matrices.lr": 0.003, "optimizer.groups.rest.chain.adam.b2": 0.9, "optimizer.clip": 3.0,
         "model.head.softcap.cap": 30.0, "model.init.std": 0.1, "model.norm.eps": 1e-4,
     })
-    list(train.run(RECIPE, 3, 5, batches()))
+    list(step.run(RECIPE, 3, 5, batches()))
     events: list[str] = []
 
     def listen(event: str, duration: float, **_: Any) -> None:
@@ -74,20 +74,20 @@ def test_an_edit_of_traced_values_compiles_nothing_new(plain: Any) -> None:
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        losses = list(train.run(other, 4, 5, batches()))[-1].losses
+        losses = list(step.run(other, 4, 5, batches()))[-1].losses
         assert events == []
         jax.jit(lambda x: x + 1)(1)
         assert events  # the listener hears of what is compiled
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert np.isfinite(losses).all() and not np.allclose(losses[:3], plain[0])
-    assert train.program(other) is train.program(RECIPE)
+    assert step.program(other) is step.program(RECIPE)
 
 
 def test_an_edit_of_structure_is_another_program() -> None:
-    assert train.program(edited(RECIPE, {"model.width": 32})) is not train.program(RECIPE)
+    assert step.program(edited(RECIPE, {"model.width": 32})) is not step.program(RECIPE)
     schedule = edited(RECIPE, {"optimizer.groups.rest.lr": {"kind": "linear", "value": 0.01}})
-    assert train.program(schedule) is not train.program(RECIPE)
+    assert step.program(schedule) is not step.program(RECIPE)
 
 
 def test_a_batch_taken_in_pieces_gives_the_same_step(plain: Any) -> None:
@@ -100,7 +100,7 @@ def test_recomputing_blocks_gives_the_same_step(plain: Any) -> None:
 
 def test_a_batch_that_does_not_divide_is_refused_with_what_would_do() -> None:
     with pytest.raises(ValueError, match="data.batch: 8 .* a multiple of 3 would do"):
-        train.program(RECIPE, accumulate=3)
+        step.program(RECIPE, accumulate=3)
 
 
 def test_eight_vmapped_runs_equal_eight_single_ones() -> None:
@@ -109,10 +109,10 @@ def test_eight_vmapped_runs_equal_eight_single_ones() -> None:
     values = [hypers(recipe, 3) for recipe in recipes]
     stacked = jax.tree.map(lambda *x: np.stack(x), *values)
     data = np.stack([next(batches(seed=i))[:3] for i in range(8)])  # [runs, steps, B, L+1]
-    init, step = train.program(RECIPE).init, partial(train.train_step, RECIPE)
+    init, once = step.program(RECIPE).init, partial(step.train_step, RECIPE)
     alone = [init(np.uint32(i), v) for i, v in enumerate(values)]
     together = jax.tree.map(lambda *x: np.stack(x), *alone)
-    one, many = jax.jit(step), jax.jit(jax.vmap(step))
+    one, many = jax.jit(once), jax.jit(jax.vmap(once))
     for t in range(3):
         together, metrics = many(together, data[:, t], stacked)
         pairs = [one(state, data[i, t], values[i]) for i, state in enumerate(alone)]
@@ -122,7 +122,7 @@ def test_eight_vmapped_runs_equal_eight_single_ones() -> None:
 
 
 def test_a_run_yields_every_loss_once_and_settles_where_it_is_asked_to() -> None:
-    calls = list(train.run(RECIPE, 33, 0, batches(), settle=lambda step: step == 10))
+    calls = list(step.run(RECIPE, 33, 0, batches(), settle=lambda step: step == 10))
     assert [(call.step, call.losses.size, call.settled) for call in calls] == [
         (10, 10, True), (20, 10, False), (30, 10, False), (33, 3, True)]
     assert all(np.isfinite(call.losses).all() for call in calls)
@@ -131,5 +131,5 @@ def test_a_run_yields_every_loss_once_and_settles_where_it_is_asked_to() -> None
 
 def test_the_two_seeds_of_a_trial_differ_and_stay() -> None:
     # Recorded trials name their seed: other numbers here would make them other trials.
-    assert train.seeds(0) == (3672123365, 185618596)
-    assert len({s for seed in range(50) for s in train.seeds(seed)}) == 100
+    assert step.seeds(0) == (3672123365, 185618596)
+    assert len({s for seed in range(50) for s in step.seeds(seed)}) == 100

@@ -3,7 +3,7 @@
 import pytest
 from stand_in import MICRO
 
-from research.track import load_track
+from research.contract.track import load_track
 
 
 @pytest.fixture(scope="module")
@@ -15,5 +15,6 @@ def track():
 def crowns():
     """Where runs are made up there is no checkpoint, so none is installed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("research.scheduler.crown", lambda session, track, arm, key: {"trial": key, "name": arm.name})
+        patch.setattr("research.decide.prove.crown",
+                      lambda session, track, arm, key: {"trial": key, "name": arm.name})
         yield

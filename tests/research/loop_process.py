@@ -9,8 +9,8 @@ from pathlib import Path
 
 from research.execute.local import LocalExecutor
 from research.execute.ray import connect
+from research.ledger.session import Session
 from research.machine import Place
-from research.session import Session
 
 
 def main():

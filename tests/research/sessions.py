@@ -12,16 +12,17 @@ import numpy as np
 
 from jaxnano.config.base import dump, dump_full
 from jaxnano.config.recipe import recipe_id
-from research.ablation import REPLICATES
-from research.belief import Belief
-from research.ledger import FILE, Ledger, encode
-from research.proof import FRESH, Proof, best_single
-from research.propose import Proposal, build
-from research.propose.catalogue import ideas, part
-from research.session import Session
-from research.state import fold
-from research.track import load_track
-from research.trial import Trial
+from research.contract.idea import ideas, part
+from research.contract.proposal import Proposal, build
+from research.contract.track import load_track
+from research.contract.trial import FRESH, Trial
+from research.decide.ablation import REPLICATES
+from research.decide.belief import Belief
+from research.decide.price import Prices
+from research.decide.proof import Proof, best_single
+from research.ledger.events import FILE, Ledger, encode
+from research.ledger.session import Session
+from research.ledger.state import fold
 
 IDEAS = {"rotary": 0.35, "relu-squared": 0.05, "silu": 0.0, "qk-norm": -0.02}  # what each is worth here, nats
 EVIL = "<script>alert(1)</script> | [x](y) \x1b[2J"
@@ -74,11 +75,14 @@ class Story:
             "argv": ["--minutes", "10"]})
 
     def write(self, kind, subject, body):
-        with mock.patch("research.ledger.time", types.SimpleNamespace(time=lambda: float(next(self.ticks)))):
+        with mock.patch("research.ledger.events.time", types.SimpleNamespace(time=lambda: float(next(self.ticks)))):
             self.session.ledger.append(kind, subject, body)
 
     def snapshot(self):
         return Belief(self.track).at(fold(self.session.ledger.events()))
+
+    def prices(self):
+        return Prices(self.snapshot())
 
     def propose(self, parts=(), worth=0.0, **more):
         name, lane = (" + ".join(p.name for p in parts), "catalogue") if parts else ("base", "base")

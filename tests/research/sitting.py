@@ -7,12 +7,12 @@ from unittest import mock
 from stand_in import MICRO, StandIn, completed
 
 from jaxnano.config.base import dump_full
-from research.inbox import Ask
-from research.propose import lanes, lanes_of
-from research.propose.catalogue import IdeaEdit
-from research.scheduler import Scheduler
-from research.session import Session
-from research.track import load_track
+from research.contract.proposal import IdeaEdit
+from research.contract.track import load_track
+from research.decide.scheduler import Scheduler
+from research.lanes import lanes, lanes_of
+from research.ledger.session import Session
+from research.outside.inbox import Ask
 
 LR = "optimizer.groups.all.lr.value"
 SECRET = 0.7310585  # what the protected split's losses are off by here: no number of the search's
@@ -62,7 +62,7 @@ def loop(session, executor=None, *, max_trials=6, budget_s=600.0, names=("tuner"
 def drive(session, executor=None, **options):
     """A scheduler that has run to its end and said so."""
     found = loop(session, executor, **options)
-    with mock.patch("research.scheduler.crown", _crown):
+    with mock.patch("research.decide.prove.crown", _crown):
         found.record("end", "", {"reason": found.run()})
     return found
 
@@ -84,7 +84,7 @@ def looping(folder, **body):
             found.on_change = lambda scheduler: begun.set()
             ended.append(found)
             try:
-                with mock.patch("research.scheduler.crown", _crown):
+                with mock.patch("research.decide.prove.crown", _crown):
                     found.record("end", "", {"reason": found.run()})
             except BaseException as error:
                 failed.append(error)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from jaxnano.config.base import validate
 from jaxnano.config.recipe import Recipe, recipe_id
+from research.contract.track import load_track
 from research.execute import Message
-from research.session import write_result
-from research.track import load_track
+from research.ledger.session import write_result
 
 MICRO = "tests/research/micro.yaml"
 

@@ -9,8 +9,9 @@ from sitting import created, drive
 
 from jaxnano.cli import report_errors
 from research import loop, report, share
-from research.ledger import SessionError
-from research.session import Session, read_result, write_result
+from research.ledger.events import SessionError
+from research.ledger.session import Session, read_result, write_result
+from research.show.report import write_report
 
 KEY = "0123456789abcdef-1-0"
 
@@ -98,5 +99,5 @@ def test_a_file_is_replaced_and_not_written_through(tmp_path, elsewhere):
     story.propose()
     os.link(folder / "precious", story.session.path / "report.html")
     path, state = story.end()
-    report.write_report(path, state)
+    write_report(path, state)
     assert "<html" in (path / "report.html").read_text() and content() == before

@@ -15,16 +15,19 @@ from stand_in import MICRO
 
 from jaxnano import checkpoint, data, evaluate
 from jaxnano.cli import report_errors
-from jaxnano.config.recipe import load, recipe_id
+from jaxnano.config.file import load
+from jaxnano.config.recipe import recipe_id
 from research import loop
-from research.belief import Belief
-from research.invariants import violations
-from research.ledger import FILE, Ledger, encode
+from research.contract.track import load_track
+from research.contract.trial import FRESH
+from research.decide.belief import Belief
+from research.decide.choose import decide
+from research.decide.claims import violations
+from research.decide.price import Prices
+from research.ledger.events import FILE, Ledger, encode
+from research.ledger.session import Session
+from research.ledger.state import fold
 from research.machine import ROOT, process_identity
-from research.proof import FRESH
-from research.session import Session
-from research.state import fold
-from research.track import load_track
 
 DEADLINE_S = 120.0
 TRIALS = 6
@@ -148,6 +151,7 @@ def test_the_checkpoint_reproduces_the_verified_loss(ended):
     recipe, params, about = checkpoint.load(folder / "champion")
     verified = state.trials[state.crowned[-1].body["trial"]]
     assert (recipe_id(recipe), about["seed"]) == (verified.recipe_id, verified.seed)
+    assert "```diff\n- optimizer.groups.all." in (folder / "champion" / "diff.md").read_text()
     corpus = data.load(recipe.data)
     for split, tokens in (("protected", track.proof_tokens), ("search", track.eval_tokens)):
         windows = evaluate.eval_windows(corpus, split, recipe, tokens)
@@ -161,7 +165,8 @@ def test_every_decision_follows_from_the_ledger_before_it(ended):
     for event in made:
         state = fold(e for e in events if e.seq <= event.body["as_of"])
         worker = {name: event.body[name] for name in ("worker", "priced")}
-        trial, body = Belief(track).at(state).decide(state.session["seed"], worker["priced"], event.body["left_s"])
+        prices, seed, left_s = Prices(Belief(track).at(state)), state.session["seed"], event.body["left_s"]
+        trial, body = decide(prices, seed, worker["priced"], left_s)
         assert trial.key == event.subject
         assert json.loads(encode(body | worker)) == event.body
 

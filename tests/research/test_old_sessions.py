@@ -15,9 +15,10 @@ from jaxnano import data
 from jaxnano.cli import report_errors
 from jaxnano.config.base import validate
 from jaxnano.config.recipe import Recipe, recipe_id
-from research import explain, ledger, replay, report, share, status
-from research.ledger import FILE, Ledger
-from research.state import fold
+from research import explain, replay, report, share, status
+from research.ledger import __main__
+from research.ledger.events import FILE, Ledger
+from research.ledger.state import fold
 
 CROWNED = "7bae8c5a1425c70c"
 
@@ -43,7 +44,7 @@ def same_data(state):
 
 
 def test_its_rules_hold(old, capsys):
-    assert ledger.main(["--check", str(old)]) == 0, capsys.readouterr()
+    assert __main__.main(["--check", str(old)]) == 0, capsys.readouterr()
     assert "no violation" in capsys.readouterr().out
 
 

@@ -7,7 +7,7 @@ import pytest
 from sitting import LR, created, drive, loop
 
 from jaxnano.cli import report_errors
-from research.propose.__main__ import main
+from research.propose import main
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_a_session_without_time_says_how_to_give_it_some(capsys, tmp_path):
 
 
 def test_waiting_prints_what_came_of_it(capsys, session, monkeypatch):
-    monkeypatch.setattr("research.inbox.time.sleep", lambda s: drive(session))  # the loop runs while it waits
+    monkeypatch.setattr("research.outside.inbox.time.sleep", lambda s: drive(session))  # the loop runs while it waits
     code, out, _ = propose(capsys, session, "--set", f"{LR}=0.003", "--why", "to see", "--on", "base", "--wait", "60")
     assert code == 0 and "its first run is over:" in out and "completed, on seed 0: +" in out and "over the base" in out
     assert "believed at the full horizon" in out

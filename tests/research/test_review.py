@@ -9,14 +9,16 @@ from sitting import created, drive, loop, made_up
 from stand_in import StandIn
 
 from jaxnano.cli import report_errors
-from research import plan, review
-from research.champion import crown
-from research.invariants import violations
-from research.proof import pending
-from research.report import write_report
-from research.session import Session
-from research.state import fold
-from research.summary import Facts, verdict
+from research import review
+from research.decide import plan
+from research.decide.champion import crown
+from research.decide.claims import violations
+from research.decide.proof import pending
+from research.ledger.session import Session
+from research.ledger.state import fold
+from research.show.facts import Facts
+from research.show.report import write_report
+from research.show.verdict import verdict
 
 MINUTES = 40  # two rounds, so that there is search after the first proof
 SEARCH_S, PROOF_S = 250.0, 5.0  # the clock goes on by so much a poll
@@ -96,7 +98,7 @@ def ended(tmp_path_factory, clock):
         state, passed = found.state, [e for e in found.state.verifications if e.body["passed"]]
         assert state.champion is None and state.end["reason"] == "awaiting review"
         assert searched(session.ledger.events(), passed[0].seq)
-        assert {e.subject for e in passed} == {key.rsplit("-", 2)[0] for key in found.needed()}
+        assert {e.subject for e in passed} == {key.rsplit("-", 2)[0] for key in found.prover.needed()}
     return session.path, state
 
 
@@ -219,7 +221,7 @@ def test_a_veto_that_is_taken_back_finds_its_checkpoint(waiting, clock):
     best = Facts.of(state).waiting()[0]
     with Session.open(path) as session:
         decide(session, "veto", best)
-    needed = resumed(path, clock).needed()
+    needed = resumed(path, clock).prover.needed()
     assert best in {key.rsplit("-", 2)[0] for key in needed}  # what `tidy` leaves
     with Session.open(path) as session:
         decide(session, "approve", best)

@@ -14,20 +14,21 @@ import yaml
 from sessions import EVIL, Story, forge
 
 import jaxnano
-from jaxnano import checkpoint, data, evaluate, train
+from jaxnano import checkpoint, data, evaluate, step
 from jaxnano.cli import report_errors
-from jaxnano.config.recipe import hypers, load, recipe_id
+from jaxnano.config.file import load
+from jaxnano.config.recipe import hypers, recipe_id
 from research import share
-from research.belief import Belief
-from research.card import card, change, page
+from research.decide.belief import Belief
+from research.decide.claims import violations
+from research.decide.proof import Proof
 from research.execute.local import SINGLE_THREAD
-from research.invariants import violations
-from research.ledger import FILE
+from research.ledger.events import FILE
+from research.ledger.session import Session, read_result, write_result
+from research.ledger.state import fold
 from research.machine import ROOT
-from research.proof import Proof
-from research.session import Session, read_result, write_result
-from research.state import fold
-from research.summary import Facts
+from research.show.card import card, change, page
+from research.show.facts import Facts
 
 DEADLINE_S = 180.0
 MEASURE = """
@@ -123,7 +124,7 @@ def test_what_opens_is_the_average_and_not_the_last_weights(shared, session):
     recipe, params, about = jaxnano.load(shared[0])
     folder = session / "champion" / "checkpoint"
     state, _ = checkpoint.Checkpoints(folder, recipe, about["seed"], about["total_steps"], about["data_hash"]).restore()
-    optimizer = train.optimizer_at(recipe, 0, hypers(recipe, about["total_steps"]))[1]
+    optimizer = step.optimizer_at(recipe, 0, hypers(recipe, about["total_steps"]))[1]
     last = optimizer.grad_params(state.optimizer)["blocks_0/ffn/up"]
     average = state.optimizer.average["blocks_0/ffn/up"]
     weight = recipe.optimizer.readout.weight

@@ -9,10 +9,10 @@ from sessions import Story
 
 from jaxnano.cli import report_errors
 from research import status
-from research.compare import compare
-from research.report import write_report
-from research.summary import Facts
-from research.trial import Trial
+from research.contract.trial import Trial
+from research.learn.compare import compare
+from research.show.facts import Facts
+from research.show.report import write_report
 
 
 def run(capsys, *arguments):

@@ -59,7 +59,7 @@ def write_and_die(args, report):
     """Die after the result is in the folder and before the worker can say so."""
     from pathlib import Path
 
-    from research.session import write_result
+    from research.ledger.session import write_result
 
     write_result(Path(args["dir"]), 1, {"outcome": "completed", "loss": {"search": 1.0}})
     os._exit(3)

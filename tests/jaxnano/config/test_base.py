@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from jaxnano.config.base import ConfigError, digest, dump, dump_full, parse_yaml, to_yaml, validate
-from jaxnano.config.recipe import Recipe, load
+from jaxnano.config.file import load
+from jaxnano.config.recipe import Recipe
 from tests.jaxnano.recipes import RECIPES
 
 

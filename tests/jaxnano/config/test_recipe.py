@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from jaxnano.config.base import ConfigError, digest, dump, dump_full, leaves, parse_yaml, to_yaml, validate
-from jaxnano.config.recipe import Recipe, load, recipe_id, save, structure_id
+from jaxnano.config.file import load, save
+from jaxnano.config.recipe import Recipe, recipe_id, structure_id
 from tests.jaxnano.recipes import RECIPES, TINY, edited, model
 
 GOLDEN = {"plain": "3f6f60941959ef7e", "full": "9fca18efb61ff8d2"}

@@ -13,7 +13,7 @@ import pytest
 
 from jaxnano.config.base import ConfigError, dump_full, leaves, validate
 from jaxnano.config.recipe import Recipe, at, hypers
-from jaxnano.config.schedule import Constant, Cosine, Formula, Linear, PowerCool, Trapezoid, evaluate
+from jaxnano.config.schedule import Constant, Cosine, FormulaSchedule, Linear, PowerCool, Trapezoid, evaluate
 from tests.jaxnano.model.references import number
 from tests.jaxnano.recipes import TINY, edited
 
@@ -34,12 +34,13 @@ HALF_DECAY = {"kind": "expression", "code": "a * (1 - progress / 2)", "params": 
     (Trapezoid(kind="trapezoid", value=2.0, warmup=0.1, cooldown=0.2, floor=0.1), [0, 1, 2, 2, 1.1, 0.2]),
     (PowerCool(kind="power_cool", value=2.0, cooldown=0.5, power=2.0), [2, 2, 2, 2, 0.08, 0]),
     (PowerCool(kind="power_cool", value=2.0), [2, 2, 2, 2 * (0.5 / 0.8) ** 1.2, 2 * (0.1 / 0.8) ** 1.2, 0]),
-    (Formula(kind="expression", code="a * (1 - progress) ** 2", params={"a": 2.0}), [2, 1.805, 1.28, 0.5, 0.02, 0]),
+    (FormulaSchedule(kind="expression", code="a * (1 - progress) ** 2", params={"a": 2.0}),
+     [2, 1.805, 1.28, 0.5, 0.02, 0]),
 ])
 def test_values_at_several_moments(node: Any, expected: list[float]) -> None:
     got = [float(evaluate(node, jnp.float32(p))) for p in PROGRESS]
     np.testing.assert_allclose(got, expected, atol=2e-6)
-    if not isinstance(node, Formula):
+    if not isinstance(node, FormulaSchedule):
         np.testing.assert_allclose(got, [number(node.model_dump(), p) for p in PROGRESS], atol=2e-6)
 
 

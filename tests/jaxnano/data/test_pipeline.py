@@ -120,5 +120,3 @@ def test_evaluation_windows_are_fixed_even_and_apart(corpus):
 def test_impossible_evaluation_is_refused(corpus, n_windows, batch, message):
     with pytest.raises(ValueError, match=message):
         eval_batches(corpus, "search", LENGTH, n_windows, batch)
-
-

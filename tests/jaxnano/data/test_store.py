@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxnano.cache import cache_root
 from jaxnano.cli import UserError, report_errors
-from jaxnano.data import corpus, ngram, store, tfds_text
+from jaxnano.data import corpus, embedded, ngram, store, tfds_text
 from jaxnano.data.__main__ import main
 
 SMALL = ("optax",)
-PREPARE = "from jaxnano.data import store; print(store.embedded(('optax',)).data_hash)"
+PREPARE = "from jaxnano.data.embedded import embedded; print(embedded(('optax',)).data_hash)"
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def prepared(tmp_path_factory) -> Iterator[store.Corpus]:
     """One prepared cache, for the tests that only read it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXNANO_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield store.embedded(SMALL)
+        yield embedded.embedded(SMALL)
 
 
 def _start(code: str) -> subprocess.Popen:
@@ -58,28 +59,28 @@ def test_array_records_hold_the_same_text(prepared):
 
 
 def test_damage_is_noticed_and_repaired(cache):
-    found = store.embedded(SMALL)
+    found = embedded.embedded(SMALL)
     intact = bytes(found.tokens("search")[:])
     with (found.directory / "search.npy").open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"\1")
-    assert store.embedded(SMALL) == found
+    assert embedded.embedded(SMALL) == found
     assert bytes(found.tokens("search")[:]) == intact
     assert list(cache.glob(".preparing-*")) == []
 
 
 def test_the_slower_of_two_processes_takes_what_the_faster_left(cache, monkeypatch):
-    write = store._write
+    write = embedded._write
 
     def overtaken(packages, directory):
         write(packages, directory)
-        monkeypatch.setattr(store, "_write", write)
-        store.embedded(packages)  # another process, from here to its end
+        monkeypatch.setattr(embedded, "_write", write)
+        embedded.embedded(packages)  # another process, from here to its end
         marked.append(next(cache.glob("docstrings-*")).stat().st_ino)
 
     marked: list[int] = []
-    monkeypatch.setattr(store, "_write", overtaken)
-    found = store.embedded(SMALL)
+    monkeypatch.setattr(embedded, "_write", overtaken)
+    found = embedded.embedded(SMALL)
     assert [found.directory.stat().st_ino] == marked
     assert [path.name for path in cache.iterdir()] == [found.directory.name]
 
@@ -90,7 +91,7 @@ def test_two_processes_at_once_agree_without_tensorflow(cache):
     both = [_start(code) for _ in range(2)]
     outputs = [process.communicate("go\n") for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
-    assert {output for output, _ in outputs} == {f"{store.embedded(SMALL).data_hash}\nFalse\n"}
+    assert {output for output, _ in outputs} == {f"{embedded.embedded(SMALL).data_hash}\nFalse\n"}
     assert len(list(cache.iterdir())) == 1
 
 
@@ -102,7 +103,7 @@ def test_a_killed_process_leaves_nothing_that_is_taken_for_data(cache):
     (left,) = cache.iterdir()
     assert left.name.startswith(".preparing-")
     os.utime(left, (0, 0))
-    found = store.embedded(SMALL)
+    found = embedded.embedded(SMALL)
     assert found.tokens("train").size > 100_000
     assert [path.name for path in cache.iterdir()] == [found.directory.name]
 
@@ -117,11 +118,11 @@ def test_an_unwritable_cache_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("JAXNANO_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(ValueError, match="JAXNANO_CACHE: cannot write to .*cache; set it"):
-        store.embedded(SMALL)
+        embedded.embedded(SMALL)
 
 
 def test_the_command_describes_the_data(prepared, monkeypatch, capsys):
-    monkeypatch.setattr(store, "embedded", lambda: prepared)
+    monkeypatch.setattr(embedded, "embedded", lambda: prepared)
     assert main(["--ngram"]) == 0
     assert prepared.data_hash in (output := capsys.readouterr().out)
     assert f"{prepared.tokens('heldout').size:,}" in output
@@ -129,13 +130,13 @@ def test_the_command_describes_the_data(prepared, monkeypatch, capsys):
     def missing():
         raise UserError("corpus: scipy is not installed")
 
-    monkeypatch.setattr(store, "embedded", missing)
+    monkeypatch.setattr(embedded, "embedded", missing)
     assert report_errors(lambda: main([])) == 2
     assert capsys.readouterr().err == "error: corpus: scipy is not installed\n"
 
 
 def test_the_whole_corpus_keeps_its_splits_apart_and_alike():
-    found = store.embedded()  # in the user's cache: 15 s on a machine that has none
+    found = embedded.embedded()  # in the user's cache: 15 s on a machine that has none
     text = {split: bytes(found.tokens(split)[:]) for split in found.splits}
     known = {line.strip() for line in text["train"].decode().splitlines()}
     for split in ("search", "protected", "heldout"):
@@ -155,10 +156,10 @@ def test_the_whole_corpus_keeps_its_splits_apart_and_alike():
 def test_the_cache_lies_where_the_user_keeps_caches(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("JAXNANO_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert store.cache_root() == tmp_path / "jaxnano"
-    monkeypatch.setattr(store, "_write", lambda packages, directory: store.save(
+    assert cache_root() == tmp_path / "jaxnano"
+    monkeypatch.setattr(embedded, "_write", lambda packages, directory: store.save(
         directory, {"train": np.zeros(8, np.uint8)}, {"train": {}}, vocab_size=256, encoding="bytes"))
-    store.embedded()
-    store.embedded()  # which has nothing to prepare any more
+    embedded.embedded()
+    embedded.embedded()  # which has nothing to prepare any more
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and said.startswith("preparing the embedded corpus") and str(tmp_path) in said

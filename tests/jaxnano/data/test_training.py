@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxnano import run
+from jaxnano import train
 from jaxnano.config.base import ConfigError
 from jaxnano.config.data import Bpe, Text
 from jaxnano.data import tokenizer_of
@@ -17,7 +17,7 @@ def test_a_folder_of_text_is_trained_on_and_read_back(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="model.vocab: 256: text data has 300 tokens; 300 would do"):
         edited(TINY, {"data": node.model_dump()})
     recipe = edited(TINY, {"data": node.model_dump(), "model.vocab": 300, "model.depth": 1})
-    summary = run.fit(run.Job(recipe, 12))
+    summary = train.fit(train.Training(recipe, 12))
     assert 3 < summary["search_loss"] < 6  # log(300) = 5.7 at first
     tokenizer = tokenizer_of(recipe.data)
     assert tokenizer.vocab == 300 and tokenizer.decode(tokenizer.encode("strean kick")) == b"strean kick"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnano.model.attention import attend_cached, fused_linear
+from jaxnano.model.attention import attend_cached
+from jaxnano.model.linear import fused_linear
 from tests.jaxnano.recipes import model
 
 RNG = np.random.default_rng(0)

@@ -1,0 +1,120 @@
+"""What a recipe costs, from its parameter table alone: parameters, FLOPs, memory."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from jaxnano.config.recipe import Recipe
+from jaxnano.model.head import CHUNK_LOGITS
+from jaxnano.model.specs import Table, parameter_count, specs
+from jaxnano.optim.build import cost, members, unaveraged
+from jaxnano.optim.readout import tail_ema_flops, tail_ema_state_floats
+from jaxnano.optim.wrapper import ema_nesterov_flops, ema_nesterov_state_floats
+
+
+@dataclass(frozen=True)
+class Cost:
+    """flops: per token, forward and backward, attention over the whole window (PaLM's convention, arXiv:2204.02311);
+    the optimizer's are per step. bytes: on one device."""
+
+    parameters: int
+    model_flops_per_token: float
+    optimizer_flops_per_step: float
+    tokens_per_step: int
+    parameter_bytes: int
+    optimizer_bytes: int
+    gradient_bytes: int
+    activation_bytes: int
+
+    @property
+    def flops_per_step(self) -> float:
+        """Training FLOPs of one step, the optimizer's included."""
+        return self.model_flops_per_token * self.tokens_per_step + self.optimizer_flops_per_step
+
+    @property
+    def flops_per_token(self) -> float:
+        """Training FLOPs per token, the optimizer's included."""
+        return self.flops_per_step / self.tokens_per_step
+
+    @property
+    def total_bytes(self) -> int:
+        """Memory of a training step."""
+        return self.parameter_bytes + self.optimizer_bytes + self.gradient_bytes + self.activation_bytes
+
+
+def preflight(recipe: Recipe, accumulate: int = 1, platform: str = "gpu") -> Cost:
+    """The cost of a recipe, from its parameter table alone.
+
+    Args: accumulate: pieces a batch is taken in. platform: cpu, gpu or tpu; decides dtype and attention kernel.
+    """
+    table = specs(recipe)
+    flops, state = _optimizer_cost(recipe, table)
+    parameters = parameter_count(table)
+    return Cost(
+        parameters=parameters,
+        model_flops_per_token=3.0 * forward_flops_per_token(recipe, table),
+        optimizer_flops_per_step=flops,
+        tokens_per_step=recipe.data.batch * recipe.data.length,
+        parameter_bytes=4 * parameters,
+        optimizer_bytes=4 * state,
+        gradient_bytes=4 * parameters * (1 if accumulate == 1 else 2),
+        activation_bytes=_activation_bytes(recipe, accumulate, platform),
+    )
+
+
+def forward_flops_per_token(recipe: Recipe, table: Table) -> float:
+    """Multiplications and additions of one token's forward pass; matrices, the head and attention count."""
+    m, length = recipe.model, recipe.data.length
+    matrices = sum(2.0 * math.prod(s.shape) for s in table.values() if s.role in ("matrix", "head", "gate"))
+    if m.embedding.tied:
+        matrices += 2.0 * m.vocab * m.width
+    seen = sum((m.window(b, length) or length) for b in range(m.depth) if b not in m.attention.dropped)
+    return matrices + 4.0 * seen * m.attention.heads * m.head_dim
+
+
+def _optimizer_cost(recipe: Recipe, table: Table) -> tuple[float, int]:
+    cfg, flops, state = recipe.optimizer, 0.0, 0
+    groups = {group.name: group for group in cfg.groups}
+    for name, paths in members(cfg, table).items():
+        for path in paths:
+            shape = table[path].shape
+            costs = [cost(node, shape) for node in groups[name].chain]
+            flops += sum(f for f, _ in costs) + 2.0 * math.prod(shape)
+            state += sum(s for _, s in costs)
+    for path, shape in ((path, spec.shape) for path, spec in table.items()):
+        if cfg.wrapper is not None:
+            flops, state = flops + ema_nesterov_flops(shape), state + ema_nesterov_state_floats(shape)
+        if cfg.readout is not None and not unaveraged(path):
+            flops, state = flops + tail_ema_flops(shape), state + tail_ema_state_floats(shape)
+    return flops, state
+
+
+def _activation_bytes(recipe: Recipe, accumulate: int, platform: str) -> int:
+    """What the backward pass keeps, roughly: the inputs of every matmul, norm and activation of every block.
+
+    Scores count where no fused kernel makes them again going back. With remat one block is held, and all streams.
+    """
+    m, length = recipe.model, recipe.data.length
+    narrow = recipe.train.dtype == "bfloat16" or (recipe.train.dtype == "auto" and platform != "cpu")
+    fused = platform != "cpu" and narrow and m.attention.softcap is None and m.position.kind != "alibi"
+    size = 2 if narrow else 4
+    norms = 3 if m.norm.placement == "pre" else 5
+    projections = (m.attention.heads + m.kv_heads) * m.head_dim * (4 if m.attention.qk_norm else 3)
+    arrays = 5 if m.ffn.kind == "glu" else 4 if m.ffn.activation.kind == "gelu" else 3
+    hidden = arrays * m.ffn_width
+    blocks = []
+    for block in range(m.depth):
+        scores = 0 if fused else 2 * m.attention.heads * (m.window(block, length) or length)
+        attention = 0 if block in m.attention.dropped else norms * m.width + projections + scores
+        blocks.append(attention + (0 if block in m.ffn.dropped else norms * m.width + hidden))
+    kept = sum(blocks) if not recipe.train.remat else m.depth * m.width + max(blocks)
+    tokens = recipe.data.batch * length // accumulate
+    logits = 4 * 3 * min(tokens * m.vocab, max(CHUNK_LOGITS, length * m.vocab))
+    return tokens * (kept + 4 * m.width) * size + logits
+
+
+def least_accumulate(recipe: Recipe, room: int, platform: str) -> int | None:
+    """The fewest pieces a batch must be taken in to fit into `room` bytes, or None if one row is too many."""
+    divisors = (k for k in range(1, recipe.data.batch + 1) if recipe.data.batch % k == 0)
+    return next((k for k in divisors if preflight(recipe, k, platform).total_bytes <= room), None)

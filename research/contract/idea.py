@@ -1,0 +1,46 @@
+"""Known techniques as data: lanes/ideas/*.yaml."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from jaxnano.config.base import ConfigError, Node, Problem, read_yaml, validate
+from research.contract.proposal import IdeaEdit, Part
+
+FOLDER = Path(__file__).resolve().parent.parent / "lanes" / "ideas"
+
+
+class Idea(Node):
+    """A known technique as edits. why: one sentence. effect: prior, in nats at small scale, positive = better."""
+
+    name: str
+    why: str
+    source: str
+    effect: float
+    edits: tuple[IdeaEdit, ...]
+
+
+class _File(Node):
+    ideas: tuple[Idea, ...]
+
+
+@cache
+def ideas() -> dict[str, Idea]:
+    """Every idea of research/lanes/ideas, by name.
+
+    Raises: ConfigError for a malformed file or a name used twice.
+    """
+    found: dict[str, Idea] = {}
+    for path in sorted(FOLDER.glob("*.yaml")):
+        for idea in validate(_File, read_yaml(path), path.name).ideas:
+            if idea.name in found:
+                raise ConfigError([Problem(path.name, idea.name, "an idea of this name is there already")])
+            found[idea.name] = idea
+    return found
+
+
+def part(idea: Idea) -> Part:
+    """An idea as a part of a candidate."""
+    return Part(idea.name, tuple(edit.model_dump(exclude_none=True) | {"new": edit.new} for edit in idea.edits),
+                idea.effect, idea.source, idea.why)

@@ -1,0 +1,191 @@
+"""A track: a benchmark's contract. What a recipe may change, what it may cost, and what counts as better."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from jaxnano.config.base import ConfigError, Node, Problem, digest, dump, dump_full, read_yaml, validate
+from jaxnano.config.file import load
+from jaxnano.config.recipe import Recipe
+from jaxnano.cost import Cost, preflight
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+class LossAtFlops(Node):
+    """Lowest loss for one training budget in FLOPs, the optimizer's counted: cheaper steps buy more of them."""
+
+    kind: Literal["loss_at_flops"]
+
+
+class LossAtSeconds(Node):
+    """Lowest loss after so many seconds of training on one device, compiling not counted: faster steps buy more."""
+
+    kind: Literal["loss_at_seconds"]
+    seconds: float = Field(gt=0)
+
+
+class _Target(Node):
+    """A loss to be reached, nats. margin: (target - mean) * sqrt(n) of independent runs must reach it."""
+
+    target: float
+    margin: float = 0.004
+
+    def met(self, losses: Iterable[float]) -> bool:
+        """The official rule of modded-nanogpt, on validation losses of independent runs."""
+        values = list(losses)
+        return bool(values) and (self.target - sum(values) / len(values)) * math.sqrt(len(values)) >= self.margin
+
+    def reached(self, losses: Mapping[float, float]) -> float | None:
+        """Share of the full budget at which the loss falls to the target, None if it does not.
+
+        Args: losses: by horizon. Between two of them it falls along a straight line in the budget's logarithm.
+        """
+        points = sorted(losses.items())
+        for (low, above), (high, below) in itertools.pairwise(points):
+            if above > self.target >= below:
+                return low * (high / low) ** ((above - self.target) / (above - below))
+        return points[0][0] if points and points[0][1] <= self.target else None
+
+
+class StepsToTarget(_Target):
+    """Fewest steps to a loss, whatever a step costs."""
+
+    kind: Literal["steps_to_target"]
+
+
+class TimeToTarget(_Target):
+    """Least training time to a loss: everybody gets the time that the base's full run takes on this very machine."""
+
+    kind: Literal["time_to_target"]
+
+
+Objective = Annotated[LossAtFlops | LossAtSeconds | StepsToTarget | TimeToTarget, Field(discriminator="kind")]
+
+
+class Limits(Node):
+    """parameters, step_flops: at most so many times the base's. memory_gib: of one device, for a training step."""
+
+    parameters: float = Field(default=1.05, gt=0)
+    step_flops: float = Field(default=2.0, gt=0)
+    memory_gib: float = Field(default=4.0, gt=0)
+
+
+class Significance(Node):
+    """A record: n fresh seeds, attempt k tested at alpha * 2**-k on the protected split."""
+
+    n: int = Field(default=6, ge=2)
+    alpha: float = Field(default=0.001, gt=0, lt=1)
+
+
+class Splits(Node):
+    """Which split decides what; heldout is opened once per champion."""
+
+    search: str = "search"
+    protected: str = "protected"
+    heldout: str = "heldout"
+
+
+class Grid(Node):
+    """The paired grid that tuned the base: `research.qualify` runs it again. values: all `paths` get, over `seeds`."""
+
+    paths: tuple[str, ...]
+    values: tuple[float, ...]
+    seeds: int = Field(default=4, ge=2)
+
+
+class Track(Node):
+    """The contract. base: a recipe file below configs/ or beside the track's. full_steps: its at the full horizon.
+
+    frozen: paths nobody may touch. needs: what a machine must have. horizons: fractions of the full budget, 1.0 last.
+    epsilon: nats that do not matter.
+    """
+
+    name: str
+    summary: str
+    base: str
+    full_steps: int = Field(ge=1)
+    frozen: tuple[str, ...]
+    horizons: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.125, 0.25, 0.5, 1.0)
+    epsilon: float = 0.005
+    eval_tokens: int = Field(default=1 << 16, ge=1)
+    proof_tokens: int = Field(default=1 << 17, ge=1)
+    objective: Objective = LossAtFlops(kind="loss_at_flops")
+    limits: Limits = Limits()
+    significance: Significance = Significance()
+    splits: Splits = Splits()
+    grid: Grid
+    needs: str = ""
+
+    @cached_property
+    def base_recipe(self) -> Recipe:
+        """The recipe everything is measured against."""
+        return load(CONFIGS / self.base)
+
+    @cached_property
+    def base_cost(self) -> Cost:
+        """What the base costs."""
+        return preflight(self.base_recipe)
+
+    def free(self, recipe: Recipe) -> dict[str, Any]:
+        """A recipe as plain data with all defaults, without what is frozen."""
+        tree = dump_full(recipe)
+        for path in self.frozen:
+            *parents, last = path.split(".")
+            here = tree
+            for part in parents:
+                here = here.get(part, {})
+            here.pop(last, None)
+        return tree
+
+    @property
+    def identity(self) -> str:
+        """Hash of the contract and its base; sessions of different contracts are never compared."""
+        return digest({"track": dump(self), "base": dump(self.base_recipe)})
+
+    def steps(self, recipe: Recipe, horizon: float) -> int:
+        """Steps of a run: the budget at this horizon over what a step of the recipe costs (or just steps).
+
+        Where the budget is time, this is what is expected before the worker has timed a step.
+        """
+        if isinstance(self.objective, StepsToTarget):
+            return max(1, round(self.full_steps * horizon))
+        budget = self.base_cost.flops_per_step * self.full_steps * horizon
+        return max(1, int(budget / preflight(recipe).flops_per_step))
+
+
+    def seconds(self, horizon: float, base_step_s: float | None) -> float | None:
+        """Time a run may train for, where the budget is time. base_step_s: of the base's step here, once measured."""
+        match self.objective:
+            case LossAtSeconds(seconds=seconds):
+                return seconds * horizon
+            case TimeToTarget() if base_step_s is not None:
+                return self.full_steps * horizon * base_step_s
+        return None
+
+
+def tracks() -> dict[str, Path]:
+    """The tracks there are, by name."""
+    return {path.stem: path for path in sorted((CONFIGS / "tracks").glob("*.yaml"))}
+
+
+def load_track(name: str) -> Track:
+    """Read a track by name, or from a YAML file.
+
+    Raises: ConfigError with what would do.
+    """
+    path = tracks().get(name, Path(name))
+    if not path.is_file():
+        raise ConfigError([Problem("--track", name, f"no such track; {', '.join(tracks())} would do")])
+    data = read_yaml(path)
+    base = data.get("base") if isinstance(data, dict) else None
+    if isinstance(base, str) and not (CONFIGS / base).is_file() and (beside := path.parent / base).is_file():
+        data["base"] = str(beside.resolve())
+    return validate(Track, data, str(path))

@@ -1,0 +1,21 @@
+"""The key of a run."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Trial(NamedTuple):
+    """(recipe, horizon, seed): never completed twice."""
+
+    recipe_id: str
+    horizon: float
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Its name in the ledger and on disk."""
+        return f"{self.recipe_id}-{self.horizon:g}-{self.seed}"
+
+
+FRESH = 1_000_000  # verification seeds are above this, search seeds below

@@ -1,0 +1,1 @@
+"""What comes next: belief, prices, choice, intake, proof, and the scheduler that leads them."""

@@ -1,0 +1,203 @@
+"""Which parts of a candidate earn their place: each is run without, what does not matter goes, the rest is looked at
+again. A pure fold of the ledger's `ablation` events.
+
+A look runs the present recipe less each part, on common seeds. A part goes with what cannot stand without it. Where
+several seem to go, the recipe without all of them is tried; if that loses, without half of them, those that mattered
+least first. Once some are gone the rest is looked at anew, for a part may have stood in for another, but for those that
+were clearly worth more. Parts that were not tested are named, with the reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from jaxnano.config.recipe import Recipe, recipe_id
+from research.contract.proposal import Part, Proposal, build, title, without
+from research.contract.trial import Trial
+from research.decide.belief import Arm, Snapshot
+from research.learn.compare import compare, holm
+
+REPLICATES = 3  # common seeds a candidate and its ablations are compared on
+LEAST = 2  # of them, for a verdict: the first is what the candidate was picked by
+CLEAR = 5.0  # epsilons a part may be worth before its other seeds, and later looks, are spared
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The present recipe less a part. gone: names of the part and of those that cannot stand without it."""
+
+    recipe_id: str
+    parts: tuple[Part, ...]
+    gone: tuple[str, ...]
+
+
+@dataclass
+class Ablation:
+    """The ablation of the candidate `recipe_id`, as far as the ledger has it. snapshot: the belief now."""
+
+    snapshot: Snapshot
+    recipe_id: str
+
+    @cached_property
+    def body(self) -> Mapping[str, Any]:
+        """The last `ablation` event's body; before the first, as if it had removed nothing yet."""
+        start = {"recipe_id": self.recipe_id, "rows": [], "removed": [], "trying": None, "more": True}
+        found = self.snapshot.state.ablations.get(self.recipe_id, start)
+        if found.get("trying") and "removing" not in found:  # version 0.2 said `removed` before it knew
+            return found | {"removing": found["removed"], "removed": []}
+        return found
+
+    @property
+    def final(self) -> str | None:
+        """The recipe to seal, once nothing more is to be tried."""
+        return None if self.body.get("trying") or self.body.get("more") else self.body["recipe_id"]
+
+    @property
+    def present(self) -> Arm:
+        """The smallest recipe that is as good as the candidate, so far."""
+        return self.snapshot.arms[self.snapshot.index[self.body["recipe_id"]]]
+
+    @property
+    def _split(self) -> str:
+        return self.snapshot.belief.track.splits.search
+
+    @property
+    def _epsilon(self) -> float:
+        return self.snapshot.belief.track.epsilon
+
+    def _losses(self, recipe_id: str) -> dict[int, float]:
+        return self.snapshot.state.losses(recipe_id, 1.0, self._split)
+
+    def _build(self, parts: tuple[Part, ...]) -> Recipe:
+        return build(self.snapshot.belief.track.base_recipe, parts)
+
+    def _less(self, names: Collection[str]) -> Variant:
+        parts = without(self.snapshot.belief.track.base_recipe, self.present.parts, names)
+        left = {part.name for part in parts}
+        gone = tuple(part.name for part in self.present.parts if part.name not in left)
+        return Variant(recipe_id(self._build(parts)), parts, gone)
+
+    @cached_property
+    def variants(self) -> dict[str, Variant]:
+        """The present recipe less one part, by the part's name; without those whose worth is clear already.
+
+        The most doubtful first, so that what time is left goes to them.
+        """
+        worth = {row["part"]: row["effect"] or 0.0 for row in self.body["rows"]}
+        names = [part.name for part in self.present.parts if worth.get(part.name, 0.0) <= CLEAR * self._epsilon]
+        names.sort(key=lambda name: worth.get(name, 0.0))
+        found = {name: self._less([name]) for name in names} if len(self.present.parts) > 1 else {}
+        return {name: variant for name, variant in found.items() if variant.recipe_id != self.present.recipe_id}
+
+    def proposals(self) -> Iterator[Proposal]:
+        """Recipes to run that the ledger does not know yet; they must be accepted before they can."""
+        if self.final is not None:
+            return
+        named = [(f"{name} earns its place", variant) for name, variant in self.variants.items()]
+        if self.body.get("trying"):
+            named = [(f"without {', '.join(self.body['removing'])} nothing is lost", self._less(self.body["removing"]))]
+        for why, variant in named:
+            if variant.recipe_id not in self.snapshot.state.proposals:
+                yield Proposal(title(variant.parts), variant.parts, why, "ablation", "ablation",
+                               (self.present.recipe_id,))
+
+    def wanted(self) -> list[tuple[Trial, str]]:
+        """Runs of this look, in order, with their purpose; over or not."""
+        ids = {self.snapshot.arms[0].recipe_id: "replicate", self.recipe_id: "replicate"}
+        ids |= {self.present.recipe_id: ids.get(self.present.recipe_id, "ablate")}
+        tried = [self.body["trying"]] if self.body.get("trying") else [v.recipe_id for v in self.variants.values()]
+        for recipe in tried if self.final is None else ():
+            if recipe in self.snapshot.index and not self.snapshot.broken(recipe):
+                ids.setdefault(recipe, "ablate")
+        return [(Trial(rid, 1.0, s), purpose) for s in range(REPLICATES) for rid, purpose in ids.items()
+                if purpose == "replicate" or not self._clear(rid)]
+
+    def _clear(self, variant: str) -> bool:
+        """Whether the runs so far show that a variant misses what matters: more of them would tell nothing."""
+        gap, n = self._gap(variant)
+        return n >= LEAST and gap is not None and gap > CLEAR * self._epsilon
+
+    def _gap(self, variant: str) -> tuple[float | None, int]:
+        """What the present recipe gains over a variant, nats, the mean over common seeds, and their number."""
+        full, less = self._losses(self.present.recipe_id), self._losses(variant)
+        common = sorted(full.keys() & less.keys())
+        gap = float(np.mean([less[s] - full[s] for s in common])) if common else None
+        return (gap if gap is not None and math.isfinite(gap) else None), len(common)
+
+    def settle(self) -> dict[str, Any]:
+        """The `ablation` event that comes next, once no wanted run is left, or no time for them."""
+        if self.body.get("trying"):
+            return self._tried()
+        rows = {row["part"]: row for row in self.body["rows"]}
+        small = []
+        for name, variant in self.variants.items():
+            gap, n = self._gap(variant.recipe_id)
+            if n < LEAST or gap is None:
+                continue
+            rows[name] = {"part": name, "recipe_id": variant.recipe_id, "of": self.present.recipe_id,
+                          "gone": list(variant.gone), "effect": gap} | compared(
+                              self._losses(variant.recipe_id), self._losses(self.present.recipe_id))
+            if gap < self._epsilon:
+                small.append(name)
+        kept = [part.name for part in self.present.parts]
+        told = [*kept, *self.body["removed"]]
+        body = {"rows": _adjusted([rows[name] for name in told if name in rows]), "kept": kept,
+                "removed": self.body["removed"], "recipe_id": self.present.recipe_id,
+                "untested": {name: self._why_not(name) for name in kept
+                             if name not in rows or (rows[name].get("of", self.recipe_id) != self.present.recipe_id
+                                                     and (rows[name]["effect"] or 0.0) < self._epsilon)}}
+        return self._try(body, sorted(small, key=lambda name: rows[name]["effect"]))
+
+    def _why_not(self, name: str) -> str:
+        """Why a part has not been run without."""
+        if len(self.present.parts) == 1:
+            return "it is the only part: the verification tests it"
+        variant = self.variants.get(name)
+        if variant is None:
+            return "without it the recipe is the same"
+        if variant.recipe_id not in self.snapshot.index:
+            return "the gate refuses the recipe without it"
+        over = [t for t in self.snapshot.over.get(variant.recipe_id, ()) if t.horizon == 1.0]
+        return "runs without it did not finish" if len(over) >= LEAST else "no time was left to run without it"
+
+    def _try(self, body: dict[str, Any], names: list[str]) -> dict[str, Any]:
+        """The event that has a recipe without these parts tried, takes it if it has run, or ends the ablation."""
+        body |= {"trying": None, "removing": names, "more": False}
+        if not names:
+            return body
+        variant = self._less(names)
+        if len(names) > 1:
+            return body | {"trying": variant.recipe_id}
+        return self._removed(body, variant)
+
+    def _removed(self, body: dict[str, Any], variant: Variant) -> dict[str, Any]:
+        gone = list(dict.fromkeys([*self.body["removed"], *variant.gone]))
+        kept = [part.name for part in variant.parts]
+        return body | {"recipe_id": variant.recipe_id, "removed": gone, "kept": kept, "trying": None, "more": True}
+
+    def _tried(self) -> dict[str, Any]:
+        """The recipe without several parts has run, or was refused or had no time: is it as good?"""
+        names = list(self.body["removing"])
+        gap, n = self._gap(self.body["trying"])
+        body = dict(self.body) | {"reduced_effect": gap}
+        if n >= LEAST and gap is not None and gap <= self._epsilon:
+            return self._removed(body, self._less(names))
+        return self._try(body, names[: len(names) // 2])
+
+
+def _adjusted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, p-values adjusted for their number."""
+    tested = [row for row in rows if "p_value" in row]
+    levels = dict(zip((row["part"] for row in tested), holm([row["p_value"] for row in tested]), strict=True))
+    return [row | ({"p_adjusted": levels[row["part"]]} if row["part"] in levels else {}) for row in rows]
+
+
+def compared(a: Mapping[int, float], b: Mapping[int, float], attempt: int = 0) -> dict[str, Any]:
+    """`compare` as plain data; empty where fewer than two seeds are common."""
+    return compare(a, b, attempt=attempt).as_dict() if len(a.keys() & b.keys()) > 1 else {}

@@ -1,0 +1,190 @@
+"""What the loop believes: a pure function of the ledger's state. The same prefix gives the same decision, always."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from jaxnano.config.base import validate
+from jaxnano.config.recipe import Recipe, recipe_id, structure_id
+from jaxnano.cost import preflight
+from research.contract.proposal import INBOX, LLM, Part, parts_of, promises
+from research.contract.track import Track
+from research.contract.trial import Trial
+from research.lanes.protocol import Knowledge, Known
+from research.learn.features import features
+from research.learn.posterior import Candidate, Fitted, Observation, Posterior
+from research.ledger.state import FINAL, State
+
+SEEDS = 8  # common seeds 0 .. 7 of the search
+
+
+@dataclass(frozen=True)
+class Arm:
+    """An accepted recipe. structure: what it compiles. flops: of a step. base is number 0."""
+
+    recipe_id: str
+    name: str
+    recipe: Recipe
+    parts: tuple[Part, ...]
+    candidate: Candidate
+    lane: str
+    structure: str
+    flops: float
+
+
+@dataclass
+class Belief:
+    """Arms and posterior of one session. Keeps what it has computed of arms; nothing else is remembered."""
+
+    track: Track
+    posterior: Posterior = field(default_factory=Posterior)
+    _arms: dict[str, Arm] = field(default_factory=dict)
+    _origins: dict[Part, str] = field(default_factory=dict)  # who promises a part's effect; "" is the catalogue
+    _steps: dict[tuple[str, float], int] = field(default_factory=dict)
+
+    def arms(self, state: State) -> list[Arm]:
+        """Accepted recipes, in the order of their proposals, whatever was asked before; the base first."""
+        for rid, body in state.proposals.items():
+            if rid in state.accepted and rid not in self._arms:
+                self._arms[rid] = self._arm(rid, body)
+        arms = [self._arms[rid] for rid in state.proposals if rid in state.accepted]
+        return sorted(arms, key=lambda arm: arm.recipe_id != self.base_id)
+
+    @cached_property
+    def base_id(self) -> str:
+        """Id of the track's base."""
+        return recipe_id(self.track.base_recipe)
+
+    def _arm(self, rid: str, body: dict[str, Any]) -> Arm:
+        recipe, proposal = validate(Recipe, body["recipe"]), body["proposal"]
+        parts = parts_of(proposal)
+        candidate = Candidate(features(self.track.base_recipe, recipe), self._promise(parts, proposal))
+        cost = preflight(recipe)
+        return Arm(rid, proposal["name"], recipe, parts, candidate, proposal["lane"],
+                   structure_id(recipe), cost.flops_per_step)
+
+    def _promise(self, parts: tuple[Part, ...], proposal: dict[str, Any]) -> dict[str, float]:
+        """What the parts promise together, nats, by who was the first to promise each."""
+        outsider = f"{proposal['lane']} {proposal['origin']}" if proposal["lane"] in (INBOX, LLM) else ""
+        found: dict[str, float] = {}
+        for part, effect in zip(parts, promises(parts), strict=True):
+            origin = self._origins.setdefault(part, outsider)
+            found[origin] = found.get(origin, 0.0) + effect
+        return found
+
+    def steps(self, arm: Arm, horizon: float) -> int:
+        """Steps of a run; kept, since every decision asks for all arms (counting FLOPs took half of its time)."""
+        if (arm.recipe_id, horizon) not in self._steps:
+            self._steps[arm.recipe_id, horizon] = self.track.steps(arm.recipe, horizon)
+        return self._steps[arm.recipe_id, horizon]
+
+    def at(self, state: State) -> Snapshot:
+        """Everything that follows from one state."""
+        return Snapshot(self, state, self.arms(state))
+
+
+@dataclass
+class Snapshot:
+    """The belief at one state. Indices are into `arms`."""
+
+    belief: Belief
+    state: State
+    arms: list[Arm]
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Number of each arm by recipe id."""
+        return {arm.recipe_id: i for i, arm in enumerate(self.arms)}
+
+    @property
+    def incumbent(self) -> str:
+        """The recipe a candidate has to beat: the champion, this session's or an earlier one's, or the base."""
+        return self.state.champion or self.state.session.get("incumbent") or self.arms[0].recipe_id
+
+    @cached_property
+    def fitted(self) -> Fitted:
+        """The posterior given all finished and killed runs."""
+        observations, diverged = [], []
+        for trial in self.state.trials.values():
+            result, arm = trial.result, self.arm(trial.recipe_id)
+            if arm is None or result is None or trial.seed >= SEEDS:
+                continue
+            common = {"features": arm.candidate.features, "horizon": trial.horizon, "seed": trial.seed,
+                      "promise": arm.candidate.promise}
+            match result["outcome"]:
+                case "completed":
+                    loss = result["loss"][self.belief.track.splits.search]
+                    observations.append(Observation(loss=loss, **common))
+                case "killed" if result.get("predicted"):
+                    mean, sd = result["predicted"]
+                    observations.append(Observation(loss=mean, noise_sd=sd, **common))
+                case "diverged":
+                    diverged.append(arm.candidate.features)
+        return self.belief.posterior.fit(observations, diverged)
+
+    def arm(self, recipe_id: str) -> Arm | None:
+        return self.arms[self.index[recipe_id]] if recipe_id in self.index else None
+
+    @cached_property
+    def effects(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of each arm's full-horizon effect, nats."""
+        mean, covariance = self.fitted.predict([arm.candidate for arm in self.arms])
+        return mean, np.sqrt(np.maximum(np.diag(covariance), 0.0))
+
+    @cached_property
+    def p_diverge(self) -> np.ndarray:
+        """Probability that a run of each arm diverges."""
+        return self.fitted.p_diverge([arm.candidate.features for arm in self.arms])
+
+    @cached_property
+    def worth(self) -> np.ndarray:
+        """What each arm's effect is expected to be worth, nats: a gain counts as far as its run is likely to end."""
+        mean, _ = self.effects
+        return np.where(mean > 0, mean * (1.0 - self.p_diverge), mean)
+
+    @cached_property
+    def finished(self) -> Counter[str]:
+        """Completed search runs by recipe id: those of the proof, on seeds of its own, are no evidence here."""
+        return Counter(t.recipe_id for t in self.state.trials.values() if t.outcome == "completed" and t.seed < SEEDS)
+
+    @cached_property
+    def fallen(self) -> set[str]:
+        """Recipes whose runs diverged, failed or ran out of time, and none has finished: they lead nowhere as yet."""
+        bad = {t.recipe_id for t in self.state.trials.values() if t.outcome in ("diverged", "failed", "timeout")}
+        return {recipe_id for recipe_id in bad if not self.finished[recipe_id]}
+
+    @cached_property
+    def over(self) -> dict[str, list[Trial]]:
+        """Runs that are over, by recipe id; an interrupted one is not."""
+        found: dict[str, list[Trial]] = {}
+        for trial in self.state.trials.values():
+            if trial.outcome in FINAL:
+                found.setdefault(trial.recipe_id, []).append(Trial(trial.recipe_id, trial.horizon, trial.seed))
+        return found
+
+    @cached_property
+    def running(self) -> list[Trial]:
+        """Runs in flight."""
+        return [Trial(t.recipe_id, t.horizon, t.seed) for t in self.state.trials.values() if t.outcome == "running"]
+
+    def broken(self, recipe_id: str) -> bool:
+        """Whether a recipe failed or ran out of time: it is not tried again."""
+        return recipe_id in self._broken
+
+    @cached_property
+    def _broken(self) -> set[str]:
+        return {t.recipe_id for t in self.state.trials.values() if t.outcome in ("failed", "timeout")}
+
+    def view(self) -> Knowledge:
+        """What proposers may know."""
+        mean, sd = self.effects
+        known = [Known(a.recipe_id, a.name, a.recipe, a.parts, float(m), float(s), self.finished[a.recipe_id], float(w))
+                 for a, m, s, w in zip(self.arms, mean, sd, self.worth, strict=True)
+                 if a.recipe_id not in self.fallen]
+        known.sort(key=lambda k: -k.worth)
+        return Knowledge(self.belief.track, known, frozenset(self.state.proposals))

@@ -1,0 +1,141 @@
+"""Which run comes next: of the arms that may still be best, the one that tells and gains most per second."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import numpy as np
+
+from research.contract.proposal import FROM, INBOX
+from research.contract.track import TimeToTarget
+from research.contract.trial import Trial
+from research.decide.belief import SEEDS, Arm, Snapshot
+from research.decide.price import Prices
+from research.learn import allocate
+
+POOL = 40  # candidates that compete for the next run
+STRONG = 2.0  # standard deviations that make up "may still be best"
+
+Chosen = tuple[Trial, dict[str, Any]]  # a run, and the body of its `decision` event
+
+
+def pool(now: Snapshot) -> list[int]:
+    """The arms that compete: the base, those in flight, and those that may still be best."""
+    worth, (_, sd) = now.worth, now.effects
+    busy = {trial.recipe_id for trial in now.running}
+    ranked = sorted(range(1, len(now.arms)), key=lambda i: -(worth[i] + STRONG * sd[i]))
+    kept = [i for i in ranked if not now.broken(now.arms[i].recipe_id)][:POOL]
+    return [0, *dict.fromkeys([*(i for i in ranked if now.arms[i].recipe_id in busy), *kept])]
+
+
+def contenders(now: Snapshot) -> int:
+    """Accepted arms without a run that may well be better than the best that has run."""
+    worth, (_, sd) = now.worth, now.effects
+    busy = {trial.recipe_id for trial in now.running}
+    tried = [rid in now.over or rid in busy for rid in (arm.recipe_id for arm in now.arms)]
+    best = max((float(w) for w, ran in zip(worth, tried, strict=True) if ran), default=0.0)
+    return sum(not ran and w + s > best for ran, w, s in zip(tried[1:], worth[1:], sd[1:], strict=True))
+
+
+def rewards(now: Snapshot, lanes: Collection[str]) -> list[allocate.Reward]:
+    """What each finished run added to the best effect so far, by lane, in the order of the ledger."""
+    best, found, base = 0.0, [], now.arms[0].recipe_id
+    split = now.belief.track.splits.search
+    for trial in now.state.trials.values():
+        lane = now.state.proposals.get(trial.recipe_id, {}).get("proposal", {}).get("lane")
+        level = now.state.losses(base, trial.horizon, split).get(trial.seed)
+        if trial.loss and level is not None and lane in lanes:
+            effect = level - trial.loss[split]
+            device_s = (trial.result or {}).get("device_s") or 1.0
+            found.append(allocate.Reward(lane, max(0.0, effect - best), device_s))
+            best = max(best, effect)
+    return found
+
+
+def untimed(prices: Prices) -> bool:
+    """Whether nobody can run yet but the base, whose steps set everybody's time."""
+    return isinstance(prices.snapshot.belief.track.objective, TimeToTarget) and prices.base_step_s is None
+
+
+def fitting(prices: Prices, worker: int, left_s: float) -> list[float]:
+    """The horizons at which a run of the base fits into the time left."""
+    base, horizons = prices.snapshot.arms[0], prices.snapshot.belief.track.horizons
+    return [h for h in horizons if prices.wall_s(base, h, worker) <= left_s]
+
+
+def promised(prices: Prices, worker: int, left_s: float) -> Chosen | None:
+    """The first run of the oldest proposal from the inbox that has none; at most every second search run is one.
+
+    At the shortest horizon, where the base goes first; one that was interrupted is still owed. Before them comes
+    the incumbent of an earlier session: all are measured against it.
+    """
+    now = prices.snapshot
+    tried = {*now.over, *(trial.recipe_id for trial in now.running)}
+    owed = [a for a in now.arms if a.lane in (FROM, INBOX) and a.recipe_id not in tried]
+    arm = min(owed, key=lambda a: a.lane != FROM, default=None)
+    horizon = min(now.belief.track.horizons)
+    kept = sum(bool(e.body.get("promised")) for e in now.state.decisions)
+    searched = sum(e.body["purpose"] == "search" for e in now.state.decisions)
+    if arm is None or now.broken(now.arms[0].recipe_id) or 2 * kept > searched:
+        return None
+    if prices.wall_s(arm, horizon, worker) > left_s:
+        return None
+    if (base := _base_first(now, worker, left_s, f"the base for {arm.name}")) or untimed(prices):
+        return base
+    return Trial(arm.recipe_id, horizon, 0), {
+        "purpose": "search", "promised": True, "worker": worker, "left_s": left_s, "as_of": now.state.seq,
+        "why": f"first run of {arm.name}, {'the incumbent' if arm.lane == FROM else 'proposed from outside'}"}
+
+
+def _base_first(now: Snapshot, worker: int, left_s: float, why: str) -> Chosen | None:
+    """The base's run in the first cell, unless it is over or in flight."""
+    base = Trial(now.arms[0].recipe_id, min(now.belief.track.horizons), 0)
+    if base in now.running or base in now.over.get(base.recipe_id, ()):
+        return None
+    return base, {"purpose": "base", "worker": worker, "left_s": left_s, "as_of": now.state.seq, "why": why}
+
+
+def decide(prices: Prices, seed: int, worker: int, left_s: float) -> Chosen | None:
+    """The next search run; None if nothing fits into the time left.
+
+    Args: seed: the session's. worker: who will run it. left_s: seconds until the search must be over.
+    """
+    now = prices.snapshot
+    if untimed(prices):
+        return _base_first(now, worker, left_s, "its steps set the time that everybody gets")
+    arms, horizons = [now.arms[i] for i in pool(now)], fitting(prices, worker, left_s)
+    if not horizons or len(arms) < 2:
+        return None
+    number = {arm.recipe_id: n for n, arm in enumerate(arms)}
+
+    def runs(trials: Iterable[Trial]) -> list[allocate.Action]:
+        return [allocate.Action(number[t.recipe_id], t.horizon, t.seed) for t in trials if t.recipe_id in number]
+
+    chosen = allocate.choose(
+        now.fitted, [arm.candidate for arm in arms],
+        history=runs(t for trials in now.over.values() for t in trials), pending=runs(now.running),
+        horizons=horizons, max_seeds=SEEDS, epsilon=now.belief.track.epsilon,
+        cost_s=np.array([[prices.seconds(arm, h, worker) for h in horizons] for arm in arms]),
+        limit_s=left_s / prices.slowdown, names=[arm.recipe_id for arm in arms],
+        rng=np.random.default_rng([seed, now.state.seq]),
+    )
+    if chosen is None:
+        return None
+    trial = Trial(arms[chosen.action.candidate].recipe_id, chosen.action.horizon, chosen.action.seed)
+    return trial, {"purpose": chosen.purpose, "worker": worker, "left_s": left_s, "as_of": now.state.seq,
+                   **_reasons(now, arms, chosen)}
+
+
+def _reasons(now: Snapshot, arms: list[Arm], chosen: allocate.Decision) -> dict[str, Any]:
+    """What the winner was worth, and the runners-up, for the ledger."""
+    def scored(one: allocate.Scored) -> dict[str, Any]:
+        arm = arms[one.run.candidate]
+        return {"trial": Trial(arm.recipe_id, one.run.horizon, one.run.seed).key, "name": arm.name, "eig": one.eig,
+                "improvement": one.improvement, "cost_s": one.cost_s}
+
+    best, winner = chosen.winner, arms[chosen.winner.run.candidate]
+    mean, sd = (float(values[now.index[winner.recipe_id]]) for values in now.effects)
+    return {"eig": best.eig, "improvement": best.improvement, "cost_s": best.cost_s, "score": best.score,
+            "why": f"{winner.name}: effect {mean:+.3f} +- {sd:.3f}", "winner": scored(best),
+            "runners_up": [scored(one) for one in chosen.runners_up]}

@@ -1,0 +1,145 @@
+"""What a ledger claims follows from its results: ablations, seals, verifications and crowns, computed again.
+
+Each is what the loop's own code makes of the events before it. What no check can see is a ledger whose results, with
+their files, were rewritten as a whole: `research.replay` runs a trial again, and `research.share` evaluates what it
+publishes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxnano.config.base import ConfigError, validate
+from jaxnano.config.recipe import Recipe
+from research.contract.proposal import dead, parts_of
+from research.decide.ablation import Ablation, compared
+from research.decide.belief import Belief, Snapshot
+from research.decide.book import track_of
+from research.decide.proof import Proof
+from research.ledger import invariants
+from research.ledger.events import Event, Ledger
+from research.ledger.state import State
+
+CLOSE = 1e-6  # relative: another processor, or another SciPy, ends in other digits
+ROWS = ("effect", "interval", "p_value", "n")  # of an ablation's row
+
+
+def violations(ledger: Ledger, session: Path) -> Iterator[str]:
+    """One line for each rule that a ledger breaks, the claims and the dead edits in it too.
+
+    Args: session: the folder with trials/.
+    """
+    yield from invariants.violations(ledger, session)
+    events, _ = invariants.readable(ledger)
+    yield from broken_claims(events)
+    yield from _dead_edits(events)
+
+
+def broken_claims(events: Iterable[Event]) -> Iterator[str]:
+    """One line for each event that claims what does not follow from the events before it."""
+    checks = {"ablation": _ablation, "sealed": _sealed, "verification": _verification, "crowned": _crowned}
+    state, belief = State(), None
+    for event in events:
+        if event.kind in checks:
+            try:
+                belief = belief or Belief(track_of(state))
+                found = list(checks[event.kind](belief.at(state), event))
+            except (KeyError, TypeError, ValueError, AttributeError, AssertionError, LookupError) as error:
+                found = [f"cannot be computed again ({type(error).__name__}: {error})"]
+            yield from (f"event {event.seq} ({event.kind} {event.subject}): {line}" for line in found)
+        state.apply(event)
+
+
+def _ablation(snapshot: Snapshot, event: Event) -> Iterator[str]:
+    """What is tried, removed and kept follows too, but in a ledger of version 0.2, which decided otherwise. A row was
+    true when it was written first: later runs of the same recipes do not change it."""
+    if "more" in event.body:
+        yield from _differences(Ablation(snapshot, event.subject).settle(), event.body)
+        return
+    split = snapshot.belief.track.splits.search
+    before = snapshot.state.ablations.get(event.subject, {"rows": []})
+    known = [{name: row.get(name) for name in ("part", "recipe_id", "of", *ROWS)} for row in before["rows"]]
+    for row in event.body["rows"]:
+        if {name: row.get(name) for name in ("part", "recipe_id", "of", *ROWS)} in known:
+            continue
+        less, full = (snapshot.state.losses(recipe, 1.0, split)
+                      for recipe in (row["recipe_id"], row.get("of", event.subject)))
+        common = sorted(less.keys() & full.keys())
+        gap = float(np.mean([less[seed] - full[seed] for seed in common])) if common else None
+        expected = {"effect": gap} | {name: value for name, value in compared(less, full).items() if name in ROWS}
+        yield from _differences(expected, row, f"part {row['part']}: ")
+
+
+def _sealed(snapshot: Snapshot, event: Event) -> Iterator[str]:
+    track, state = snapshot.belief.track, snapshot.state
+    if track.identity != state.session["track_hash"]:
+        yield f"the session's contract is {track.identity[:12]}, its track_hash says {state.session['track_hash'][:12]}"
+    proof = _proof(snapshot, event)
+    yield from _differences(proof.seal(snapshot.incumbent, event.body.get("best_single")), event.body)
+    if proof.final != event.subject:
+        yield f"the ablation ended in {proof.final}"
+
+
+def _verification(snapshot: Snapshot, event: Event) -> Iterator[str]:
+    proof = _proof(snapshot, event)
+    assert proof.sealed is not None
+    yield from _differences(proof.verify(), event.body)
+    if proof.sealed.subject != event.subject:
+        yield f"{proof.sealed.subject} was sealed"
+
+
+def _crowned(snapshot: Snapshot, event: Event) -> Iterator[str]:
+    passed = [e for e in snapshot.state.verifications if e.subject == event.subject and e.body["passed"]]
+    if not passed:
+        return  # the order of events is looked at elsewhere
+    proof = _proof(snapshot, passed[-1])
+    assert proof.sealed is not None and proof.shipped is not None
+    expected = {"trial": proof.shipped.key} | ({"seed": proof.shipped.seed} if "seed" in event.body else {})
+    yield from _differences(expected, event.body)
+    if proof.sealed.body["incumbent"] != snapshot.incumbent:
+        yield f"it beat {proof.sealed.body['incumbent']}, but {snapshot.incumbent} was to be beaten"
+
+
+def _proof(snapshot: Snapshot, event: Event) -> Proof:
+    """The proof that a `sealed` or `verification` event belongs to."""
+    named = [e for e in snapshot.state.nominated if e.body["number"] == event.body["nomination"]]
+    return Proof(snapshot, named[0].subject, named[0].body)
+
+
+def _differences(expected: Any, found: Any, path: str = "") -> Iterator[str]:
+    """Where what was written is not what was expected; more than that may be there."""
+    if isinstance(expected, Mapping):
+        for name, value in expected.items():
+            there = found.get(name) if isinstance(found, Mapping) else None
+            yield from _differences(value, there, f"{path}.{name}" if path and path[-1] != " " else f"{path}{name}")
+    elif isinstance(expected, list | tuple) and isinstance(found, list) and len(expected) == len(found):
+        for place, (one, other) in enumerate(zip(expected, found, strict=True)):
+            yield from _differences(one, other, f"{path}.{place}")
+    elif not _same(expected, found):
+        yield f"{path} is {found!r}, from the results it is {expected!r}"
+
+
+def _same(expected: Any, found: Any) -> bool:
+    if isinstance(expected, float) and isinstance(found, float):
+        return math.isclose(expected, found, rel_tol=CLOSE, abs_tol=1e-12)
+    return type(expected) is type(found) and expected == found
+
+
+def _dead_edits(events: list[Event]) -> Iterator[str]:
+    """What was accepted changes how the base trains, edit by edit."""
+    accepted = {event.subject for event in events if event.kind == "verdict" and event.body["accepted"]}
+    base = None
+    for event in (e for e in events if e.kind == "proposal" and e.subject in accepted):
+        try:
+            parts = parts_of(event.body["proposal"])
+            if not parts and base is None:
+                base = validate(Recipe, event.body["recipe"])
+            for problem in dead(base, parts) if base is not None else ():
+                yield f"event {event.seq}: proposal {event.subject} has a dead edit, {problem}"
+        except (ConfigError, KeyError, TypeError):
+            continue  # what is wrong with it is another rule's finding

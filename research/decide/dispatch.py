@@ -1,0 +1,150 @@
+"""The runs in flight: workers are given theirs, what they say is taken in, and runs that broke are ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxnano.config.base import dump
+from research.contract.trial import Trial
+from research.decide.book import Book
+from research.decide.price import PATIENCE_S
+from research.decide.retry import Retries
+from research.execute import Executor, Job, Message
+from research.execute.trial import TARGET
+from research.learn import watch
+
+NEW = -1  # a worker that has compiled nothing, to prices
+
+
+@dataclass
+class Flight:
+    """A run in flight. cancelled: why it was told to stop. audited: why it was not, though hopeless: to audit kills."""
+
+    trial: Trial
+    purpose: str
+    attempt: int
+    started_s: float
+    predicted_s: float
+    curve: list[tuple[float, float]] = field(default_factory=list)
+    messages_s: list[float] = field(default_factory=list)
+    tokens_per_s: float = 0.0
+    first_message_s: float | None = None
+    cancelled: watch.Finding | None = None
+    audited: watch.Finding | None = None
+
+
+class Dispatcher:
+    """Who runs what. stopping: whether nothing new may start, and what runs is to end."""
+
+    def __init__(self, book: Book, executor: Executor):
+        self.book, self.executor = book, executor
+        self.flights: dict[int, Flight] = {}
+        self.retries, self.stopping = Retries(), False
+        self._new: set[int] = set()  # workers whose process has had no run yet
+
+    @property
+    def idle(self) -> list[int]:
+        """Workers that are there and have nothing to do."""
+        return [w for w in range(self.executor.workers) if w not in self.flights and self.executor.present(w)]
+
+    def priced(self, worker: int) -> int:
+        """The worker as prices see it: what a process had compiled that has been replaced since is gone."""
+        return NEW if worker in self._new else worker
+
+    def send(self, worker: int, trial: Trial, decision: dict[str, Any], *, shipped: bool, left_s: float) -> None:
+        """Have a worker run a trial; its decision is an event first.
+
+        Args: shipped: whether its checkpoint is wanted. left_s: of the session; after it nobody needs the run.
+        """
+        state, track, prices = self.book.state, self.book.track, self.book.prices
+        arm = prices.snapshot.arms[prices.snapshot.index[trial.recipe_id]]
+        steps = track.steps(arm.recipe, trial.horizon)
+        predicted_s = prices.wall_s(arm, trial.horizon, self.priced(worker))
+        attempt = len(state.trials[trial.key].attempts) + 1 if trial.key in state.trials else 1
+        splits = {track.splits.search: track.eval_tokens}
+        if decision["purpose"] == "verify":
+            splits = {track.splits.protected: track.proof_tokens} | splits
+        folder = self.book.session.trial_dir(trial.key)
+        self.book.record("decision", trial.key, decision)
+        self.book.record("attempt", trial.key, {
+            "attempt": attempt, "worker": worker, "pid": self.executor.pid(worker), **trial._asdict(),
+            "purpose": decision["purpose"], "splits": splits, "steps": steps})
+        told = state.proposals[trial.recipe_id]["proposal"]
+        about = {"recipe": trial.recipe_id, "name": told["name"], "hypothesis": told["hypothesis"]}
+        args = {"recipe": dump(arm.recipe), "total_steps": steps, "seconds": prices.budget_s(arm, trial.horizon),
+                "seed": trial.seed, "splits": splits, "data_hash": state.session["data_hash"],
+                "checkpoint": str(folder / "checkpoint") if shipped else None}
+        self.executor.submit(worker, Job(id=trial.key, attempt=attempt, dir=str(folder), target=TARGET, about=about,
+                                         args=args))
+        self._new.discard(worker)
+        self.flights[worker] = Flight(trial, decision["purpose"], attempt, time.monotonic(), predicted_s)
+        self.flights[worker].first_message_s = max(min(PATIENCE_S.values()), min(prices.first_message_s(arm), left_s))
+
+    def handle(self, message: Message) -> None:
+        """Take in what a worker says."""
+        if message.kind == "ready":
+            self._new.add(message.worker)
+        flight = self.flights.get(message.worker)
+        if flight is None or (message.id, message.attempt) != (flight.trial.key, flight.attempt):
+            return
+        if message.kind == "progress":
+            now, loss = time.monotonic(), message.body["loss"]
+            flight.curve.append((message.body["progress"], float("nan") if loss is None else loss))
+            flight.messages_s.append(now)
+            flight.tokens_per_s = message.body["tokens_per_s"] or 0.0
+            return
+        if message.kind in ("result", "died"):
+            del self.flights[message.worker]
+            self._result(flight, message.body if message.kind == "result" else self._death(flight, message))
+
+    def _death(self, flight: Flight, message: Message) -> dict[str, Any]:
+        if flight.cancelled is not None and not message.body.get("lost"):  # a lost machine stalls before it is missed
+            return {"outcome": "timeout", "reason": flight.cancelled.reason}
+        if self.stopping:
+            return {"outcome": "interrupted", "reason": self.retries.trouble or "stopped by the user"}
+        return {"outcome": "interrupted"} | message.body
+
+    def _result(self, flight: Flight, result: Mapping[str, Any]) -> None:
+        body = dict(result) | {"attempt": flight.attempt}
+        if flight.cancelled is not None and body["outcome"] == "killed":
+            verdict = flight.cancelled
+            body["outcome"] = "diverged" if verdict.kind in ("nan", "diverged") else "killed"
+            body |= {"reason": f"{verdict.kind}: {verdict.reason}", "curve": flight.curve,
+                     "predicted": [verdict.final_mean, verdict.final_sd] if verdict.final_sd else None}
+        if flight.audited is not None:
+            body["audit"] = {"predicted": [flight.audited.final_mean, flight.audited.final_sd]}
+        key, purpose = flight.trial.key, flight.purpose
+        self.book.record("result", key, self.retries.judge(self.book.state, key, purpose, body))
+        self.stopping = self.stopping or bool(self.retries.trouble)
+
+    def watch(self) -> None:
+        """End runs that broke or are too late."""
+        for worker, flight in self.flights.items():
+            if flight.cancelled is not None:
+                continue
+            running = watch.Running(flight.curve, flight.started_s, flight.predicted_s, flight.messages_s,
+                                    flight.first_message_s)
+            judged = self.book.state.session.get("kills") and flight.purpose == "search"
+            references = self._references(flight.trial) if judged else []
+            verdict = watch.watch(running, references, time.monotonic())
+            if verdict.kind == "hopeless" and watch.is_audited(flight.trial.key):
+                flight.audited = flight.audited or verdict
+            if verdict.kind == "ok" or (verdict.kind == "hopeless" and flight.audited is not None):
+                continue
+            flight.cancelled = verdict
+            if verdict.kind in ("stalled", "timeout"):
+                self.executor.kill(worker)
+            else:
+                self.executor.cancel(worker, verdict.reason)
+
+    def _references(self, trial: Trial) -> list[watch.Reference]:
+        return [watch.Reference(t.result["curve"], t.loss[self.book.track.splits.search])
+                for t in self.book.state.trials.values()
+                if t.loss and (t.horizon, t.seed) == (trial.horizon, trial.seed) and t.result]
+
+    def trials(self) -> set[Trial]:
+        """What runs now."""
+        return {flight.trial for flight in self.flights.values()}

@@ -1,0 +1,128 @@
+"""What comes in: the lanes are asked by their shares, and the gate judges theirs and others' proposals."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from jaxnano.config.base import ConfigError, Problem, dump, validate
+from jaxnano.config.recipe import Recipe, recipe_id
+from research.contract.gate import Gate, Verdict
+from research.contract.proposal import FROM, INBOX, LLM, Proposal, build, parts_of, proposal_of
+from research.contract.track import Track
+from research.decide.book import Book
+from research.decide.choose import contenders, rewards
+from research.lanes.protocol import Beside, Proposer
+from research.learn import allocate
+
+ROOM, JUDGE_S = 256, 1.0  # submitted proposals that may wait for a run; seconds for judging at a time
+STOCK, REFILL = 24, 3  # arms without a run that may be the next best; proposals asked for at a time
+
+
+def base_proposal(track: Track) -> Proposal:
+    """The base as the first proposal of a session."""
+    return Proposal("base", (), track.summary, "base", track.base)
+
+
+class Intake:
+    """Turns proposals into verdicts. Both are events; an accepted recipe is an arm from then on."""
+
+    def __init__(self, book: Book, gate: Gate, lanes: Mapping[str, Proposer]):
+        self.book, self.gate, self.lanes = book, gate, lanes
+        self._stocked = 0  # the state the lanes were last asked about
+
+    def take_up(self) -> None:
+        """At the start: know what was accepted before, and propose the base."""
+        for arm in self.book.snapshot.arms:
+            self.gate.remember(arm.recipe)
+        base = self.book.track.base_recipe
+        if recipe_id(base) not in self.book.state.accepted:
+            self._submit(base_proposal(self.book.track), base, Verdict(base))
+        inherited = self.book.state.session.get("inherited")
+        if inherited and self.book.state.session["incumbent"] not in self.book.state.accepted:
+            body, recipe = inherited["proposal"], validate(Recipe, inherited["recipe"])
+            self._submit(Proposal(body["name"], parts_of(body), body["hypothesis"], FROM, body["origin"]), recipe,
+                         Verdict(recipe))
+        self.judge()
+
+    def stock(self) -> None:
+        """Ask the lanes, by their shares, while fewer arms than STOCK may be the next best; a few at a time.
+
+        The same state gets the same answers, so it is asked once.
+        """
+        state, snapshot = self.book.state, self.book.snapshot
+        if state.seq == self._stocked:
+            return
+        asked: dict[str, int] = {}
+        for body in state.proposals.values():
+            asked[body["proposal"]["lane"]] = asked.get(body["proposal"]["lane"], 0) + 1
+        view, earned, open_ = snapshot.view(), rewards(snapshot, self.lanes), list(self.lanes)
+        for _ in range(min(STOCK - contenders(snapshot), STOCK if not state.decisions else REFILL)):
+            proposal = None
+            while open_ and proposal is None:
+                lane = allocate.next_lane(allocate.share(open_, earned), asked)
+                asked[lane] = asked.get(lane, 0) + 1
+                proposal = self.lanes[lane].propose(view, np.random.default_rng([state.session["seed"], state.seq]))
+                if proposal is None:
+                    open_.remove(lane)
+            if proposal is not None:
+                self.consider(proposal)
+                view = replace(view, proposed=frozenset(state.proposals))
+        self._stocked = state.seq
+
+    @property
+    def expecting(self) -> bool:
+        """Whether a lane that works beside the loop may still bring proposals that the state does not hold."""
+        seq = self.book.state.seq
+        return any(lane.pending(seq) for lane in self.lanes.values() if isinstance(lane, Beside))
+
+    def consider(self, proposal: Proposal, **about: Any) -> Verdict:
+        """Judge a proposal and write down both. about: what the verdict's event holds beside."""
+        verdict = self.gate.judge_parts(proposal.parts)
+        try:
+            recipe = build(self.book.track.base_recipe, proposal.parts)
+        except ConfigError:
+            self.book.record("verdict", "", verdict.as_dict() | {"proposal": proposal.as_dict()} | about)
+            return verdict
+        self._submit(proposal, recipe, verdict, **about)
+        return verdict
+
+    def judge(self) -> None:
+        """Judge what a loop that died had proposed, and what others have submitted, for about JUDGE_S."""
+        state, until_s = self.book.state, time.monotonic() + JUDGE_S
+        for subject in [s for s in state.proposals if s not in state.judged]:
+            self._judged(subject, self.gate.judge(state.proposals[subject]["recipe"]))
+        waiting = state.unanswered()
+        known = {part for body in state.proposals.values() for part in parts_of(body["proposal"])} if waiting else set()
+        for number, body in waiting.items():
+            if time.monotonic() > until_s:
+                return  # the workers wait: the others come next time
+            try:
+                self._room()
+                proposal = proposal_of(body, self.book.track, known)
+                if self.consider(proposal, submission=number).accepted:
+                    known.update(proposal.parts)
+            except ConfigError as error:
+                self.book.record("verdict", "", Verdict(None, error.problems).as_dict() | {"submission": number})
+
+    def _room(self) -> None:
+        """Raises: ConfigError while so many proposals from outside wait for a run that the belief would slow down."""
+        state, ran = self.book.state, {trial.recipe_id for trial in self.book.state.trials.values()}
+        waiting = sum(subject in state.accepted and subject not in ran and body["proposal"]["lane"] in (INBOX, LLM)
+                      for subject, body in state.proposals.items())
+        if waiting >= ROOM:
+            raise ConfigError([Problem("", waiting, f"fewer than {ROOM} proposals may wait for a run; later would do")])
+
+    def _submit(self, proposal: Proposal, recipe: Recipe, verdict: Verdict, **about: Any) -> None:
+        body = {"proposal": proposal.as_dict(), "recipe": dump(recipe)}
+        self.book.record("proposal", recipe_id(recipe), body)
+        self._judged(recipe_id(recipe), verdict, **about)
+
+    def _judged(self, subject: str, verdict: Verdict, **about: Any) -> None:
+        self.book.record("verdict", subject, verdict.as_dict() | about)
+        if verdict.recipe is not None:
+            self.gate.remember(verdict.recipe)

@@ -1,0 +1,104 @@
+"""The session's time: how much is left, how long a proof takes, and when it must begin."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from jaxnano.config.base import dump
+from jaxnano.config.recipe import recipe_id
+from research.contract.track import Track
+from research.decide.ablation import REPLICATES
+from research.decide.belief import Belief, Snapshot
+from research.decide.choose import fitting, untimed
+from research.decide.intake import base_proposal
+from research.decide.price import Prices
+from research.ledger.state import State
+
+REPORT_S = 15.0  # kept back for the champion's folder and the report
+MARGIN = 1.15  # on the predicted time of an ablation
+LEAST_PROOF = 0.5  # share of a verification's predicted time under which it is not begun
+MOST_PROOF = 0.75  # share of a round that the proof may keep from the search: without one there is nothing to prove
+ROUND_MINUTES = 20.0  # a longer session proves a candidate about so often
+TENTHS = 10  # of a minute, in which the least time is told
+
+
+def unbegun(track: Track, session: Mapping[str, Any]) -> Snapshot:
+    """The belief of a session, its event's body given, that knows the base and nothing else."""
+    base, state = recipe_id(track.base_recipe), State(session=dict(session))
+    state.proposals[base] = {"proposal": base_proposal(track).as_dict(), "recipe": dump(track.base_recipe)}
+    state.accepted.add(base)
+    return Belief(track).at(state)
+
+
+def minutes_left(state: State) -> float:
+    """What a session that is resumed without --minutes has left."""
+    return max(0.0, state.session["minutes"] - state.wall_s / 60)
+
+
+def least_minutes(snapshot: Snapshot, workers: int, minutes: float) -> float:
+    """`minutes` if a run of the base fits into them beside proof and report, else the next that would do, in tenths.
+
+    The one that is told has a tenth to spare, for what comes before the first run.
+    """
+    prices = Prices(snapshot if snapshot.arms else unbegun(snapshot.belief.track, snapshot.state.session))
+
+    def fits(minutes: float) -> bool:
+        plan = Plan(snapshot.belief.track, workers, 60 * minutes)
+        left_s = plan.search_left_s(prices, 1)
+        return left_s > 0 and (untimed(prices) or bool(fitting(prices, 0, left_s)))
+
+    if fits(minutes):
+        return minutes
+    tenths = int(TENTHS * minutes)
+    while not (fits(tenths / TENTHS) and fits((tenths + 1) / TENTHS)):  # where a proof begins to fit, search shrinks
+        tenths += max(1, tenths // 100)  # a hundredth more than the least does no harm to somebody's hours
+    return (tenths + 1) / TENTHS
+
+
+def resuming(snapshot: Snapshot, session: object = "SESSION") -> str:
+    """The command that goes on with a session, with the time that it has to be given where too little is left."""
+    left = minutes_left(snapshot.state)
+    least = least_minutes(snapshot, snapshot.state.session["workers"], left)
+    return f"python -m research.loop --resume --session {session}" + (f" --minutes {least:g}" if least > left else "")
+
+
+class Plan:
+    """Time from now until the report must be there.
+
+    Args: workers: how many run at once. budget_s: seconds, report included.
+    """
+
+    def __init__(self, track: Track, workers: int, budget_s: float):
+        self.track, self.workers = track, workers
+        self.start_s, self.end_s = time.monotonic(), budget_s - REPORT_S
+        self.rounds = max(1, round(budget_s / 60 / ROUND_MINUTES))
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the report must begin."""
+        return self.end_s - (time.monotonic() - self.start_s)
+
+    def search_left_s(self, prices: Prices, round_: int) -> float:
+        """Seconds of search left in a round (1, 2, ...), less the proof's share; all there are if no proof fits."""
+        if self.too_late(prices):
+            return self.left_s
+        after_s = self.end_s * (1.0 - min(1.0, round_ / self.rounds))
+        return self.left_s - after_s - min(self.proof_s(prices), MOST_PROOF * self.end_s / self.rounds)
+
+    def too_late(self, prices: Prices) -> bool:
+        """Whether a verification begun now would far outlast the session."""
+        return self.left_s < LEAST_PROOF * self.verification_s(prices)
+
+    def proof_s(self, prices: Prices) -> float:
+        """Predicted seconds from nomination to verdict for the present best."""
+        best = prices.snapshot.view().best
+        parts = len(best.parts) if best else 0
+        ablation_s = REPLICATES * (parts + 3) * prices.full_run_s + (parts + 2) * prices.compile_s
+        return MARGIN * prices.slowdown * ablation_s / self.workers + self.verification_s(prices)
+
+    def verification_s(self, prices: Prices) -> float:
+        """Predicted seconds of a verification: incumbent, candidate and best single idea on n seeds."""
+        runs = 3 * self.track.significance.n + self.workers
+        return prices.slowdown * runs * prices.full_run_s / self.workers

@@ -1,0 +1,109 @@
+"""What a run costs: predicted from what this session has measured, compiling included."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from research.contract.track import TimeToTarget
+from research.decide.belief import Arm, Snapshot
+
+COMPILE_S, SECONDS_PER_FLOP, ON_ACCELERATOR = 8.0, 3e-12, 1e-14  # before anything was measured
+IN_MEMORY, ON_DISK = 0.05, 0.4  # shares of compiling where this worker, or another one, did it before
+PATIENCE_S = {"cpu": 120.0}  # at least, for the first message of a run, by backend; it tells that a run has compiled
+LONG_PATIENCE_S, PATIENT = 1800.0, 4.0  # on another backend, or before anything was measured; compile times to wait
+START_S = 0.3  # of a run, beside training
+SLOWDOWN, FIRST_RUNS = 1.2, 4  # seconds per device-second before anything was measured; runs in which workers import
+
+
+@dataclass
+class Prices:
+    """Seconds of runs, as of one snapshot."""
+
+    snapshot: Snapshot
+
+    def seconds(self, arm: Arm, horizon: float, worker: int) -> float:
+        """Predicted device-seconds of a run, compiling included where the structure is new to the worker."""
+        seen = self._compiled.get(arm.structure)
+        share = 1.0 if seen is None else IN_MEMORY if worker in seen else ON_DISK  # another worker's program is on disk
+        trained_s = self.budget_s(arm, horizon) or self.snapshot.belief.steps(arm, horizon) * arm.flops * self._rates[0]
+        return trained_s + share * self.compile_s + START_S
+
+    def wall_s(self, arm: Arm, horizon: float, worker: int) -> float:
+        """Predicted seconds until a run begun now is over: its device-seconds, as slow as this machine is."""
+        return self.slowdown * self.seconds(arm, horizon, worker)
+
+    def budget_s(self, arm: Arm, horizon: float) -> float | None:
+        """Seconds a run may train for, where the track's budget is time; the base's steps set it where it is theirs."""
+        track = self.snapshot.belief.track
+        by_base = isinstance(track.objective, TimeToTarget)
+        return None if by_base and arm is self.snapshot.arms[0] else track.seconds(horizon, self.base_step_s)
+
+    @cached_property
+    def base_step_s(self) -> float | None:
+        """Seconds of the base's step, the median over its runs; None before the first."""
+        base = self.snapshot.arms[0]
+        rates = [t.result["tokens_per_s"] for t in self.snapshot.state.trials.values()
+                 if t.recipe_id == base.recipe_id and t.loss and t.result and t.result["tokens_per_s"]]
+        return base.recipe.data.batch * base.recipe.data.length / float(np.median(rates)) if rates else None
+
+    @cached_property
+    def _compiled(self) -> dict[str, set[int]]:
+        """The workers whose present process was given each structure; none where only others, now gone, were."""
+        found: dict[str, set[int]] = {}
+        attempts = sorted((a for t in self.snapshot.state.trials.values() for a in t.attempts), key=lambda a: a.seq)
+        latest = {a.worker: 0 if "exit" in (a.result or {}) else a.pid for a in attempts}  # 0: it died with its run
+        for trial in self.snapshot.state.trials.values():
+            if (arm := self.snapshot.arm(trial.recipe_id)) is not None:
+                found.setdefault(arm.structure, set()).update(
+                    a.worker for a in trial.attempts if a.pid and a.pid == latest[a.worker])
+        return found
+
+    @property
+    def compile_s(self) -> float:
+        """Predicted seconds to compile a structure nobody has seen."""
+        return self._rates[1]
+
+    def first_message_s(self, arm: Arm) -> float:
+        """How long a run may be silent at its start: it compiles, a deeper model for longer.
+
+        Before a run has told how long that takes here, long: a base that is given up ends the session.
+        """
+        done = [t.result for t in self.snapshot.state.trials.values() if t.loss and t.result]
+        if not done:
+            return LONG_PATIENCE_S
+        deeper = max(1.0, arm.recipe.model.depth / self.snapshot.arms[0].recipe.model.depth)
+        least = max(PATIENCE_S.get(r.get("fingerprint", {}).get("backend", "cpu"), LONG_PATIENCE_S) for r in done)
+        return max(least, PATIENT * deeper * max(r.get("compile_s") or 0.0 for r in done))
+
+    @property
+    def full_run_s(self) -> float:
+        """Predicted seconds of a compiled full-horizon run; the budget is the same for all recipes."""
+        track = self.snapshot.belief.track
+        flops = track.full_steps * track.base_cost.flops_per_step
+        return (track.seconds(1.0, self.base_step_s) or flops * self._rates[0]) + START_S
+
+    @cached_property
+    def _rates(self) -> tuple[float, float]:
+        """Measured device-seconds per FLOP and seconds to compile, medians."""
+        rates, compiles = [], []
+        for trial in self.snapshot.state.trials.values():
+            result, arm = trial.result, self.snapshot.arm(trial.recipe_id)
+            if arm and result and result["outcome"] == "completed" and result.get("device_s"):
+                tokens = arm.recipe.data.batch * arm.recipe.data.length
+                if result["tokens_per_s"]:
+                    rates.append(tokens / (result["tokens_per_s"] * arm.flops))
+                compiles += [result["compile_s"]] if result["compile_s"] > 1.0 else []
+        guess = ON_ACCELERATOR if self.snapshot.state.session.get("accelerator") else SECONDS_PER_FLOP
+        return (float(np.median(rates)) if rates else guess,
+                float(np.median(compiles)) if compiles else COMPILE_S)
+
+    @cached_property
+    def slowdown(self) -> float:
+        """Seconds that pass per device-second of a run, at the median: above 1 where others use the machine."""
+        ratios = [t.result["wall_s"] / t.result["device_s"] for t in self.snapshot.state.trials.values()
+                  if t.loss and t.result and t.result.get("device_s") and t.result.get("wall_s")]
+        ratios = ratios[FIRST_RUNS:]  # a worker's first run imports what it needs
+        return max(1.0, float(np.median(ratios))) if ratios else SLOWDOWN

@@ -1,0 +1,163 @@
+"""From the best candidate to a record: replicate, ablate, seal, verify on fresh seeds. A pure fold of the ledger.
+
+`wanted` lists the runs the present stage still needs; when none is left, `Ablation.settle`, `seal` and `verify` make
+the event that comes next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from research.contract.track import StepsToTarget, TimeToTarget
+from research.contract.trial import FRESH, Trial
+from research.decide.ablation import Ablation, compared
+from research.decide.belief import Arm, Snapshot
+from research.learn.compare import alpha_for_attempt
+
+
+@dataclass
+class Proof:
+    """The proof of the candidate nominated last. snapshot: the belief now. nominated: the event's body."""
+
+    snapshot: Snapshot
+    recipe_id: str
+    nominated: Mapping[str, Any]
+
+    @property
+    def _state(self):
+        return self.snapshot.state
+
+    @property
+    def candidate(self) -> Arm:
+        """The nominated arm."""
+        return self._arm(self.recipe_id)
+
+    def _arm(self, recipe_id: str) -> Arm:
+        return self.snapshot.arms[self.snapshot.index[recipe_id]]
+
+    @property
+    def ablation(self) -> Ablation:
+        """Which of its parts earn their place, as far as that is known."""
+        return Ablation(self.snapshot, self.recipe_id)
+
+    @property
+    def final(self) -> str | None:
+        """The recipe to seal, once the ablation is settled."""
+        return self.ablation.final
+
+    @property
+    def sealed(self):
+        """The seal's event, if there is one for this nomination."""
+        return next((e for e in self._state.sealed if e.body["nomination"] == self.nominated["number"]), None)
+
+    @property
+    def verified(self):
+        """The verification's event, if there is one for this nomination."""
+        return next((e for e in self._state.verifications if e.body["nomination"] == self.nominated["number"]), None)
+
+    @property
+    def done(self) -> bool:
+        """Whether the verification spoke, or before the seal only the incumbent was left, or a person vetoed it."""
+        if self.verified is not None or self.sealed is not None:
+            return self.verified is not None
+        return self.final == self.snapshot.incumbent or self._state.review(self.final or self.recipe_id) == "veto"
+
+    def seeds(self) -> list[int]:
+        """Verification seeds: they follow from the seal itself, so nobody knew them before."""
+        assert self.sealed is not None
+        n = self.snapshot.belief.track.significance.n
+        text = f"{self.sealed.seq}:{self.sealed.time!r}:{self.sealed.subject}"
+        draws = (int.from_bytes(hashlib.sha256(f"{text}:{i}".encode()).digest()[:4]) for i in range(n))
+        return [FRESH + draw % 10**9 for draw in draws]
+
+    @property
+    def shipped(self) -> Trial | None:
+        """The verification run whose checkpoint is the champion's, once there is a seal."""
+        return Trial(self.sealed.subject, 1.0, self.seeds()[0]) if self.sealed is not None else None
+
+    def contenders(self) -> dict[str, str]:
+        """What the sealed recipe is run beside: the incumbent, and the best single catalogue idea: role -> id."""
+        assert self.sealed is not None
+        roles = {"incumbent": self.sealed.body["incumbent"], "candidate": self.sealed.subject}
+        single = self.sealed.body.get("best_single")
+        return roles | ({"best_single": single} if single else {})
+
+    def wanted(self) -> list[tuple[Trial, str]]:
+        """Runs of the present stage that are not over, in order, with their purpose."""
+        if self.verified is not None:
+            return []
+        if self.sealed is not None:
+            rivals = dict.fromkeys(self.contenders().values())
+            trials = [(Trial(rid, 1.0, s), "verify") for s in self.seeds() for rid in rivals]
+        else:
+            trials = self.ablation.wanted()
+        over = {t for trials_ in self.snapshot.over.values() for t in trials_}
+        return [(t, purpose) for t, purpose in trials if t not in over]
+
+    def losses(self, recipe_id: str, split: str) -> dict[int, float]:
+        """Full-horizon losses of a recipe by seed."""
+        return self._state.losses(recipe_id, 1.0, split)
+
+    def _fresh(self, recipe_id: str, split: str) -> dict[int, float]:
+        """Losses on this seal's seeds alone: an earlier attempt may have run the recipe on others."""
+        seeds = self.seeds()
+        return {seed: loss for seed, loss in self.losses(recipe_id, split).items() if seed in seeds}
+
+    def seal(self, incumbent: str, best_single: str | None) -> dict[str, Any]:
+        """The `sealed` event of attempt k, written before any fresh seed exists."""
+        k, rule = len(self._state.sealed) + 1, self.snapshot.belief.track.significance
+        return {"attempt": k, "alpha": alpha_for_attempt(k, rule.alpha), "n": rule.n, "incumbent": incumbent,
+                "best_single": best_single, "nomination": self.nominated["number"]}
+
+    def verify(self) -> dict[str, Any]:
+        """The `verification` event: the sealed test on the protected split, and what else is worth knowing."""
+        assert self.sealed is not None
+        seal, split = self.sealed.body, self.snapshot.belief.track.splits.protected
+        roles = self.contenders()
+        fresh = {role: self._fresh(rid, split) for role, rid in roles.items()}
+        candidate = fresh["candidate"]
+        body: dict[str, Any] = {"attempt": seal["attempt"], "alpha": seal["alpha"], "seeds": self.seeds(),
+                                "nomination": seal["nomination"], "passed": False, "comparisons": {}}
+        for role in ("incumbent", "best_single"):
+            if role in roles:
+                body["comparisons"][role] = compared(fresh[role], candidate, seal["attempt"])
+        body["losses"] = {role: _by_seed(losses) for role, losses in fresh.items()}
+        if isinstance(rule := self.snapshot.belief.track.objective, StepsToTarget | TimeToTarget):
+            body["official"] = rule.met(candidate.values())
+        test = body["comparisons"]["incumbent"]
+        complete = test.get("n") == seal["n"]  # a run of either that diverged leaves nothing proven
+        body["passed"] = bool(complete and test and test["p_value"] <= seal["alpha"] and test["effect"] > 0)
+        return body
+
+
+def _by_seed(losses: Mapping[int, float]) -> dict[str, float]:
+    return {str(seed): loss for seed, loss in losses.items()}
+
+
+def pending(snapshot: Snapshot, vetoed: bool = False) -> list[Proof]:
+    """Proofs that passed but crowned nobody yet, largest effect first.
+
+    What they beat is still the incumbent, and no person vetoed them; with `vetoed`, those too: the last word counts.
+    """
+    found = []
+    for event in (e for e in snapshot.state.verifications if e.body["passed"]):
+        named = next(e for e in snapshot.state.nominated if e.body["number"] == event.body["nomination"])
+        proof = Proof(snapshot, named.subject, named.body)
+        beaten = proof.sealed is not None and proof.sealed.body["incumbent"] == snapshot.incumbent
+        if beaten and (vetoed or snapshot.state.review(event.subject) != "veto"):
+            test = event.body.get("comparisons", {}).get("incumbent", {})  # outsiders do not see it
+            found.append((test.get("effect", 0.0), event.seq, proof))
+    return [proof for _, _, proof in sorted(found, reverse=True, key=lambda row: row[:2])]
+
+
+def best_single(snapshot: Snapshot) -> str | None:
+    """The catalogue idea that does best alone: of those that finished a run at the full horizon, else of any."""
+    split = snapshot.belief.track.splits.search
+    singles = [i for i, a in enumerate(snapshot.arms) if a.lane == "catalogue" and len(a.parts) == 1
+               and snapshot.finished[a.recipe_id] and not snapshot.broken(a.recipe_id)]
+    full = [i for i in singles if snapshot.state.losses(snapshot.arms[i].recipe_id, 1.0, split)]
+    ranked = sorted(full or singles, key=lambda i: -snapshot.worth[i])
+    return snapshot.arms[ranked[0]].recipe_id if ranked else None

@@ -1,0 +1,217 @@
+"""The scheduler: gives every idle worker its next run, of the search or of a proof, until nothing is left to do.
+
+It owns the loop and nothing else: beliefs are a function of the ledger, and everything it does is an event first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from research.contract.gate import Gate
+from research.contract.track import Track
+from research.contract.trial import Trial
+from research.decide.belief import Arm, Snapshot
+from research.decide.book import Book
+from research.decide.choose import decide, promised
+from research.decide.dispatch import Dispatcher, Flight
+from research.decide.intake import Intake
+from research.decide.plan import Plan
+from research.decide.proof import pending
+from research.decide.prove import Prover
+from research.decide.retry import unless_undecided
+from research.execute import Executor
+from research.lanes.protocol import Proposer
+from research.ledger.session import Session, read_result
+from research.ledger.state import State
+
+SEARCH = ("search", "base")  # purposes of the runs that --max-trials counts
+LONGEST_WAIT_S = 30.0  # for the last search runs before a nomination
+
+
+class Scheduler:
+    """One session's loop.
+
+    Args: session: locked. lanes: proposers by name. budget_s: seconds from now until the report must be there.
+    max_trials: search runs at most, or None. device_bytes: memory of one worker's device. on_change: called after
+    every step, for a display. on_crowned: called with a champion's folder and arm once it is in its place.
+    """
+
+    def __init__(self, session: Session, track: Track, executor: Executor, lanes: Mapping[str, Proposer], *,
+                 budget_s: float, max_trials: int | None = None, device_bytes: int | None = None,
+                 on_change: Any = None, on_crowned: Callable[[Path, Arm], None] = lambda folder, arm: None):
+        self.session, self.track, self.executor = session, track, executor
+        self.book = Book(session, track)
+        self.intake = Intake(self.book, Gate(track, device_bytes), lanes)
+        self.plan, self.max_trials = Plan(track, executor.workers, budget_s), max_trials
+        self.dispatcher = Dispatcher(self.book, executor)
+        self.prover = Prover(self.book, self.intake, self.plan, on_crowned)
+        self.on_change = on_change or (lambda scheduler: None)
+        self._nothing: dict[int, tuple[int, float]] = {}  # by worker: the state and time left that gave no search run
+        self._expecting = False  # whether proposals to search on with may come, as of this step
+        self._take_up()
+
+    @property
+    def state(self) -> State:
+        """The folded ledger."""
+        return self.book.state
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The belief now."""
+        return self.book.snapshot
+
+    @property
+    def flights(self) -> dict[int, Flight]:
+        """The runs in flight, by worker."""
+        return self.dispatcher.flights
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the loop is about to end, at somebody's word or because the machine fails."""
+        return self.dispatcher.stopping
+
+    @property
+    def trouble(self) -> str:
+        """What of the machine ended the loop, if it did."""
+        return self.dispatcher.retries.trouble
+
+    def record(self, kind: str, subject: str, body: Mapping[str, Any]) -> None:
+        """Append an event and take it into the state."""
+        self.book.record(kind, subject, body)
+
+    def _take_up(self) -> None:
+        """After a crash: judge what was not judged, ingest results that were written, mark what was not finished."""
+        if self.state.crowned:
+            self.prover.install()
+        self.intake.take_up()
+        for trial in list(self.state.trials.values()):
+            for attempt in trial.attempts:
+                if attempt.result is None:
+                    found = read_result(self.session.trial_dir(trial.key), attempt.number, trial.key)
+                    found = found or {"attempt": attempt.number, "outcome": "interrupted", "reason": "the loop ended"}
+                    self.record("result", trial.key, unless_undecided(attempt.purpose, found))
+        if (proof := self.prover.proof()) is not None:
+            self.prover.prepare(proof)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the report must begin."""
+        return self.plan.left_s
+
+    @property
+    def search_left_s(self) -> float:
+        """Seconds of search left in this round."""
+        return self.plan.search_left_s(self.book.prices, self.prover.round)
+
+    @property
+    def searching(self) -> bool:
+        """Whether search runs may still start in this round."""
+        return not self.stopping and self.search_left_s > 0 and self._trials_left
+
+    @property
+    def _trials_left(self) -> bool:
+        done = {e.subject for e in self.state.decisions if e.body["purpose"] in SEARCH}
+        return self.max_trials is None or len(done - {trial.key for trial in self._orphans()}) < self.max_trials
+
+    def _orphans(self) -> list[Trial]:
+        """Search runs whose worker was lost, in the order they were decided; nobody has taken them up again yet."""
+        return [Trial(t.recipe_id, t.horizon, t.seed) for t in self.state.trials.values()
+                if t.outcome == "interrupted" and t.attempts[-1].lost and t.attempts[-1].purpose in SEARCH]
+
+    def _search(self, worker: int, left_s: float) -> tuple[Trial, dict[str, Any]] | None:
+        """A run that lost its worker, the first one of an outsider's proposal whose turn it is, or else the search run
+        that tells most; of those that fit."""
+        if not self._trials_left:
+            return None
+        prices, arms, priced = self.book.prices, self.snapshot.arms, self.dispatcher.priced(worker)
+        for trial in self._orphans():
+            if prices.wall_s(arms[self.snapshot.index[trial.recipe_id]], trial.horizon, priced) <= left_s:
+                purpose = self.state.trials[trial.key].attempts[-1].purpose
+                return trial, {"purpose": purpose, "worker": worker, "why": "once more: its worker was lost"}
+        seq, most_s = self._nothing.get(worker, (0, 0.0))
+        if seq == self.state.seq and left_s <= most_s:
+            return None  # as a moment ago: only the time has become less
+        found = promised(prices, priced, left_s) or decide(prices, self.state.session["seed"], priced, left_s)
+        if found is None:
+            self._nothing[worker] = self.state.seq, left_s
+            return None
+        trial, body = found
+        return trial, body | {"worker": worker, "priced": priced}
+
+    def run(self) -> str:
+        """Until the time is up, nothing is left to do, or `stopping`. Returns: why it ended."""
+        while True:
+            self.book.refresh()
+            self.intake.judge()
+            self.prover.crown()
+            idle = self.dispatcher.idle
+            if self.searching and (not idle or not self.flights):  # nobody who could work waits for the lanes
+                self.intake.stock()
+            self._expecting = self.searching and (self.intake.expecting or bool(self.state.unanswered()))
+            for worker in idle if not self.stopping else ():
+                if (job := self._assignment(worker)) is not None:
+                    self._dispatch(worker, *job)
+            if not self.flights and (self.stopping or not self._waiting and self._assignment(0) is None):
+                return self._reason()
+            for worker in self.flights if self.stopping else ():
+                self.executor.kill(worker)
+            for message in self.executor.poll(0.25):
+                self.dispatcher.handle(message)
+            self.dispatcher.watch()
+            self.on_change(self)
+
+    def _reason(self) -> str:
+        """Why the loop ends now."""
+        if self.trouble:
+            return f"the machine failed: {self.trouble}"
+        if self.stopping:
+            return "stopped"
+        if self.prover.proof():
+            return "out of time before the seal"
+        return "awaiting review" if pending(self.snapshot) else "finished"
+
+    @property
+    def _waiting(self) -> bool:
+        """Whether there is time, and something to come: proposals, or a person's word on a champion to be."""
+        return self.left_s > 0 and (self._expecting or bool(pending(self.snapshot)))
+
+    def stop(self) -> None:
+        """Have `run` start nothing more and end what runs, as interrupted. Signal handlers may call this."""
+        self.dispatcher.stopping = True
+
+    def _assignment(self, worker: int) -> tuple[Trial, dict[str, Any]] | None:
+        """The next run for a worker and its decision; events that need no run are written on the way."""
+        if self.searching and self.prover.proof() is None:
+            decision = self._search(worker, self.search_left_s)
+            if decision is not None or self.flights or self._expecting:
+                return decision
+        elif (proof := self.prover.proof()) is None and self.flights and self.search_left_s > -LONGEST_WAIT_S:
+            return None  # the last search runs are still worth waiting for
+        proof = self.prover.proof() or (None if self.stopping else self.prover.nominate())
+        while proof is not None:
+            late = proof.sealed is None and self.left_s < self.plan.verification_s(self.book.prices)
+            if late and self.plan.too_late(self.book.prices):  # an unsealed candidate keeps: --resume goes on with it
+                return self._search(worker, self.left_s)
+            wanted = [] if late else [w for w in proof.wanted() if w[0] not in self.dispatcher.trials()]
+            if wanted:
+                trial, purpose = wanted[0]
+                return trial, {"purpose": purpose, "worker": worker, "why": f"proof of {proof.candidate.name}"}
+            if not late and proof.wanted():
+                return self._filler(worker)
+            proof = self.prover.advance(proof)
+        return None
+
+    def _dispatch(self, worker: int, trial: Trial, decision: dict[str, Any]) -> None:
+        proof = self.prover.proof() if decision["purpose"] == "verify" else None
+        self.dispatcher.send(worker, trial, decision, left_s=self.left_s,
+                             shipped=proof is not None and trial == proof.shipped)
+
+    def _filler(self, worker: int) -> tuple[Trial, dict[str, Any]] | None:
+        """A short search run for a worker that would only wait for the proof's last runs."""
+        if self.left_s < self.plan.verification_s(self.book.prices):
+            return None  # there is no later round that could use it
+        ends_s = max((f.started_s + f.predicted_s for f in self.flights.values()), default=0.0) - time.monotonic()
+        return self._search(worker, ends_s)

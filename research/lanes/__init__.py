@@ -1,0 +1,25 @@
+"""Who proposes: one file a lane; what a lane is, protocol.py says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from jaxnano.cli import UserError
+from research.lanes.catalogue import Catalogue
+from research.lanes.protocol import Proposer
+from research.lanes.recombine import Recombine
+from research.lanes.simplify import Simplify
+from research.lanes.tuner import Tuner
+
+
+def lanes() -> dict[str, Proposer]:
+    """The lanes there are, by name."""
+    return {lane.name: lane for lane in (Catalogue(), Tuner(), Recombine(), Simplify())}
+
+
+def lanes_of(names: Sequence[str], known: Mapping[str, Proposer]) -> dict[str, Proposer]:
+    """The lanes asked for, by name. Raises: ValueError that lists what there is."""
+    for name in names:
+        if name not in known:
+            raise UserError(f"--lanes: {name!r}: no such lane; {', '.join(known)} would do")
+    return {name: known[name] for name in names}

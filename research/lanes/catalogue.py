@@ -1,0 +1,90 @@
+"""The catalogue lane: known techniques, most promising first; on the base, then on the best so far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import cache, lru_cache
+
+import numpy as np
+
+from jaxnano.config.base import ConfigError, Problem
+from jaxnano.config.recipe import Recipe, recipe_id
+from research.contract.idea import Idea, ideas, part
+from research.contract.proposal import Part, Proposal, build, conflict, prior, replaces, title, try_build
+from research.contract.track import Track, load_track, tracks
+from research.lanes.protocol import Knowledge
+
+
+@cache
+def ranked() -> tuple[Part, ...]:
+    """Every idea, most promising first; each earlier one that it conflicts with halves what it promises."""
+    parts = {name: part(idea) for name, idea in ideas().items()}
+    promise, order = {name: p.effect for name, p in parts.items()}, []
+    while promise:
+        first = parts[max(promise, key=promise.__getitem__)]
+        del promise[first.name]
+        promise = {name: p * (0.5 if conflict(parts[name], first) else 1.0) for name, p in promise.items()}
+        order.append(first)
+    return tuple(order)
+
+
+@lru_cache(maxsize=4)
+def alone(track: Track) -> dict[str, str]:
+    """The recipe id of each idea on the track's base, for those that fit there, in the order of `ranked`."""
+    built = {new.name: try_build(track.base_recipe, [new]) for new in ranked()}
+    return {name: recipe_id(recipe) for name, recipe in built.items() if recipe is not None}
+
+
+def left_out(track: Track, known: Iterable[Idea]) -> Iterator[str]:
+    """A line for each idea that applies to no base there is, with path, value and rule; one for all that other tracks'
+    bases would take."""
+    bases = [Recipe(), *(load_track(name).base_recipe for name in tracks())]
+    elsewhere = []
+    for idea in known:
+        if (problem := _problem(track.base_recipe, idea)) is None:
+            continue
+        if any(_problem(base, idea) is None for base in bases):
+            elsewhere.append(idea.name)
+        else:
+            yield f"idea {idea.name} is left out: {problem}"
+    if elsewhere:
+        yield f"{len(elsewhere)} of the ideas do not fit on track {track.name}: {', '.join(elsewhere)}"
+
+
+def _problem(base: Recipe, idea: Idea) -> Problem | None:
+    """Why an idea does not apply to a recipe."""
+    try:
+        build(base, [part(idea)])
+    except ConfigError as error:
+        return error.problems[0]
+    return None
+
+
+class Catalogue:
+    """One idea at a time."""
+
+    name = "catalogue"
+
+    def propose(self, view: Knowledge, rng: np.random.Generator) -> Proposal | None:
+        """The most promising idea that is new: by turns on the base and on the best candidate, if there is one."""
+        places = (self._on_base, self._on_best) if rng.random() < 0.5 else (self._on_best, self._on_base)
+        return next((proposal for place in places if (proposal := place(view))), None)
+
+    def _on_base(self, view: Knowledge) -> Proposal | None:
+        for name, found in alone(view.track).items():  # type: ignore[arg-type]  # frozen, so it hashes
+            if found not in view.proposed:
+                return self._proposal((part(ideas()[name]),))
+        return None
+
+    def _on_best(self, view: Knowledge) -> Proposal | None:
+        if (best := view.best) is None:
+            return None
+        choices = [(*(old for old in best.parts if not replaces(new, old)), new) for new in ranked()]
+        for parts in sorted(choices, key=lambda parts: -prior(parts)):
+            if parts := view.fresh(parts):
+                return self._proposal(parts, best.recipe_id)
+        return None
+
+    def _proposal(self, parts: tuple[Part, ...], *parents: str) -> Proposal:
+        idea = ideas()[parts[-1].name]
+        return Proposal(title(parts), parts, idea.why, self.name, idea.source, parents)

@@ -1,0 +1,1 @@
+"""Numbers only: what runs have taught, what to run next, and how two recipes compare."""

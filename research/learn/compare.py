@@ -1,0 +1,148 @@
+"""The only statistical comparison of two recipes: a paired t-test over common seeds.
+
+Losses are in nats, lower is better; an effect is mean(a) - mean(b), so a positive effect means that b is better than a.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from scipy import optimize, stats
+
+ALTERNATIVES = ("greater", "two-sided", "less")
+ROUNDING = 2.0**-21  # of a loss, which is a float32: a part that all but does nothing may move each by a last digit
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How much better b is than a.
+
+    effect, interval: nats; the interval is two-sided at `level`, whatever the alternative. p_value: of no effect
+    against the alternative. p_adjusted: for the attempt. paired_sd: of the per-seed
+    differences; unpaired_sd: what it would be were the seeds not shared; correlation: of a and b over seeds (0 where
+    b or a is constant).
+    """
+
+    effect: float
+    interval: tuple[float, float]
+    p_value: float
+    p_adjusted: float
+    n: int
+    paired_sd: float
+    unpaired_sd: float
+    correlation: float
+    level: float
+    alternative: str
+
+    def as_dict(self) -> dict:
+        """Plain data for the ledger."""
+        return asdict(self) | {"interval": list(self.interval)}
+
+
+def _paired(a: Mapping[int, float], b: Mapping[int, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Losses on the common seeds, in the order of the seeds."""
+    seeds = sorted(a.keys() & b.keys())
+    if len(seeds) < 2:
+        raise ValueError(f"a comparison needs at least 2 common seeds, got {seeds} of {sorted(a)} and {sorted(b)}")
+    for name, losses in (("a", a), ("b", b)):
+        bad = {s: losses[s] for s in seeds if not np.isfinite(losses[s])}
+        if bad:
+            raise ValueError(f"losses of {name} are not finite: {bad}; a diverged run is an outcome, not a number")
+    return np.array([a[s] for s in seeds], float), np.array([b[s] for s in seeds], float)
+
+
+def compare(
+    a: Mapping[int, float],
+    b: Mapping[int, float],
+    level: float = 0.95,
+    alternative: str = "greater",
+    attempt: int = 0,
+) -> Comparison:
+    """Compare b with a, paired by seed; seeds that only one of them has are left out.
+
+    Args:
+        a, b: seed -> loss in nats; a is the base or incumbent. level: of the interval.
+        alternative: "greater" (b is better), "two-sided" or "less".
+        attempt: k of a sequence of tests, 0 where there is none; p_adjusted <= alpha is then the same as
+            p_value <= alpha_for_attempt(k, alpha).
+    Raises: ValueError for fewer than 2 common seeds, losses that are not finite, and losses that do not depend on the
+        seed, which mean that it never reached the run. Losses that are equal, seed by seed, but for the last digit of a
+        float32 are no effect: p = 1.
+    """
+    if alternative not in ALTERNATIVES:
+        raise ValueError(f"alternative is {alternative!r}; one of {', '.join(ALTERNATIVES)} would do")
+    if not 0 < level < 1 or attempt < 0:
+        raise ValueError(f"need 0 < level < 1, attempt >= 0; got {level}, {attempt}")
+    losses_a, losses_b = _paired(a, b)
+    difference = losses_a - losses_b
+    n, effect = len(difference), float(difference.mean())
+    sd_a, sd_b, paired_sd = (float(x.std(ddof=1)) for x in (losses_a, losses_b, difference))
+    largest = max(float(np.abs(losses_a).max()), float(np.abs(losses_b).max()))
+    resolution, rounding = 1e-12 * largest, ROUNDING * largest
+    if max(sd_a, sd_b) <= resolution or (paired_sd <= resolution and abs(effect) > rounding):
+        raise ValueError(
+            f"{n} seeds give differences without variance ({effect:g} nats): the seed did not reach the runs"
+        )
+    if paired_sd <= resolution:
+        interval, p_value = (effect, effect), 1.0
+    else:
+        error = paired_sd / math.sqrt(n)
+        half = float(stats.t.ppf(0.5 + level / 2, n - 1)) * error
+        t = effect / error
+        tails = {"greater": stats.t.sf(t, n - 1), "less": stats.t.cdf(t, n - 1)}
+        p_value = float(2 * min(tails.values()) if alternative == "two-sided" else tails[alternative])
+        interval = (effect - half, effect + half)
+    together = sd_a > resolution and sd_b > resolution
+    return Comparison(
+        effect=effect,
+        interval=interval,
+        p_value=p_value,
+        p_adjusted=min(1.0, p_value * 2.0**attempt),
+        n=n,
+        paired_sd=paired_sd,
+        unpaired_sd=float(np.hypot(sd_a, sd_b)),
+        correlation=float(np.corrcoef(losses_a, losses_b)[0, 1]) if together else 0.0,
+        level=level,
+        alternative=alternative,
+    )
+
+
+def alpha_for_attempt(k: int, alpha: float = 0.001) -> float:
+    """Level at which attempt k = 1, 2, ... is tested; all attempts together stay under alpha."""
+    if k < 1:
+        raise ValueError(f"attempts count from 1, got {k}")
+    return alpha * 2.0**-k
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values of a family, in the order given. Source: Holm 1979."""
+    p = np.asarray(p_values, float)
+    if p.size and not (np.all(p >= 0) and np.all(p <= 1)):
+        raise ValueError(f"p-values lie in [0, 1], got {list(p_values)}")
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return adjusted.tolist()
+
+
+def detectable(sd: float, n: int, alpha: float, power: float = 0.8) -> float:
+    """Smallest effect (nats) a one-sided paired test at alpha finds with this power.
+
+    Args: sd: of the per-seed differences, nats. n: seeds.
+    Raises: ValueError for n < 2, a negative sd, or alpha >= power.
+    """
+    if n < 2 or not (np.isfinite(sd) and sd >= 0) or not 0 < alpha < power < 1:
+        raise ValueError(
+            f"need n >= 2, sd >= 0, 0 < alpha < power < 1; got n={n}, sd={sd}, alpha={alpha}, power={power}"
+        )
+    critical = float(stats.t.isf(alpha, n - 1))
+
+    def excess(shift: float) -> float:
+        # noncentral t by its definition, averaged over chi: scipy's nct.sf is NaN far in the tails
+        chi = np.sqrt(stats.chi2.ppf((np.arange(4000) + 0.5) / 4000, n - 1) / (n - 1))
+        return float(np.mean(stats.norm.sf(critical * chi - shift))) - power
+
+    found = optimize.root_scalar(excess, bracket=(0.0, 100.0 * (1.0 + critical)), method="brentq")
+    return float(found.root) * sd / float(np.sqrt(n))

@@ -1,0 +1,279 @@
+"""What the ledger says: a fold over its events, and nothing else. The same events give the same state, always.
+
+Times are the events' Unix seconds. A loop that died left time behind in which nobody could assign anything: such gaps,
+from the last event before a `resume` to the `resume` itself, belong to no stretch and count neither as work nor as
+idleness.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from research.ledger.events import LOOP_KINDS, Event
+
+DECISIONS = ("approve", "veto", "hold")  # what a person may say of a recipe; the last word counts
+LONGEST = 1000  # characters of what a reviewer says
+FINAL = frozenset({"completed", "killed", "diverged", "failed", "timeout"})  # an `interrupted` run is run again
+
+
+def lost(result: Mapping[str, Any]) -> bool:
+    """Whether a result is the machine's doing (a worker that died, a full disk): it says nothing of a recipe."""
+    return result.get("outcome") == "interrupted" and ("exit" in result or bool(result.get("machine")))
+
+
+@dataclass
+class Attempt:
+    """One assignment of a trial to a worker; result is the event's body, None while it runs."""
+
+    number: int
+    worker: int
+    purpose: str
+    started: float
+    seq: int
+    ended: float | None = None
+    result: dict[str, Any] | None = None
+    pid: int = 0
+
+    @property
+    def lost(self) -> bool:
+        """Whether the machine ended it."""
+        return lost(self.result or {})
+
+
+@dataclass
+class TrialRecord:
+    """One (recipe, horizon, seed) and all that was done about it."""
+
+    key: str
+    recipe_id: str = ""
+    horizon: float = 0.0
+    seed: int = 0
+    decisions: list[Event] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The completed result if there is one, else the last one that came in, else None."""
+        results = [attempt.result for attempt in self.attempts if attempt.result is not None]
+        completed = [result for result in results if result.get("outcome") == "completed"]
+        return (completed or results or [None])[-1]
+
+    @property
+    def outcome(self) -> str:
+        """`decided` (not started), `running`, or a result's outcome."""
+        if self.result and self.result.get("outcome") == "completed":
+            return "completed"
+        if any(attempt.result is None for attempt in self.attempts):
+            return "running"
+        return str(self.result.get("outcome")) if self.result else "decided"
+
+    @property
+    def loss(self) -> dict[str, float]:
+        """Loss by split, in nats per byte (per token for BPE), of a completed trial; empty otherwise."""
+        result = self.result if self.outcome == "completed" else None
+        return dict(result.get("loss") or {}) if result else {}
+
+
+@dataclass
+class Stretch:
+    """An unbroken run of the loop, from its session or resume event to its last event."""
+
+    start: float
+    end: float
+    workers: int
+
+
+@dataclass
+class State:
+    """The session as of event `seq`. Mappings are by recipe id or trial key, in the order of their first event."""
+
+    seq: int = 0
+    session: dict[str, Any] = field(default_factory=dict)
+    stretches: list[Stretch] = field(default_factory=list)
+    trials: dict[str, TrialRecord] = field(default_factory=dict)
+    proposals: dict[str, dict[str, Any]] = field(default_factory=dict)
+    verdicts: Counter[str] = field(default_factory=Counter)  # accepted, refused
+    refusals: Counter[str] = field(default_factory=Counter)  # by rule
+    judged: set[str] = field(default_factory=set)  # recipe ids
+    submissions: dict[int, dict[str, Any]] = field(default_factory=dict)  # by their events' seq
+    answers: dict[int, tuple[str, dict[str, Any]]] = field(default_factory=dict)  # to these: recipe id ("") and verdict
+    calls: list[Event] = field(default_factory=list)  # of language models
+    accepted: set[str] = field(default_factory=set)  # of these, those that may run
+    decisions: list[Event] = field(default_factory=list)
+    nominated: list[Event] = field(default_factory=list)
+    ablations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sealed: list[Event] = field(default_factory=list)
+    verifications: list[Event] = field(default_factory=list)
+    crowned: list[Event] = field(default_factory=list)
+    reviews: list[Event] = field(default_factory=list)
+    _losses: dict[tuple[str, float, str], dict[int, float]] = field(default_factory=dict)  # by recipe, horizon, split
+    openings: list[Event] = field(default_factory=list)  # of the protected split, beside those of verification runs
+    _said: dict[str, str] = field(default_factory=dict)  # the last decision by recipe id
+    end: dict[str, Any] | None = None  # None while the session runs, and again after a resume
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds during which the loop ran."""
+        return sum(stretch.end - stretch.start for stretch in self.stretches)
+
+    @property
+    def device_s(self) -> float:
+        """Device-seconds reported by the trials' results."""
+        return sum(attempt.result.get("device_s") or 0.0 for attempt in self.attempts() if attempt.result)
+
+    @property
+    def champion(self) -> str | None:
+        """The recipe id crowned last, if any."""
+        return self.crowned[-1].subject if self.crowned else None
+
+    def unanswered(self) -> dict[int, dict[str, Any]]:
+        """Submissions that the loop has not judged yet."""
+        return {seq: body for seq, body in self.submissions.items() if seq not in self.answers}
+
+    def review(self, recipe_id: str) -> str | None:
+        """What a person decided last about a recipe: approve, veto, hold; None if nobody did."""
+        return self._said.get(recipe_id)
+
+    def attempts(self) -> list[Attempt]:
+        """All attempts of all trials, in the order of the trials."""
+        return [attempt for trial in self.trials.values() for attempt in trial.attempts]
+
+    def lose(self) -> None:
+        """Take what runs for interrupted, as the next loop will: the one that ran it is dead."""
+        for attempt in self.attempts():
+            if attempt.result is None:
+                attempt.result = {"attempt": attempt.number, "outcome": "interrupted", "reason": "the loop ended"}
+
+    def counts(self) -> dict[str, int]:
+        """Number of trials by outcome."""
+        return dict(Counter(trial.outcome for trial in self.trials.values()))
+
+    def losses(self, recipe_id: str, horizon: float, split: str = "search") -> dict[int, float]:
+        """Loss by seed of a recipe's completed trials at one horizon."""
+        return dict(self._losses.get((recipe_id, horizon, split), {}))
+
+    def shares(self) -> dict[str, float]:
+        """Shares of the core-seconds between the first dispatch and the last result.
+
+        Returns: `idle`: no trial was assigned. `replicate`, `verification`: trials of these purposes. `kill`: trials
+        that ended killed. `compile`: compilation inside trials, whatever their purpose (so it overlaps the others).
+        All 0 before the first result.
+        """
+        names = ("idle", "compile", "replicate", "kill", "verification")
+        attempts = [attempt for attempt in self.attempts() if attempt.ended is not None]
+        if not attempts:
+            return dict.fromkeys(names, 0.0)
+        first = min(attempt.started for attempt in self.attempts())
+        last = max(attempt.ended for attempt in attempts if attempt.ended is not None)
+        total = sum(s.workers * _overlap(s, first, last) for s in self.stretches)
+        busy, used = 0.0, dict.fromkeys(names, 0.0)
+        for attempt in self.attempts():
+            end = last if attempt.ended is None else attempt.ended
+            assigned = sum(_overlap(stretch, attempt.started, end) for stretch in self.stretches)
+            result = attempt.result or {}
+            busy += assigned
+            used["compile"] += result.get("compile_s") or 0.0
+            used["replicate"] += assigned * (attempt.purpose == "replicate")
+            used["verification"] += assigned * (attempt.purpose == "verify")
+            used["kill"] += assigned * (result.get("outcome") == "killed")
+        used["idle"] = max(0.0, total - busy)
+        return {name: used[name] / total if total else 0.0 for name in names}
+
+    @property
+    def idle_fraction(self) -> float:
+        """Share of core-seconds between first dispatch and last result with no trial assigned."""
+        return self.shares()["idle"]
+
+    def apply(self, event: Event) -> None:
+        """Take in the next event; events at or before `seq` were taken in already and change nothing."""
+        if event.seq <= self.seq:
+            return
+        body, subject = event.body, event.subject
+        if event.kind in ("session", "resume"):
+            before = self.stretches[-1].workers if self.stretches else 1
+            self.stretches.append(Stretch(event.time, event.time, int(body.get("workers") or before)))
+        elif self.stretches and event.kind in LOOP_KINDS:  # what other processes write does not show that the loop ran
+            self.stretches[-1].end = max(self.stretches[-1].end, event.time)
+        match event.kind:
+            case "session":
+                self.session = body
+            case "resume":
+                self.end = None
+            case "submission":
+                self.submissions[event.seq] = body
+            case "call":
+                self.calls.append(event)
+            case "proposal":
+                self.proposals.setdefault(subject, body)
+            case "verdict":
+                self._apply_verdict(subject, body)
+            case "decision":
+                self.decisions.append(event)
+                self._trial(subject).decisions.append(event)
+            case "attempt":
+                self._apply_attempt(event)
+            case "result":
+                self._apply_result(event)
+            case "nominated":
+                self.nominated.append(event)
+            case "ablation":
+                self.ablations[subject] = body
+            case "sealed":
+                self.sealed.append(event)
+            case "verification":
+                self.verifications.append(event)
+            case "crowned":
+                self.crowned.append(event)
+            case "review" if body.get("decision") in DECISIONS:  # any process may write one
+                said = {name: str(body[name] or "")[:LONGEST] for name in ("reviewer", "note") if name in body}
+                self.reviews.append(replace(event, body={"decision": body["decision"], **said}))
+                self._said[subject] = body["decision"]
+            case "opening":
+                self.openings.append(event)
+            case "end":
+                self.end = body
+        self.seq = event.seq
+
+    def _trial(self, key: str) -> TrialRecord:
+        return self.trials.setdefault(key, TrialRecord(key))
+
+    def _apply_verdict(self, recipe_id: str, body: dict[str, Any]) -> None:
+        self.judged.add(recipe_id)
+        if "submission" in body:
+            self.answers[body["submission"]] = recipe_id, body
+        if body.get("accepted"):
+            self.verdicts["accepted"] += 1
+            self.accepted.add(recipe_id)
+        else:
+            self.verdicts["refused"] += 1
+            self.refusals.update(str(refusal.get("rule")) for refusal in body.get("refusals") or [])
+
+    def _apply_attempt(self, event: Event) -> None:
+        trial, body = self._trial(event.subject), event.body
+        trial.recipe_id, trial.horizon, trial.seed = body["recipe_id"], float(body["horizon"]), int(body["seed"])
+        attempt = Attempt(int(body["attempt"]), int(body["worker"]), body["purpose"], event.time, event.seq,
+                          pid=body.get("pid", 0))
+        trial.attempts.append(attempt)
+
+    def _apply_result(self, event: Event) -> None:
+        trial = self._trial(event.subject)
+        for attempt in trial.attempts:
+            if attempt.number == event.body["attempt"] and attempt.result is None:
+                attempt.result, attempt.ended = event.body, event.time
+        for split, loss in trial.loss.items():
+            if loss is not None:
+                self._losses.setdefault((trial.recipe_id, trial.horizon, split), {})[trial.seed] = loss
+
+
+def fold(events: Iterable[Event], state: State | None = None) -> State:
+    """The state after `events`, which follow those already in `state` (a new one by default, else changed in place)."""
+    state = State() if state is None else state
+    for event in events:
+        state.apply(event)
+    return state
+
+
+def _overlap(stretch: Stretch, start: float, end: float) -> float:
+    """Seconds of start..end that lie within the stretch."""
+    return max(0.0, min(stretch.end, end) - max(stretch.start, start))

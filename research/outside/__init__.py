@@ -1,0 +1,1 @@
+"""Who looks in: people, coding agents and language models, through one inbox."""

@@ -1,0 +1,223 @@
+"""Proposals from outside the loop: people, coding agents and language models read and propose, the loop decides.
+
+Whoever proposes opens the session beside the loop, has the same gate judge at once, and appends a `submission`. The
+loop takes it in as it does a lane's; its verdict is the one that counts. Outsiders see the ledger without the protected
+and the held-out split, of which only pass or fail is said.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from jaxnano.config.base import ConfigError, Problem
+from jaxnano.config.recipe import Recipe, recipe_id
+from research.contract.gate import Gate, Verdict
+from research.contract.idea import Idea, part
+from research.contract.proposal import (
+    INBOX,
+    MAX_WHY,
+    MOST,
+    IdeaEdit,
+    Part,
+    Proposal,
+    _claims,
+    replaces,
+    title,
+)
+from research.contract.track import Track
+from research.contract.trial import Trial
+from research.decide.belief import Snapshot
+from research.decide.book import Book, track_of
+from research.ledger.events import Event
+from research.ledger.session import Session
+from research.ledger.state import FINAL, State, fold
+from research.show.facts import Facts
+
+POLL_S = 0.1
+
+
+class Ask(Idea):
+    """Edits on top of a recipe that is known. effect: expected, nats; it moves the prior by two epsilons at most.
+
+    on: `best` (the champion, or else the candidate that leads), `base`, or a recipe's id.
+    """
+
+    edits: tuple[IdeaEdit, ...] = Field(min_length=1, max_length=MOST)
+    why: str = Field(min_length=1, max_length=MAX_WHY)
+    name: str = Field(default="", max_length=80)
+    effect: float = Field(default=0.0, ge=-10, le=10)
+    source: str = Field(default="", max_length=300)
+    on: str = "best"
+
+
+def visible(events: Iterable[Event], track: Track) -> Iterator[Event]:
+    """The events as outsiders see them: of the protected and the held-out split only whether a candidate passed."""
+    kept = {"attempt", "alpha", "n", "nomination", "passed", "trial", "name"}
+    for event in events:
+        body = event.body
+        match event.kind:
+            case "result" if body.get("loss"):
+                split = track.splits.search
+                body = body | {"loss": {name: loss for name, loss in body["loss"].items() if name == split}}
+            case "verification" | "crowned":
+                body = {name: value for name, value in body.items() if name in kept}
+            case "review":  # who reviews has seen the proof, and a note, or whatever else stands there, may quote it
+                body = {name: value for name, value in body.items() if name == "decision"}
+        yield replace(event, body=body)
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """number: the submission's event. verdict: of the gate, here and now. trial: key of the first run, if accepted."""
+
+    number: int
+    proposal: Proposal
+    verdict: Verdict
+    trial: str | None
+
+    @property
+    def recipe_id(self) -> str | None:
+        """Id of the recipe, if it was accepted."""
+        return recipe_id(self.verdict.recipe) if self.verdict.recipe is not None else None
+
+
+class Inbox:
+    """A session as an outsider sees it. A context manager; of one thread, and each thread may have its own.
+
+    Raises: SessionError if there is no session, or it has not begun.
+    """
+
+    def __init__(self, path: Path):
+        self.session = Session.open(path)
+        try:
+            self.track = track_of(fold(self.session.ledger.events()))
+        except ValueError:
+            self.session.close()
+            raise
+        self.book, self.gate = Book(self.session, self.track, partial(visible, track=self.track)), Gate(self.track)
+        self._remembered: set[str] = set()
+        self.refresh()
+
+    def __enter__(self) -> Inbox:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.session.close()
+
+    def refresh(self) -> State:
+        """Take in what has happened; what outsiders may not see is left out."""
+        self.book.refresh()
+        for arm in self.book.belief.arms(self.state):
+            if arm.recipe_id not in self._remembered:
+                self._remember(arm.recipe)
+        return self.state
+
+    def _remember(self, recipe: Recipe) -> None:
+        self.gate.remember(recipe)
+        self._remembered.add(recipe_id(recipe))
+
+    @property
+    def running(self) -> bool:
+        """Whether a loop is there to take a submission in; if not, the next one that resumes the session does."""
+        return self.state.end is None and self.session.ledger.held()
+
+    @property
+    def state(self) -> State:
+        """What outsiders may see, as of the last refresh."""
+        return self.book.state
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The belief as of the last refresh."""
+        return self.book.snapshot
+
+    def parts_on(self, on: str) -> tuple[str | None, tuple[Part, ...]]:
+        """Id and parts of the recipe that `best`, `base` or an id stands for.
+
+        Raises: ConfigError if no accepted recipe is called so.
+        """
+        snapshot = self.snapshot
+        if on == "best":
+            best = snapshot.view().best
+            on = self.state.champion or (best.recipe_id if best else "base")
+        if on == "base" or not snapshot.arms:
+            return next((arm.recipe_id for arm in snapshot.arms), None), ()
+        found = [arm for arm in snapshot.arms if arm.recipe_id.startswith(on)]
+        if len(found) != 1 or not on:
+            raise ConfigError([Problem("on", on, "best, base or the id of an accepted recipe would do")])
+        return found[0].recipe_id, found[0].parts
+
+    def compose(self, ask: Ask, lane: str, origin: str) -> Proposal:
+        """What is asked, on top of what it names; parts that nothing would be left of go.
+
+        Raises: ConfigError if it names no accepted recipe.
+        """
+        parent, parts = self.parts_on(ask.on)
+        name = ask.name or ", ".join(".".join(edit.path.split(".")[-2:]) for edit in ask.edits)[:80]
+        new = replace(part(ask), name=name)
+        kept = [old for old in parts if not replaces(new, old)]
+        taken = {old.name for old in kept}
+        names = itertools.chain([name], (f"{name} {i}" for i in itertools.count(2)))
+        name = next(n for n in names if n not in taken)
+        parts = _claims([*kept, replace(new, name=name)], kept, self.track)
+        if len(parts) > MOST:
+            raise ConfigError([Problem("on", ask.on, f"a recipe has at most {MOST} parts; one with fewer would do")])
+        return Proposal(title(parts), parts, ask.why, lane, origin, (parent,) if parent else ())
+
+    def judge(self, proposal: Proposal) -> Verdict:
+        """The gate's verdict, without submitting."""
+        return self.gate.judge_parts(proposal.parts)
+
+    def submit(self, ask: Ask, *, origin: str, lane: str = INBOX) -> Submitted:
+        """Judge and submit. A refused one is submitted too: the ledger knows what was tried.
+
+        Raises: ConfigError if it names no accepted recipe.
+        """
+        self.refresh()
+        proposal = self.compose(ask, lane, origin)
+        verdict = self.judge(proposal)
+        number = self.session.ledger.append("submission", "", {"proposal": proposal.as_dict()})
+        if verdict.recipe is None:
+            return Submitted(number, proposal, verdict, None)
+        self._remember(verdict.recipe)  # before the loop has said so: asked again at once, it is a duplicate
+        first = Trial(recipe_id(verdict.recipe), min(self.track.horizons), 0)
+        return Submitted(number, proposal, verdict, first.key)
+
+    def outcome(self, number: int) -> dict[str, Any] | None:
+        """The loop's answer to a submission: its verdict and, once its first run is over, what came of its runs.
+
+        Returns: {accepted, recipe_id, refusals, runs: {trial key: as of Facts.run}, effect: [mean, sd]}; None while
+        the loop has not judged it, or its first run is not over.
+        Raises: ConfigError if there is no submission of this number.
+        """
+        answer = self.refresh().answers.get(number)
+        if number not in self.state.submissions:
+            raise ConfigError([Problem("number", number, "no such submission; the number that came with it would do")])
+        if answer is None:
+            return None
+        found, body = answer
+        about = {"accepted": body["accepted"], "recipe_id": found or None, "refusals": body["refusals"]}
+        if not body["accepted"]:
+            return about | {"runs": {}}
+        facts = Facts(self.snapshot)
+        runs = {trial.key: facts.run(trial) for trial in self.state.trials.values()
+                if trial.recipe_id == found and trial.outcome in FINAL}
+        if not runs:
+            return None
+        mean, sd = (values[self.snapshot.index[found]] for values in self.snapshot.effects)
+        return about | {"runs": runs, "effect": [float(mean), float(sd)]}
+
+    def wait(self, number: int, timeout_s: float) -> dict[str, Any] | None:
+        """`outcome`, or None if there is none after timeout_s seconds, or no loop is left that could bring it."""
+        deadline = time.monotonic() + timeout_s
+        while (found := self.outcome(number)) is None and self.running and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        return found

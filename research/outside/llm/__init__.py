@@ -1,0 +1,1 @@
+"""A language model as a lane: prompt, provider, answer."""

@@ -1,0 +1,137 @@
+"""What a model may answer, and how its text becomes proposals: bounded, parsed as data, never run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxnano.config.base import ConfigError, Problem, finite, validate
+from research.outside.inbox import Ask
+from research.outside.llm.fault import Fault
+from research.text import clean
+
+MOST = 8  # proposals an answer
+MAX_TEXT = 256 * 1024  # characters of an answer that are looked at
+_TEXT = {"type": "string"}
+
+_EDIT = {
+    "type": "object",
+    "properties": {
+        "path": {**_TEXT, "description": "dotted path in the tree"},
+        "value": {**_TEXT, "description": "what to put there, written as JSON: 0.5, \"rsqrt\", {\"kind\": \"rotary\"}"},
+        "before": {**_TEXT, "description": "name of the neighbour that a list's new item goes before, or empty"},
+        "after": {**_TEXT, "description": "name of the neighbour that a list's new item goes after, or empty"},
+    },
+    "required": ["path", "value", "before", "after"],
+    "additionalProperties": False,
+}
+_PROPOSAL = {
+    "type": "object",
+    "properties": {
+        "name": {**_TEXT, "description": "two to five words"},
+        "on": {**_TEXT, "description": "best, base, or a recipe's id"},
+        "edits": {"type": "array", "items": _EDIT},
+        "hypothesis": {**_TEXT, "description": "what will happen, one sentence"},
+        "expected_effect": {"type": "number", "description": "nats of loss gained, positive = better"},
+        "why": {**_TEXT, "description": "the mechanism, one or two sentences"},
+        "source": {**_TEXT, "description": "paper or record, or empty"},
+    },
+    "required": ["name", "on", "edits", "hypothesis", "expected_effect", "why", "source"],
+    "additionalProperties": False,
+}
+SCHEMA: dict[str, Any] = {  # objects, arrays, text, numbers: what Gemini and OpenAI's strict mode both take
+    "type": "object",
+    "properties": {"proposals": {"type": "array", "items": _PROPOSAL}},
+    "required": ["proposals"],
+    "additionalProperties": False,
+}
+
+
+@dataclass
+class Draft:
+    """One proposal of an answer. data: as it was written. ask: None if it is not even one; then problems say why."""
+
+    data: dict[str, Any]
+    ask: Ask | None
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """What the model called it."""
+        return _line(self.data.get("name"), 80)
+
+
+def read(text: str, places: Mapping[str, str], hide: Callable[[Any], Any] = lambda data: data) -> list[Draft]:
+    """The proposals in an answer, at most MOST of them.
+
+    Args: places: what `on` stood for when the question was asked (`best`: a recipe's id). hide: takes secrets out.
+    Raises: Fault (garbage, wrong_schema, empty) if there is nothing to judge.
+    """
+    if len(text) > MAX_TEXT:
+        raise Fault("garbage", f"an answer of {len(text):,} characters; {MAX_TEXT:,} are read")
+    text = hide(text)  # before it is cut: half a key is not found any more
+    try:
+        data = hide(_json(_unfenced(text)))  # and again, for what was escaped in it
+    except (ValueError, RecursionError) as error:
+        raise Fault("garbage", f"not JSON ({str(error)[:80]}): {text[:80]}") from None
+    found = data.get("proposals") if isinstance(data, dict) else data
+    if not isinstance(found, list) or any(not isinstance(item, dict) for item in found[:MOST]):
+        raise Fault("wrong_schema", f"not a list of proposals: {text[:120]}")
+    if not found:
+        raise Fault("empty", "an answer without proposals")
+    return [_draft(item, places, hide) for item in found[:MOST]]
+
+
+def _draft(data: dict[str, Any], places: Mapping[str, str], hide: Callable[[Any], Any]) -> Draft:
+    """Prose is cut to its bounds; everything else is as the model wrote it, or refused."""
+    effect, on = data.get("expected_effect", 0.0), data.get("on") or "best"
+    edits = data.get("edits")
+    ask = {
+        "name": _line(data.get("name"), 80),
+        "why": _line(" ".join(str(data[name]) for name in ("hypothesis", "why") if data.get(name)), 2000),
+        "source": _line(data.get("source"), 300),
+        "effect": min(max(float(effect), -10.0), 10.0) if finite(effect) else 0.0,
+        "on": places.get(on, on) if isinstance(on, str) else on,
+        "edits": [hide(_edit(edit)) for edit in edits] if isinstance(edits, list) else edits,
+    }
+    try:
+        return Draft(data, validate(Ask, ask))
+    except (ConfigError, RecursionError) as error:
+        return Draft(data, None, getattr(error, "problems", [Problem("edits", "...", "nested too deep")]))
+
+
+def _edit(edit: Any) -> Any:
+    if not isinstance(edit, dict):
+        return edit
+    new = {"path": edit.get("path"), "new": _value(edit.get("value"))}
+    return new | {name: edit[name] for name in ("before", "after") if edit.get(name)}
+
+
+def _value(value: Any) -> Any:
+    """The JSON in a string; text that is none stands for itself, and a value that is no text too."""
+    try:
+        return _json(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        return value
+
+
+def _json(text: str) -> Any:
+    def no(name: str) -> None:
+        raise ValueError(f"{name} is no JSON")
+
+    return json.loads(text, parse_constant=no)
+
+
+def _unfenced(text: str) -> str:
+    """The text without the code fence that models without a JSON mode put around it."""
+    text = text.strip()
+    if text.startswith("```") and text.endswith("```"):
+        return text[3:-3].removeprefix("json")
+    return text
+
+
+def _line(value: Any, most: int) -> str:
+    text = " ".join(clean(value[:4096]).split()) if isinstance(value, str) else ""
+    return text if len(text) <= most else text[: most - 3] + "..."

@@ -1,0 +1,1 @@
+"""What a session amounts to: facts, plots, report, terminal view."""

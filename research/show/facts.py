@@ -1,0 +1,328 @@
+"""What a session amounts to: every number that status, report and view show, computed from its ledger alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from jaxnano.config.base import validate
+from jaxnano.config.edit import diff
+from jaxnano.config.recipe import Recipe
+from research.contract.proposal import INBOX, LLM
+from research.contract.track import LossAtSeconds, StepsToTarget, TimeToTarget, Track
+from research.contract.trial import FRESH
+from research.decide.belief import Belief, Snapshot
+from research.decide.book import base_id, track_of
+from research.decide.price import Prices
+from research.decide.proof import pending
+from research.learn.compare import compare
+from research.ledger.events import Event
+from research.ledger.spend import Spend
+from research.ledger.state import State, TrialRecord
+
+NORMAL_95 = 1.96  # standard deviations to either side of a Gaussian's 95 % interval
+
+
+def trial_id(key: str) -> str:
+    """The id of a trial's row on the page."""
+    return f"trial-{key}"
+
+
+@dataclass
+class Facts:
+    """A session's facts. snapshot: the belief at the state they are about. Losses and effects are in nats."""
+
+    snapshot: Snapshot
+
+    @staticmethod
+    def of(state: State) -> Facts:
+        """The facts of a folded ledger. Raises: SessionError if it has no `session` event yet."""
+        return Facts(Belief(track_of(state)).at(state))
+
+    @property
+    def state(self) -> State:
+        """The folded ledger."""
+        return self.snapshot.state
+
+    @property
+    def track(self) -> Track:
+        """The contract."""
+        return self.snapshot.belief.track
+
+    @property
+    def base(self) -> str | None:
+        """The base's recipe id; None before it is proposed."""
+        return base_id(self.state)
+
+    @property
+    def unit(self) -> str:
+        """What losses are measured in."""
+        return "nats per byte" if self.state.session.get("bytes_per_token", 1.0) == 1.0 else "nats per token"
+
+    def proposal(self, recipe_id: str) -> dict[str, Any]:
+        """What was proposed under a recipe id: name, parts, hypothesis, lane ...; empty if nothing was."""
+        return self.state.proposals.get(recipe_id, {}).get("proposal", {})
+
+    def name(self, recipe_id: str) -> str:
+        """A recipe's name, or its id where it has none."""
+        return self.proposal(recipe_id).get("name") or recipe_id
+
+    def edits(self, recipe_id: str) -> list[dict[str, Any]]:
+        """What separates a recipe from the base: {path, old, new}."""
+        recipe = validate(Recipe, self.state.proposals[recipe_id]["recipe"])
+        return [{"path": e.path, "old": e.old, "new": e.new} for e in diff(self.track.base_recipe, recipe).edits]
+
+    @cached_property
+    def leader(self) -> str | None:
+        """The champion, or else the candidate that leads; None where nothing is expected to beat the base."""
+        best = self.snapshot.view().best if self.snapshot.arms else None
+        return self.state.champion or (best.recipe_id if best else None)
+
+    def parent(self, recipe_id: str) -> str | None:
+        """The recipe another was put on; None for the base."""
+        return next(iter(self.proposal(recipe_id).get("parents") or ()), None if recipe_id == self.base else self.base)
+
+    def gains(self, recipe_id: str, over: str | None = None, horizon: float = 1.0) -> dict[int, float]:
+        """By seed, a rival's loss less the recipe's, on the search split: every gain that is shown comes from here.
+
+        The rival's own luck is in them (base runs differ by 0.1 from seed to seed), so gains of two recipes compare on
+        the seeds that both ran, and a mean is taken over such seeds alone.
+        Args: over: the rival, the base by default. Returns: empty for the rival itself.
+        """
+        rival, split = over or self.base or "", self.track.splits.search
+        if recipe_id == rival:
+            return {}
+        levels, own = (self.state.losses(rid, horizon, split) for rid in (rival, recipe_id))
+        return {seed: levels[seed] - loss for seed, loss in sorted(own.items()) if seed in levels}
+
+    def gain(self, trial: TrialRecord, over: str | None = None) -> float | None:
+        """A run's gain over the rival's in the same cell; None for the rival's own, and where a loss is missing."""
+        return self.gains(trial.recipe_id, over, trial.horizon).get(trial.seed)
+
+    def run(self, trial: TrialRecord) -> dict[str, Any]:
+        """A run as it is told: its cell, its outcome, and its gains over base, parent and leader in that cell.
+
+        predicted: [mean, sd] of its final loss when it was found hopeless.
+        """
+        result, parent = trial.result or {}, self.parent(trial.recipe_id)
+        predicted = result.get("predicted") or (result.get("audit") or {}).get("predicted")
+        return {"horizon": trial.horizon, "seed": trial.seed, "outcome": trial.outcome,
+                "reason": result.get("reason") or "", "loss": trial.loss.get(self.track.splits.search),
+                "gain": self.gain(trial), "parent": parent,
+                "gain_over_parent": self.gain(trial, parent) if parent else None, "leader": self.leader,
+                "gain_over_leader": self.gain(trial, self.leader) if self.leader else None,
+                "predicted": list(predicted) if predicted else None}
+
+    def losses(self, recipe_id: str, beside: str | None = None) -> dict[str, dict[int, float]]:
+        """Full-horizon losses by split and seed: of the verification runs if there are any, else of all.
+
+        beside: another recipe, whose seeds alone count on a split where both have some.
+        """
+        splits = self.track.splits
+        protected = self.state.losses(recipe_id, 1.0, splits.protected)
+        search = self.state.losses(recipe_id, 1.0, splits.search)
+        search = {seed: loss for seed, loss in search.items() if not protected or seed in protected}
+        found = {splits.protected: protected, splits.search: search}
+        for event in self.state.crowned:
+            if event.subject == recipe_id and event.body.get("heldout") is not None:
+                found[splits.heldout] = {event.body["seed"]: event.body["heldout"]}
+        others = self.losses(beside) if beside and beside != recipe_id else {}
+        for split, losses in found.items():
+            common = {seed: loss for seed, loss in losses.items() if seed in others.get(split, ())}
+            found[split] = common or losses
+        return {split: losses for split, losses in found.items() if losses}
+
+    def measure(self, recipe_id: str) -> str | None:
+        """A recipe in the objective's own terms, from its losses on the search split; None where that says no more."""
+        split, objective, full = self.track.splits.search, self.track.objective, self.track.full_steps
+        by_horizon = {h: list(self.state.losses(recipe_id, h, split).values()) for h in self.track.horizons}
+        means = {h: float(np.mean(losses)) for h, losses in by_horizon.items() if losses}
+        match objective:
+            case LossAtSeconds(seconds=seconds) if 1.0 in means and self.state.session.get("bytes_per_token"):
+                bits = means[1.0] / np.log(2) / self.state.session["bytes_per_token"]
+                return f"{bits:.4f} bits per byte after {seconds:g} s"
+            case StepsToTarget() if share := objective.reached(means):
+                return f"loss {objective.target:g} after about {share * full:,.0f} steps"
+            case TimeToTarget() if (share := objective.reached(means)) and (
+                    step_s := Prices(self.snapshot).base_step_s):
+                return f"loss {objective.target:g} after about {share * full * step_s:,.0f} s"
+        return None
+
+    def side(self, recipe_id: str, comparison: Mapping[str, Any] | None = None,
+             beside: str | None = None) -> dict[str, Any]:
+        """One side of the result: who, its losses (on seeds it shares with `beside`), and how it compares."""
+        losses, test = self.losses(recipe_id, beside), comparison or {}
+        return {
+            "recipe_id": recipe_id,
+            "name": self.name(recipe_id),
+            "loss": {split: {"mean": float(np.mean(list(by.values()))), "by_seed": {str(s): v for s, v in by.items()}}
+                     for split, by in losses.items()},
+            "n_seeds": max((len(by) for by in losses.values()), default=0),
+            **{key: test.get(key) for key in ("effect", "interval", "p_value", "p_adjusted")},
+            "diff": self.edits(recipe_id),
+            "measure": self.measure(recipe_id),
+        }
+
+    def champion(self) -> dict[str, Any] | None:
+        """The champion's side, compared with the recipe it had to beat; None if none was crowned."""
+        if (recipe_id := self.state.champion) is None:
+            return None
+        event = next(e for e in reversed(self.state.verifications) if e.subject == recipe_id and e.body["passed"])
+        incumbent = self.seal(event)["incumbent"]
+        side = self.side(recipe_id, event.body["comparisons"]["incumbent"], incumbent)
+        body = {"attempt": event.body["attempt"], "alpha": event.body["alpha"], "n": len(event.body["seeds"]),
+                "against": incumbent}
+        return side | body | {"over_base": self.over_base(recipe_id), "parts": self.parts(recipe_id)}
+
+    def waiting(self) -> list[str]:
+        """Recipes that passed and may still be crowned: nobody vetoed or overtook them. The largest effect first."""
+        return [proof.sealed.subject for proof in pending(self.snapshot) if proof.sealed is not None]
+
+    def said(self, recipe_id: str) -> str:
+        """What a person decided last about a recipe, who, and why; empty if nobody did."""
+        event = next((e for e in reversed(self.state.reviews) if e.subject == recipe_id), None)
+        if event is None:
+            return ""
+        done = {"approve": "approved", "veto": "vetoed", "hold": "held"}[event.body["decision"]]
+        note = f": {event.body['note']}" if event.body.get("note") else ""
+        return f"{done} by {event.body.get('reviewer') or 'somebody'}{note}"
+
+    def seal(self, verification: Event) -> dict[str, Any]:
+        """The seal that a verification opened."""
+        number = verification.body["nomination"]
+        return next(e.body for e in self.state.sealed if e.body["nomination"] == number)
+
+    def over_base(self, recipe_id: str) -> dict[str, Any] | None:
+        """Comparison with the base on the seeds that both ran in full: the protected split where they share any."""
+        for split in (self.track.splits.protected, self.track.splits.search):
+            base, own = (self.state.losses(rid or "", 1.0, split) for rid in (self.base, recipe_id))
+            if recipe_id != self.base and len(base.keys() & own.keys()) > 1:
+                return compare(base, own).as_dict() | {"split": split}
+        return None
+
+    def parts(self, recipe_id: str) -> list[dict[str, Any]]:
+        """The parts of a recipe: name, source, why, edits, and the ablation's row, or why it was not ablated."""
+        rows: dict[str, Any] = {}
+        untested: dict[str, str] = {}
+        for ablation in (a for a in self.state.ablations.values() if a["recipe_id"] == recipe_id):
+            rows.update({row["part"]: row for row in ablation["rows"]})
+            untested.update(ablation.get("untested", {}))
+        return [{"name": p["name"], "source": p["source"], "why": p.get("why") or self._older_why(p["name"]),
+                 "edits": p["edits"], "ablation": rows.get(p["name"]), "untested": untested.get(p["name"])}
+                for p in self.proposal(recipe_id).get("parts", ())]
+
+    def _older_why(self, part: str) -> str:
+        """A part's reason in a ledger of 0.2, whose parts do not hold it: that of the proposal that brought it."""
+        for proposal in (body["proposal"] for body in self.state.proposals.values()):
+            alone = len(proposal["parts"]) == 1 or proposal["lane"] in ("catalogue", INBOX, LLM)
+            if alone and proposal["parts"] and proposal["parts"][-1]["name"] == part:  # what it is about comes last
+                return proposal["hypothesis"]
+        return ""
+
+    def claim(self, recipe_id: str) -> str:
+        """What a recipe claims: the reasons of its parts; its proposal's hypothesis where these have none.
+
+        An ablation, or a move of numbers, proposes a whole recipe for a reason that is about a part of it alone.
+        """
+        parts, proposal = [part for part in self.parts(recipe_id) if part["why"]], self.proposal(recipe_id)
+        if not parts or (len(parts) == 1 and proposal["lane"] not in ("ablation", "simplify")):
+            return proposal.get("hypothesis", "")
+        return "; ".join(f"{part['name']}: {part['why']}" for part in parts)
+
+    def verifications(self) -> list[dict[str, Any]]:
+        """Every sealed attempt: what was tested, at which level, and what came out (`passed` None: not decided)."""
+        spoken = {e.body["nomination"]: e.body for e in self.state.verifications}
+        rows = []
+        for number, event in enumerate(self.state.sealed, start=1):
+            body = spoken.get(event.body["nomination"], {})
+            rows.append({"recipe_id": event.subject, "name": self.name(event.subject), "attempt": number,
+                         "alpha": event.body["alpha"], "n": event.body["n"], "incumbent": event.body["incumbent"],
+                         "best_single": event.body.get("best_single"), "passed": body.get("passed"),
+                         "seeds": body.get("seeds", []), "losses": body.get("losses", {}),
+                         "comparisons": body.get("comparisons", {})})
+        return rows
+
+    def best_single(self) -> dict[str, Any] | None:
+        """The best single catalogue idea, run beside the last sealed recipe; effect: of the sealed one over it."""
+        row = next((row for row in reversed(self.verifications()) if row["best_single"]), None)
+        test = row["comparisons"].get("best_single") if row else None
+        return self.side(row["best_single"], test, row["recipe_id"]) if row else None
+
+    def frontier(self, most: int = 5) -> list[dict[str, Any]]:
+        """The candidates with the highest expected effect among those that completed a run; a promise is no run.
+
+        Returns: rows with mean and sd, at the full horizon; runs; gains over the base by seed, of the search's seeds;
+        over_leader: the mean gain on the seeds shared with the leader, and these seeds.
+        """
+        mean, sd = self.snapshot.effects if self.snapshot.arms else (np.zeros(0), np.zeros(0))
+        ran = [i for i, arm in enumerate(self.snapshot.arms) if i and arm.recipe_id in self._completed]
+        rows = []
+        for i in sorted(ran, key=lambda i: -mean[i])[:most]:
+            arm = self.snapshot.arms[i]
+            gaps = self.gains(arm.recipe_id, self.leader) if self.leader else {}
+            gains = {seed: gain for seed, gain in self.gains(arm.recipe_id).items() if seed < FRESH}
+            rows.append({"recipe_id": arm.recipe_id, "name": arm.name, "lane": arm.lane, "mean": float(mean[i]),
+                         "sd": float(sd[i]), "runs": len(self.snapshot.over[arm.recipe_id]), "gains": gains,
+                         "over_leader": {"mean": float(np.mean(list(gaps.values()))) if gaps else None,
+                                         "seeds": list(gaps)}})
+        return rows
+
+    @cached_property
+    def _completed(self) -> set[str]:
+        """The recipes that completed a run."""
+        return {trial.recipe_id for trial in self.state.trials.values() if trial.outcome == "completed"}
+
+    def lanes(self) -> dict[str, dict[str, Any]]:
+        """By lane: proposals, accepted ones, finished runs, their device-seconds, and the best expected effect.
+
+        best_effect: [mean, sd] at the full horizon, of what completed a run: seeds are not equally kind, and the best
+        gain that was measured would be the luckiest's.
+        """
+        rows: dict[str, dict[str, Any]] = {}
+        best = {row["lane"]: [row["mean"], row["sd"]] for row in reversed(self.frontier(len(self.snapshot.arms)))}
+        for recipe_id in self.state.proposals:
+            row = rows.setdefault(self.proposal(recipe_id)["lane"],
+                                  {"proposed": 0, "accepted": 0, "runs": 0, "device_seconds": 0.0,
+                                   "best_effect": best.get(self.proposal(recipe_id)["lane"])})
+            row["proposed"] += 1
+            row["accepted"] += recipe_id in self.state.accepted
+        for trial, result in self.results():
+            if (row := rows.get(self.proposal(trial.recipe_id).get("lane", ""))) is not None:
+                row["runs"] += 1
+                row["device_seconds"] += result.get("device_s") or 0.0
+        return rows
+
+    def llm(self) -> dict[str, Any] | None:
+        """Requests to language models: outcomes, tokens, cost, and both per proposal accepted; None if there were none.
+
+        See research.ledger.spend.
+        """
+        accepted = self.lanes().get(LLM, {}).get("accepted", 0)
+        return Spend.of(self.state.calls).as_dict(accepted) if self.state.calls else None
+
+    def results(self) -> Iterator[tuple[TrialRecord, dict[str, Any]]]:
+        """Every result with its trial, interrupted attempts too."""
+        for trial in self.state.trials.values():
+            for attempt in trial.attempts:
+                if attempt.result is not None:
+                    yield trial, attempt.result
+
+    def purposes(self) -> dict[str, dict[str, int]]:
+        """Number of trials by the purpose they were started for and by their outcome."""
+        rows: dict[str, Counter[str]] = {}
+        for trial in self.state.trials.values():
+            if trial.attempts:
+                rows.setdefault(trial.attempts[0].purpose, Counter())[trial.outcome] += 1
+        return {purpose: dict(row) for purpose, row in rows.items()}
+
+    def audit(self) -> list[dict[str, Any]]:
+        """Runs found hopeless but finished all the same: what was predicted of them, and how they ended."""
+        split = self.track.splits.search
+        return [{"trial": trial.key, "final": trial.loss.get(split), "gain": self.gain(trial),
+                 **dict(zip(("predicted", "sd"), result["audit"]["predicted"], strict=True))}
+                for trial, result in self.results() if result.get("audit")]

@@ -1,0 +1,182 @@
+"""The catalogue: every idea can be run on track tiny, and every mechanism of the tree is in some idea."""
+
+import re
+from collections.abc import Iterable, Iterator
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import pytest
+from stand_in import MICRO
+
+from jaxnano.config.base import ConfigError, Node
+from jaxnano.config.model import Model
+from jaxnano.config.optimizer import Optimizer
+from jaxnano.config.recipe import Recipe
+from research.contract import idea
+from research.contract.gate import Gate
+from research.contract.idea import Idea, ideas, part
+from research.contract.proposal import IdeaEdit, build
+from research.contract.track import load_track
+from research.lanes.catalogue import left_out
+
+Choice = tuple[str, str, Any]  # node, field, what stands there
+
+
+@pytest.fixture(scope="module")
+def track():
+    return load_track("tiny")
+
+
+@pytest.fixture(scope="module")
+def recipes(track) -> dict[str, Recipe]:
+    return {name: build(track.base_recipe, [part(idea)]) for name, idea in ideas().items()}
+
+
+def test_every_idea_is_accepted_and_behaves_like_no_other(track, recipes):
+    gate, refused = Gate(track), {}
+    for name, recipe in recipes.items():
+        verdict = gate.judge(recipe)
+        if verdict.accepted:
+            gate.remember(recipe)
+        else:
+            refused[name] = [str(problem) for problem in verdict.problems]
+    assert not refused
+
+
+def test_every_mechanism_is_in_an_idea(track, recipes):
+    assert unreached([track.base_recipe, *recipes.values()]) == set()
+
+
+def test_coverage_notices_a_mechanism_that_no_idea_has(track, recipes):
+    node = "jaxnano.config.model.Alibi"
+    others = [recipe for name, recipe in recipes.items() if not name.startswith("alibi")]
+    assert unreached([track.base_recipe, *others]) == {("jaxnano.config.model.Model", "position", node)}
+
+
+@pytest.mark.parametrize("idea", ideas().values(), ids=lambda idea: idea.name)
+def test_an_idea_says_why_and_whose(idea: Idea):
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", idea.name)
+    assert re.fullmatch(r"[A-Z0-9].{20,130}\.", idea.why) and ". " not in idea.why  # one sentence
+    assert re.search(r"arXiv:\d{4}\.\d{4,5}|\b(19|20)\d\d\b|track 3|Gemma 2|Hyperball", idea.source)
+    assert -1.0 < idea.effect < 1.0
+
+
+def test_rates_written_out_are_near_the_base_s(track):
+    """An idea about a schedule should not change the peak as well; where it must be written, it drifts unnoticed."""
+    peak = track.base_recipe.optimizer.groups[0].lr.value
+    written = {
+        idea.name: edit.new["params"]["peak"]
+        for idea in ideas().values()
+        for edit in idea.edits
+        if edit.path == "optimizer.groups.matrices.lr"
+    }
+    assert len(written) == 2
+    assert {name: value for name, value in written.items() if not 0.5 <= value / peak <= 2.0} == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ideas: [{name: a, why: b, source: c, effect: 0.1}]", "ideas.a.edits"),
+        ("ideas: [{name: a, why: b, source: c, effect: much, edits: []}]", "ideas.a.effect"),
+        ("ideas: [", "not YAML"),
+    ],
+)
+def test_a_malformed_file_is_named(tmp_path, monkeypatch, text, expected):
+    (tmp_path / "new.yaml").write_text(text)
+    monkeypatch.setattr(idea, "FOLDER", tmp_path)
+    with pytest.raises(ConfigError, match=rf"new\.yaml.*{expected}"):
+        ideas.__wrapped__()
+
+
+def test_a_name_used_twice_is_refused(tmp_path, monkeypatch):
+    for file in ("one.yaml", "two.yaml"):
+        (tmp_path / file).write_text("ideas: [{name: same, why: b, source: c, effect: 0.1, edits: []}]")
+    monkeypatch.setattr(idea, "FOLDER", tmp_path)
+    with pytest.raises(ConfigError, match="two.yaml: .same.: an idea of this name"):
+        ideas.__wrapped__()
+
+
+def test_an_idea_that_applies_nowhere_is_told_and_not_taken_for_one_of_another_track(track):
+    def idea(name, path, new):
+        return Idea(name=name, why="w", source="s", effect=0.1, edits=(IdeaEdit(path=path, new=new),))
+
+    good = idea("good", "optimizer.groups.matrices.lr.value", 0.003)
+    wrong = idea("misspelt", "model.positoin", {"kind": "rotary"}), idea("wild", "model.width", -5)
+    told = list(left_out(track, [good, *wrong]))
+    assert len(told) == 2 and told[0].startswith("idea misspelt is left out: model.positoin: ")
+    assert told[1].startswith("idea wild is left out: model.width: -5: ")
+    told = list(left_out(load_track(MICRO), [good, *wrong]))
+    assert len(told) == 3 and told[2] == "1 of the ideas do not fit on track micro: good"
+    assert list(left_out(track, ideas().values())) == []
+
+
+def unreached(recipes: Iterable[Recipe]) -> set[Choice]:
+    """Choices the tree offers below model and optimizer that none of the recipes makes."""
+    offered = {choice for root in (Model, Optimizer) for choice in offers(root, set())}
+    assert len(offered) > 140
+    return offered - {choice for r in recipes for root in (r.model, r.optimizer) for choice in made(root)}
+
+
+def offers(node: type[Node], seen: set[type]) -> Iterator[Choice]:
+    """Every choice of a node type and those below it: kinds, named options, flags, and what may be left out.
+
+    A schedule counts once, wherever it stands.
+    """
+    if node in seen:
+        return
+    seen.add(node)
+    for name, field in node.model_fields.items():
+        kinds = list(flat(field.annotation))
+        options = [option for kind in kinds for option in (get_args(kind) if get_origin(kind) is Literal else ())]
+        nodes = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Node)]
+        if len(options) > 1:
+            yield from ((title(node), name, option) for option in options)
+        if bool in kinds:
+            yield from ((title(node), name, flag) for flag in (False, True))
+        if type(None) in kinds:
+            yield from ((title(node), name, word) for word in ("absent", "present"))
+        if () in kinds:
+            yield title(node), name, "filled"
+        for kind in nodes:
+            yield ("", "", title(kind)) if is_schedule(kind) else (title(node), name, title(kind))
+            yield from offers(kind, seen)
+
+
+def made(node: Node) -> Iterator[Choice]:
+    """The choices an instance makes, named as `offers` does."""
+    for name in type(node).model_fields:
+        value = getattr(node, name)
+        place = title(type(node)), name
+        yield *place, "absent" if value is None else "present"
+        if isinstance(value, tuple) and value:
+            yield *place, "filled"
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, Node):
+                yield ("", "", title(type(item))) if is_schedule(type(item)) else (*place, title(type(item)))
+                yield from made(item)
+            elif isinstance(item, bool | str):
+                yield *place, item
+
+
+def flat(annotation: Any) -> Iterator[Any]:
+    """The alternatives of an annotation; () says that there may be several of them in a tuple."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from flat(get_args(annotation)[0])
+    elif origin in (Union, UnionType):
+        for member in get_args(annotation):
+            yield from flat(member)
+    elif origin is tuple:
+        yield ()
+        yield from flat(get_args(annotation)[0])
+    else:
+        yield annotation
+
+
+def title(node: type) -> str:
+    return f"{node.__module__}.{node.__qualname__}"
+
+
+def is_schedule(node: type) -> bool:
+    return node.__module__ == "jaxnano.config.schedule"

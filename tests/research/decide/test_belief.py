@@ -1,0 +1,189 @@
+"""The belief is a function of the ledger alone: the same prefix gives the same arms, posterior and decision."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sessions import Story
+
+from research.contract.idea import ideas, part
+from research.contract.proposal import Proposal, build
+from research.contract.trial import FRESH, Trial
+from research.decide.belief import SEEDS, Belief
+from research.decide.choose import decide, pool
+from research.decide.price import Prices
+from research.decide.proof import best_single
+from research.ledger.state import fold
+
+
+@pytest.fixture
+def story(tmp_path):
+    with (found := Story(tmp_path / "s").search()).session:
+        yield found
+
+
+def test_a_belief_that_grew_decides_as_a_fresh_one(story):
+    """Whatever was asked on the way: caches change the time an answer takes, never the answer."""
+    events = story.session.ledger.events()
+    grown = Belief(story.track)
+    for n in range(2, len(events) + 1):
+        if events[n - 1].kind != "result" and n < len(events):
+            continue
+        now = decide(Prices(grown.at(fold(events[:n]))), 3, n % 2, 1e6)
+        assert now == decide(Prices(Belief(story.track).at(fold(events[:n]))), 3, n % 2, 1e6)
+    assert now is not None and now[1]["as_of"] == events[-1].seq
+
+
+def test_arms_are_in_the_order_of_their_proposals_whichever_was_judged_first(story):
+    """A proposal of another process may wait for its verdict while the loop's own go on."""
+    late, soon = (build(story.track.base_recipe, [part(ideas()[n])]) for n in ("swiglu", "rmsnorm"))
+    grown = Belief(story.track)
+    from jaxnano.config.base import dump
+    from jaxnano.config.recipe import recipe_id
+
+    for name, recipe in (("late", late), ("soon", soon)):
+        proposal = Proposal(name, (), "", "catalogue").as_dict()
+        story.write("proposal", recipe_id(recipe), {"proposal": proposal, "recipe": dump(recipe)})
+    for recipe in (soon, late):
+        story.write("verdict", recipe_id(recipe), {"accepted": True})
+        grown.at(fold(story.session.ledger.events()))
+    state = fold(story.session.ledger.events())
+    names = [arm.name for arm in grown.at(state).arms]
+    assert names == [arm.name for arm in Belief(story.track).at(state).arms]
+    assert names[0] == "base" and names[-2:] == ["late", "soon"]
+
+
+def test_verification_seeds_and_failures_teach_nothing(story):
+    before = story.snapshot()
+    assert FRESH >= SEEDS
+    story.worth[story.best] = -5.0
+    story.run(Trial(story.best, 1.0, FRESH + 5), "verify")
+    story.run(Trial(story.best, 0.25, 3), outcome="failed", reason="ValueError", loss={})
+    story.run(Trial(story.best, 0.5, 3), outcome="interrupted", reason="the loop ended", loss={})
+    after = story.snapshot()
+    np.testing.assert_array_equal(before.effects[0], after.effects[0])
+    assert Trial(story.best, 0.5, 3) not in after.over[story.best]  # an interrupted run is run again
+    assert after.broken(story.best) and not before.broken(story.best)
+
+
+def test_a_broken_recipe_does_not_compete(story):
+    index = story.snapshot().index[story.best]
+    assert index in pool(story.snapshot())
+    story.run(Trial(story.best, 0.5, 3), outcome="timeout", reason="slow", loss={})
+    assert index not in pool(story.snapshot()) and pool(story.snapshot())[0] == 0
+
+
+def test_the_price_of_a_run_grows_with_its_horizon_and_falls_once_compiled(story):
+    found = story.prices()
+    arm = found.snapshot.arms[found.snapshot.index[story.best]]
+    assert found.seconds(arm, 1.0, 0) > found.seconds(arm, 0.25, 0)
+    fresh = story.propose([part(ideas()["swiglu"])], 0.0)
+    found = story.prices()
+    new = found.snapshot.arms[found.snapshot.index[fresh]]
+    assert found.seconds(new, 0.25, 0) > found.seconds(arm, 0.25, 0)
+    assert found.seconds(arm, 0.25, 1) > found.seconds(arm, 0.25, 0)  # worker 1 has yet to load the program
+    story.start(Trial(fresh, 0.25, 0))
+    assert story.prices().seconds(new, 0.25, 0) < found.seconds(new, 0.25, 0)
+
+
+def test_a_worker_whose_process_was_replaced_has_to_load_its_programs_again(story):
+    arm = story.snapshot().arms[0]
+    loaded = story.prices().seconds(arm, 1.0, 0)
+    other = story.snapshot().arms[1]
+    story.pid = 2
+    story.start(Trial(other.recipe_id, 0.25, 7))
+    replaced = story.prices()
+    assert loaded < replaced.seconds(arm, 1.0, 0) == replaced.seconds(arm, 1.0, 1)
+    assert replaced.seconds(other, 1.0, 0) < replaced.seconds(other, 1.0, 1)
+    story.finish(Trial(other.recipe_id, 0.25, 7), outcome="failed", loss={}, exit=-9)
+    assert story.prices().seconds(other, 1.0, 0) == story.prices().seconds(other, 1.0, 1)
+
+
+def test_a_first_message_is_waited_for_as_long_as_compiling_takes_here(tmp_path):
+    with (story := Story(tmp_path / "new")).session:
+        story.propose()
+        assert story.prices().first_message_s(story.snapshot().arms[0]) > 600  # nobody knows yet
+        base = story.snapshot().arms[0]
+        story.run(Trial(base.recipe_id, 0.25, 0), "base", compile_s=0.5)
+        assert story.prices().first_message_s(base) == 120
+        story.run(Trial(base.recipe_id, 0.5, 0), "base", compile_s=200.0)
+        assert story.prices().first_message_s(base) == 800
+        story.run(Trial(base.recipe_id, 1.0, 0), "base", fingerprint={"backend": "tpu"})
+        assert story.prices().first_message_s(base) == 1800
+
+
+def test_nothing_is_decided_that_does_not_fit_into_the_time(story):
+    """Neither at the base's price, where another structure has yet to be compiled, nor in device-seconds, where the
+    machine is slow."""
+    fresh = story.propose([part(ideas()["swiglu"])], 0.0)
+    for trial in list(story.snapshot().state.trials.values()):
+        story.run(Trial(trial.recipe_id, trial.horizon, 7), wall_s=6.0)  # three times as long as the device worked
+    found = story.prices()
+    assert found.slowdown == pytest.approx(3.0) and decide(found, 0, 0, 0.1) is None
+    new = found.snapshot.arms[found.snapshot.index[fresh]]
+    chosen = set()
+    for left_s in np.linspace(0.5, found.wall_s(new, 1.0, 0), 40):
+        if (decision := decide(found, 0, 0, left_s)) is not None:
+            trial, body = decision
+            arm = found.snapshot.arms[found.snapshot.index[trial.recipe_id]]
+            assert found.wall_s(arm, trial.horizon, 0) <= left_s and body["cost_s"] * found.slowdown <= left_s
+            chosen.add(trial.horizon)
+    assert chosen
+
+
+def failing(story, **result):
+    """A recipe that promises more than any, and whose runs end as said."""
+    recipe = story.propose([replace(part(ideas()["swiglu"]), effect=3.0)], 0.0)
+    for horizon in (0.25, 0.5):
+        story.run(Trial(recipe, horizon, 0), loss={}, **result)
+    return recipe
+
+
+@pytest.mark.parametrize("outcome", ["diverged", "failed", "timeout"])
+def test_a_recipe_whose_runs_all_broke_off_is_nobodys_parent_until_one_has_finished(story, outcome):
+    recipe = failing(story, outcome=outcome, reason="x")
+    found = story.snapshot()
+    assert found.effects[0][found.index[recipe]] == max(found.effects[0])  # by its promise alone
+    assert recipe not in [k.recipe_id for k in found.view().known] and found.view().best.recipe_id == story.best
+    assert best_single(found) != recipe
+    story.run(Trial(recipe, 0.25, 1))
+    after = story.snapshot()
+    assert recipe in [k.recipe_id for k in after.view().known]
+
+
+def test_how_likely_a_run_diverges_counts_wherever_recipes_are_ranked(story):
+    recipe = failing(story, outcome="diverged", reason="nan")
+    story.run(Trial(recipe, 0.25, 1))
+    found = story.snapshot()
+    index = found.index[recipe]
+    assert found.p_diverge[index] > 0.4 and found.effects[0][index] > 0.01
+    assert found.worth[index] == pytest.approx(found.effects[0][index] * (1 - found.p_diverge[index]))
+    known = {k.recipe_id: k for k in found.view().known}
+    assert list(known) == sorted(known, key=lambda rid: -found.worth[found.index[rid]])
+    assert known[recipe].runs == 1
+
+
+def test_what_outsiders_promise_is_kept_apart_by_who_promises(story):
+    mine, other = (replace(part(ideas()[name]), name=name, effect=0.01) for name in ("swiglu", "rmsnorm"))
+    story.propose([mine], lane="inbox", origin="one", name="x")
+    story.propose([mine, other], lane="llm", origin="two", name="y")
+    story.propose([part(ideas()["rotary"]), other], lane="recombine", name="z")
+    promises = [arm.candidate.promise for arm in story.snapshot().arms[-3:]]
+    rotary = ideas()["rotary"].effect
+    assert promises == [{"inbox one": 0.01}, {"inbox one": 0.01, "llm two": 0.01}, {"": rotary, "llm two": 0.01}]
+
+
+def test_a_run_in_flight_is_not_given_twice(story):
+    trial, body = decide(story.prices(), 0, 0, 1e6)
+    story.start(trial, body["purpose"])
+    again = decide(story.prices(), 0, 1, 1e6)
+    assert again is not None and again[0] != trial and story.snapshot().running == [trial]
+
+
+def test_effects_are_learnt_from_the_runs(story):
+    mean, sd = story.snapshot().effects
+    found = story.snapshot()
+    assert mean[0] == pytest.approx(0.0, abs=1e-9)
+    assert mean[found.index[story.best]] == pytest.approx(0.4, abs=0.05)
+    assert mean[found.index[story.singles["qk-norm"]]] < 0.02 and sd[found.index[story.best]] < 0.1
+    assert found.view().best.recipe_id == story.best

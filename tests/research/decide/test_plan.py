@@ -1,0 +1,39 @@
+"""How a session's time is divided."""
+
+import pytest
+from sessions import Story
+
+from research.contract.track import load_track
+from research.decide.choose import fitting
+from research.decide.plan import REPORT_S, Plan, least_minutes, unbegun
+from research.decide.price import Prices
+
+
+def test_a_short_session_searches_although_a_whole_proof_would_not_fit(tmp_path):
+    story = Story(tmp_path / "s")
+    story.propose()
+    prices, plan = story.prices(), Plan(story.track, 1, 65.0)
+    assert plan.proof_s(prices) > plan.left_s and not plan.too_late(prices)
+    assert plan.search_left_s(prices, 1) > 0.2 * plan.left_s
+    story.close()
+
+
+@pytest.mark.parametrize("workers", [1, 2, 8])
+@pytest.mark.parametrize("name", ["tiny", "tests/research/micro.yaml", "budget-5min"])
+def test_the_least_time_has_room_for_the_base_and_a_tenth_of_a_minute_to_spare(name, workers):
+    snapshot = unbegun(load_track(name), {})
+    prices = Prices(snapshot)
+    least = least_minutes(snapshot, workers, 0.1)
+    first_s = prices.wall_s(snapshot.arms[0], min(snapshot.belief.track.horizons), 0)
+    assert REPORT_S + first_s <= 60 * least < 2 * 60 + 10 * first_s
+    for minutes in (least - 0.1, least):  # the tenth below it has room too: what is told has one to spare
+        found = Plan(snapshot.belief.track, workers, 60 * minutes)
+        assert fitting(prices, 0, found.search_left_s(prices, 1))
+        assert least_minutes(snapshot, workers, minutes) == minutes
+
+
+def test_what_an_accelerator_does_in_an_hour_is_not_priced_as_a_cores_work():
+    """Before anything was measured: a GPU or a TPU makes at least 100 TFLOP/s of what these runs do, a core 0.3."""
+    track = load_track("optimizer-124m")
+    here, there = (least_minutes(unbegun(track, {"accelerator": found}), 1, 0.1) for found in (False, True))
+    assert there < 60 < 100 * there < here

@@ -1,0 +1,141 @@
+"""From a nomination to a verdict, on made-up losses: what goes, what is sealed, what passes and what does not."""
+
+import pytest
+from sessions import Story
+
+from jaxnano.config.recipe import recipe_id
+from research.contract.proposal import build
+from research.contract.trial import FRESH, Trial
+from research.decide.proof import Proof, best_single
+
+
+@pytest.fixture
+def story(tmp_path):
+    with (found := Story(tmp_path / "s").search()).session:
+        yield found
+
+
+def proof(story):
+    """The proof of the last nomination, as of now."""
+    snapshot = story.snapshot()
+    event = snapshot.state.nominated[-1]
+    return Proof(snapshot, event.subject, event.body)
+
+
+def nominate(story, recipe):
+    number = len(story.snapshot().state.nominated) + 1
+    story.write("nominated", recipe, {"number": number, "mean": 0.1, "sd": 0.01, "parts": []})
+    propose_variants(story)
+    return proof(story)
+
+
+def run_wanted(story, **outcomes):
+    """All runs the present stage wants; outcomes: recipe id -> body of its first one."""
+    for trial, purpose in proof(story).wanted():
+        story.run(trial, purpose, **outcomes.pop(trial.recipe_id, {}))
+
+
+def settle(story):
+    """The next ablation event; what it wants to run is accepted, and is worth what `story.worth` says, or the most."""
+    body = proof(story).ablation.settle()
+    story.write("ablation", proof(story).recipe_id, body)
+    propose_variants(story)
+    return body
+
+
+def propose_variants(story):
+    for proposal in [] if proof(story).done else list(proof(story).ablation.proposals()):
+        recipe = recipe_id(build(story.track.base_recipe, proposal.parts))
+        story.propose(proposal.parts, story.worth.get(recipe, story.worth[story.best]))
+
+
+def seal(story):
+    snapshot = story.snapshot()
+    story.write("sealed", proof(story).final, proof(story).seal(story.base, best_single(snapshot)))
+    return snapshot.state
+
+
+def verify(story):
+    body = proof(story).verify()
+    story.write("verification", proof(story).sealed.subject, body)
+    return body
+
+
+def test_the_candidate_its_base_and_its_ablations_run_on_common_seeds(story):
+    found = nominate(story, story.best)
+    wanted = found.wanted()
+    assert {t.horizon for t, _ in wanted} == {1.0} and {t.seed for t, _ in wanted} <= {0, 1, 2}
+    purposes = {t.recipe_id: purpose for t, purpose in wanted}
+    assert purposes == {story.base: "replicate", story.best: "replicate", story.singles["rotary"]: "ablate",
+                        story.singles["relu-squared"]: "ablate"}
+    assert Trial(story.best, 1.0, 0) not in [t for t, _ in wanted]  # has run in the search
+    assert list(found.ablation.proposals()) == [] and found.final is None and found.sealed is None
+
+
+def test_a_part_that_earns_its_place_stays(story):
+    nominate(story, story.best)
+    run_wanted(story)
+    body = settle(story)
+    assert body["removed"] == [] and body["recipe_id"] == story.best and body["untested"] == {}
+    effects = {row["part"]: row["effect"] for row in body["rows"]}
+    assert effects == pytest.approx({"rotary": 0.35, "relu-squared": 0.05}, abs=0.02)
+    assert proof(story).final == story.best and proof(story).wanted() == []
+
+
+def test_a_better_candidate_passes_on_fresh_seeds(story):
+    story.nominate()
+    seal(story)
+    found = proof(story)
+    seeds = found.seeds()
+    assert len(set(seeds)) == 6 and min(seeds) >= FRESH
+    wanted = found.wanted()
+    assert {purpose for _, purpose in wanted} == {"verify"} and {t.seed for t, _ in wanted} == set(seeds)
+    assert [t.recipe_id for t, _ in wanted[:3]] == [story.base, story.best, story.singles["rotary"]]
+    run_wanted(story)
+    body = verify(story)
+    assert body["passed"] and body["attempt"] == 1 and body["alpha"] == 0.0005 and body["seeds"] == seeds
+    assert body["comparisons"]["incumbent"]["effect"] == pytest.approx(0.4, abs=0.02)
+    assert body["comparisons"]["best_single"]["interval"][0] > 0.0
+    assert proof(story).done and proof(story).wanted() == []
+
+
+def test_a_candidate_that_is_no_better_fails_and_each_attempt_has_half_the_alpha(story):
+    story.nominate()
+    seal(story)
+    first = proof(story).seeds()
+    story.worth[story.best] = story.worth[story.base] + 0.001
+    run_wanted(story)
+    body = verify(story)
+    assert not body["passed"] and proof(story).done and proof(story).wanted() == []
+    nominate(story, story.singles["rotary"])
+    run_wanted(story)
+    settle(story)
+    seal(story)
+    assert not set(first) & set(proof(story).seeds())
+    run_wanted(story)
+    body = verify(story)
+    assert body["attempt"] == 2 and body["alpha"] == 0.00025 and body["passed"]
+    assert all(len(losses) == 6 for losses in body["losses"].values())  # though some ran in the first attempt, too
+    assert [e.body["alpha"] for e in story.snapshot().state.sealed] == [0.0005, 0.00025]
+
+
+@pytest.mark.parametrize("role", ["candidate", "incumbent"])
+def test_a_verification_run_that_diverges_leaves_nothing_proven(story, role):
+    story.nominate()
+    seal(story)
+    recipe = proof(story).contenders()[role]
+    run_wanted(story, **{recipe: {"outcome": "diverged", "loss": {}}})
+    body = verify(story)
+    assert not body["passed"] and body["comparisons"]["incumbent"]["n"] == 5
+
+
+def test_nothing_of_the_protected_split_reaches_the_belief_or_the_lanes(story):
+    story.nominate()
+    seal(story)
+    before = story.snapshot()
+    story.worth[story.best] = -1.0
+    run_wanted(story)
+    verify(story)
+    after = story.snapshot()
+    assert [e.tolist() for e in after.effects] == [e.tolist() for e in before.effects]
+    assert [(k.name, k.mean, k.sd) for k in after.view().known] == [(k.name, k.mean, k.sd) for k in before.view().known]

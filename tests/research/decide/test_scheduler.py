@@ -1,0 +1,346 @@
+"""The scheduler with an executor that only makes results up: when workers die, and when it is itself killed."""
+
+import shutil
+
+import pytest
+from sitting import created
+from stand_in import MICRO, StandIn, base_id, completed
+
+from jaxnano.config.base import validate
+from jaxnano.config.recipe import Recipe, recipe_id
+from research.contract.trial import FRESH
+from research.decide.choose import decide
+from research.decide.claims import violations
+from research.decide.dispatch import NEW
+from research.decide.retry import TRIES
+from research.decide.scheduler import Scheduler
+from research.execute import Message
+from research.lanes import lanes, lanes_of
+from research.ledger.events import FILE, Ledger
+from research.ledger.session import Session
+from research.ledger.state import fold
+from research.loop import inherit
+from research.show.facts import Facts
+from research.show.verdict import verdict
+
+pytestmark = pytest.mark.usefixtures("crowns")
+SEARCH = ("search", "base")
+
+
+def drive(session, track, executor=None, max_trials=5):
+    """A scheduler that has run to its end, and why it ended."""
+    found = Scheduler(session, track, executor or StandIn(), lanes_of(["tuner", "recombine"], lanes()), budget_s=600.0,
+                      max_trials=max_trials)
+    reason = found.run()
+    found.record("end", "", {"reason": reason})
+    return found, reason
+
+
+@pytest.fixture(scope="module")
+def whole(track, crowns, tmp_path_factory):
+    """A whole session, closed, and its events."""
+    with created(tmp_path_factory.mktemp("whole") / "s") as session:
+        drive(session, track)
+        return session.path, session.ledger.events()
+
+
+def test_a_session_goes_from_search_to_crown(whole):
+    path, events = whole
+    state = fold(events)
+    assert [e.kind for e in events if e.kind in ("nominated", "ablation", "sealed", "verification", "crowned")] == [
+        "nominated", "ablation", "sealed", "verification", "crowned"]
+    assert sum(t.decisions[0].body["purpose"] in SEARCH for t in state.trials.values()) == 5
+    assert state.champion == state.sealed[0].subject == state.nominated[0].subject
+    with Ledger(path / FILE) as ledger:
+        assert list(violations(ledger, path)) == []
+
+
+def cuts(events):
+    """Places to cut the ledger at: after the first event of each kind, and in the middle of what takes two events."""
+    kinds = [e.kind for e in events]
+    found = {kind: kinds.index(kind) + 1 for kind in dict.fromkeys(kinds)}
+    purposes = [e.body.get("purpose") for e in events]
+    found["verify"] = len(purposes) - purposes[::-1].index("verify")
+    found["the last proposal"] = len(kinds) - kinds[::-1].index("proposal")  # an ablation's, if any was new
+    return found
+
+
+KINDS = ("session", "proposal", "decision", "attempt", "nominated", "ablation", "sealed", "verify", "verification",
+         "crowned")
+
+
+@pytest.mark.parametrize("place", [*KINDS, "the last proposal"])
+def test_a_ledger_cut_anywhere_is_taken_up(whole, track, tmp_path, place):
+    path, events = whole
+    kept = events[: cuts(events)[place]]
+    shutil.copytree(path / "trials", tmp_path / "s" / "trials")  # results of the future too: they are taken in once
+    with Ledger(path / FILE) as old, Ledger(tmp_path / "s" / FILE, create=True) as new:
+        for row in old.raw()[: len(kept)]:
+            new._db.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", row)
+    with Session.open(tmp_path / "s", lock=True) as session:
+        session.ledger.append("resume", "", {"pid": 1})
+        found, reason = drive(session, track)
+        assert list(violations(session.ledger, session.path)) == []
+        before = {e.subject: e.body for e in kept if e.kind == "result"}
+        now = [e for e in session.ledger.events("result") if e.body["outcome"] == "completed"]
+        assert len({e.subject for e in now}) == len(now) and before.items() <= {e.subject: e.body for e in now}.items()
+    assert reason == "finished" and (found.state.champion is not None or not fold(kept).nominated)
+    assert fold(kept).sealed == found.state.sealed[: len(fold(kept).sealed)]
+    assert len(found.state.crowned) == sum(e.body["passed"] for e in found.state.verifications)
+
+
+def spoilt(how):
+    """Outcomes of a machine that lets the first verification run of a candidate end in another way; and whose that is.
+
+    how: job -> its result, None if it takes its worker along.
+    """
+    victims, mended = [], []
+
+    def outcomes(job):
+        fresh = job["args"]["seed"] >= FRESH and recipe_id(validate(Recipe, job["args"]["recipe"])) != base_id()
+        if fresh and not victims:
+            victims.append(job["id"])
+        return how(job) if job["id"] in victims and not mended else completed(job)
+
+    return outcomes, victims, mended
+
+
+ENDS = {
+    "its worker dies": lambda job: None,
+    "the disk is full": lambda job: {"outcome": "interrupted", "machine": True, "reason": "OSError: no space left"},
+    "its data is gone": lambda job: {"outcome": "failed", "reason": "ValueError: data aa is not the session's bb"},
+    "it stalls": lambda job: {"outcome": "timeout", "reason": "stalled"},
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_what_the_machine_does_to_a_verification_run_decides_nothing(track, tmp_path, end):
+    """It is tried again, then the loop stops with the attempt open; once the machine is mended, the proof goes on."""
+    outcomes, victims, mended = spoilt(ENDS[end])
+    with created(tmp_path / "s") as session:
+        found, reason = drive(session, track, StandIn(outcomes=outcomes))
+        assert list(violations(session.ledger, session.path)) == []
+    assert "the machine failed: " in reason and found.trouble in reason
+    trial = found.state.trials[victims[0]]
+    assert [a.result["outcome"] for a in trial.attempts] == ["interrupted"] * TRIES
+    assert not found.state.verifications and not found.snapshot.broken(trial.recipe_id)
+    kind, text = verdict(Facts(found.snapshot))
+    assert kind == "none" and "ended before the proof did" in text and found.trouble in text
+    mended.append(True)
+    with Session.open(tmp_path / "s", lock=True) as session:
+        session.ledger.append("resume", "", {"pid": 1})
+        found, reason = drive(session, track, StandIn(outcomes=outcomes))
+        assert list(violations(session.ledger, session.path)) == []
+    assert reason == "finished" and len(found.state.sealed) == 1
+    assert [e.body["passed"] for e in found.state.verifications] == [True] and found.state.champion is not None
+    assert found.state.verifications[0].body["comparisons"]["incumbent"]["n"] == track.significance.n
+
+
+def test_a_search_run_that_takes_its_worker_along_every_time_has_failed(track, tmp_path):
+    def outcomes(job):
+        return completed(job) if recipe_id(validate(Recipe, job["args"]["recipe"])) == base_id() else None
+
+    with created(tmp_path / "s") as session:
+        found, _ = drive(session, track, StandIn(outcomes=outcomes), max_trials=3)
+        assert list(violations(session.ledger, session.path)) == []
+    failed = [t for t in found.state.trials.values() if t.outcome == "failed"]
+    assert failed and {len(t.attempts) for t in failed} == {TRIES}
+
+
+def test_a_machine_that_lets_nothing_finish_stops_the_loop_and_is_no_verdict(track, tmp_path):
+    full = {"outcome": "interrupted", "machine": True, "reason": "OSError: [Errno 28] No space left on device"}
+    with created(tmp_path / "s") as session:
+        found, reason = drive(session, track, StandIn(outcomes=lambda job: full))
+        assert list(violations(session.ledger, session.path)) == []
+    assert "No space left on device" in reason and {t.outcome for t in found.state.trials.values()} == {"interrupted"}
+    kind, text = verdict(Facts(found.snapshot))
+    assert kind == "none" and text.startswith("Nothing found out: ") and "No space left on device" in text
+
+
+def test_nothing_better_means_no_nomination(track, tmp_path):
+    def flat(job):
+        return completed(job) | {"loss": dict.fromkeys(job["args"]["splits"], 5.0 + 0.001 * len(job["id"]))}
+
+    with created(tmp_path / "s") as session:
+        found, reason = drive(session, track, StandIn(outcomes=flat))
+    assert reason == "finished" and not found.state.nominated and found.state.champion is None
+
+
+def test_divergence_is_an_outcome_and_no_number(track, tmp_path):
+    base = {}
+
+    def outcomes(job):
+        base.setdefault("recipe", job["args"]["recipe"])
+        if job["args"]["recipe"] == base["recipe"]:
+            return completed(job)
+        return completed(job) | {"outcome": "diverged", "reason": "loss is nan", "loss": {}}
+
+    with created(tmp_path / "s") as session:
+        found, reason = drive(session, track, StandIn(outcomes=outcomes))
+        assert list(violations(session.ledger, session.path)) == []
+    assert reason == "finished" and found.state.counts()["diverged"] >= 3 and not found.state.nominated
+    arm = next(a for a in found.snapshot.arms if a.recipe_id in found.snapshot.over and a.parts)
+    assert found.snapshot.p_diverge[found.snapshot.index[arm.recipe_id]] > 0.3
+
+
+def test_stop_ends_runs_as_interrupted(track, tmp_path):
+    class Stopped(StandIn):
+        def poll(self, timeout_s):
+            if len(self.jobs) == 4:
+                found.stop()
+                self.outcomes = lambda job: None
+            return super().poll(timeout_s) if len(self.jobs) != 4 or self.killed else []
+
+        killed = False
+
+        def kill(self, worker):
+            self.killed = True
+
+    with created(tmp_path / "s") as session:
+        found = Scheduler(session, track, Stopped(), lanes_of(["tuner"], lanes()), budget_s=600.0)
+        assert found.run() == "stopped"
+        found.record("end", "", {"reason": "stopped"})
+        assert list(violations(session.ledger, session.path)) == []
+        assert found.state.counts()["interrupted"] >= 1
+
+
+def test_unknown_lanes_are_named():
+    with pytest.raises(ValueError, match="--lanes: 'dream': no such lane; catalogue, tuner"):
+        lanes_of(["tuner", "dream"], lanes())
+
+
+def test_where_time_is_the_budget_the_base_runs_first_and_sets_it(tmp_path, track):
+    """StandIn's runs make 1e5 tokens a second."""
+    raced = track.model_validate(
+        track.model_dump(mode="json") | {"objective": {"kind": "time_to_target", "target": 5.0}}, strict=False)
+    with created(tmp_path / "s") as session:
+        executor = StandIn()
+        found, _ = drive(session, raced, executor)
+    first, *others = executor.jobs
+    assert first["id"] == f"{base_id()}-0.5-0" and first["args"]["seconds"] is None
+    runs = {job["id"]: job["args"]["seconds"] for job in others if not job["id"].startswith(base_id())}
+    full_s = track.full_steps * track.base_cost.tokens_per_step / 1e5
+    assert runs and runs == pytest.approx({key: full_s * float(key.split("-")[1]) for key in runs})
+    assert found.state.decisions[0].body["purpose"] == "base"
+
+
+def test_search_runs_that_lose_their_worker_are_run_once_more_and_counted_once(track, tmp_path):
+    """Every one dies at its first attempt, the last ones when --max-trials is reached."""
+    def outcomes(job):
+        return None if job["attempt"] == 1 and job["args"]["seed"] < FRESH else completed(job)
+
+    with created(tmp_path / "s") as session:
+        drive(session, track, StandIn(outcomes=outcomes))
+        state = fold(session.ledger.events())
+        searched = [t for t in state.trials.values() if t.decisions[0].body["purpose"] in SEARCH]
+        assert len(searched) == 5 and {t.outcome for t in searched} == {"completed"}
+        assert {len(t.attempts) for t in searched} == {2}
+        assert list(violations(session.ledger, session.path)) == []
+
+
+@pytest.fixture(scope="module")
+def heir(whole, track, crowns, tmp_path_factory):
+    """A session that starts from the champion of `whole`, at its end: its scheduler and what it inherited."""
+    path, _ = whole
+    with Session.open(path) as old:
+        known = fold(old.ledger.events()).session
+    given = {name: known[name] for name in ("track_hash", "data_hash")} | {"source": MICRO}
+    inherited = inherit(path, given)
+    with created(tmp_path_factory.mktemp("heir") / "s", **inherited) as session:
+        found, _ = drive(session, track, max_trials=8)
+        assert list(violations(session.ledger, session.path)) == []
+        return found, inherited
+
+
+def test_an_inherited_champion_is_what_has_to_be_beaten_and_the_base_stays_the_base(whole, heir):
+    found, inherited = heir
+    champion = fold(whole[1]).champion
+    assert inherited["incumbent"] == champion
+    arms = found.snapshot.arms
+    assert arms[0].recipe_id == base_id() and arms[1].recipe_id == champion and not arms[0].parts
+    assert found.state.sealed[0].body["incumbent"] == champion
+    first = [t for t in found.state.trials.values() if t.decisions[0].body["purpose"] == "search"][0]
+    assert first.recipe_id == champion  # before anything is compared with it
+    assert found.state.decisions[0].body["purpose"] == "base"
+
+
+def test_a_recipe_that_is_worse_than_the_inherited_champion_is_not_nominated(whole, track, tmp_path):
+    path, _ = whole
+    with Session.open(path) as old:
+        known = fold(old.ledger.events()).session
+    inherited = inherit(path, {name: known[name] for name in ("track_hash", "data_hash")} | {"source": MICRO})
+
+    def outcomes(job):
+        """The champion gains 0.5, all others something above the base."""
+        best = recipe_id(validate(Recipe, job["args"]["recipe"])) == inherited["incumbent"]
+        found = completed(job)
+        return found | {"loss": {name: loss - 0.5 * best for name, loss in found["loss"].items()}}
+
+    with created(tmp_path / "s", **inherited) as session:
+        found, reason = drive(session, track, StandIn(outcomes=outcomes), max_trials=8)
+    assert reason == "finished" and not found.state.nominated and found.snapshot.incumbent == inherited["incumbent"]
+
+
+class Losing(StandIn):
+    """Every run but the first eight reports, half-way, a loss that is far above all that finished."""
+
+    def __init__(self):
+        super().__init__()
+        self.cancelled = []
+
+    def poll(self, timeout_s):
+        if len(self.jobs) <= 8:
+            return super().poll(timeout_s)
+        told = [job for job in self._open.values() if job["id"] not in self.told]
+        self.told |= {job["id"] for job in told}
+        about = {"progress": 0.5, "loss": 9.0, "tokens_per_s": 1e5}
+        return [Message("progress", worker, job["id"], job["attempt"], about) for worker, job in self._open.items()
+                if job in told] or super().poll(timeout_s)
+
+    told: set[str] = set()
+
+    def cancel(self, worker, reason):
+        self.cancelled.append(reason)
+
+
+@pytest.mark.parametrize("kills", [False, True])
+def test_runs_that_look_hopeless_are_ended_only_where_that_was_asked_for(track, tmp_path, kills):
+    executor = Losing()
+    executor.told = set()
+    with created(tmp_path / "s", kills=kills) as session:
+        drive(session, track, executor, max_trials=11)
+    assert bool(executor.cancelled) == kills and all(reason for reason in executor.cancelled)
+
+
+def test_a_worker_for_which_nothing_was_found_is_not_asked_for_again_at_the_same_state(track, tmp_path, monkeypatch):
+    asked = []
+
+    def counted(prices, seed, worker, left_s):
+        asked.append((worker, prices.snapshot.state.seq))
+        return decide(prices, seed, worker, left_s) if len(asked) < 4 else None
+
+    monkeypatch.setattr("research.decide.scheduler.decide", counted)
+    with created(tmp_path / "s") as session:
+        found = Scheduler(session, track, StandIn(), lanes_of(["tuner"], lanes()), budget_s=600.0, max_trials=9)
+        found.run()
+        once = list(asked)
+        for _ in range(3):
+            found._search(0, 1.0)
+    assert len(set(once)) == len(once) and asked[len(once):] in ([], [(0, found.state.seq)])
+
+
+class Recycled(StandIn):
+    """Worker 0 is another process after each of its runs."""
+
+    def poll(self, timeout_s):
+        found = super().poll(timeout_s)
+        return [*found, *(Message("ready", 0, body={"pid": 7}) for message in found if message.worker == 0)]
+
+
+def test_a_worker_whose_process_was_replaced_between_runs_is_priced_as_one_that_compiled_nothing(track, tmp_path):
+    with created(tmp_path / "s") as session:
+        found, _ = drive(session, track, Recycled(), max_trials=8)
+    searched = [e.body for e in found.state.decisions if "priced" in e.body]
+    assert {(body["worker"], body["priced"]) for body in searched[2:]} == {(0, NEW), (1, 1)}
+    arm = found.snapshot.arms[0]
+    assert found.book.prices.seconds(arm, 1.0, NEW) > found.book.prices.seconds(arm, 1.0, 1)

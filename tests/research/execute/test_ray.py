@@ -1,0 +1,258 @@
+"""A real cluster of two nodes on this machine: two raylets, each with its own workers, of which one gets killed."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import psutil
+import pytest
+from stand_in import MICRO
+
+from jaxnano import data
+from jaxnano.cli import Failure, report_errors
+from jaxnano.curves import EVENTS
+from research import loop, machine
+from research.contract.track import load_track
+from research.decide.claims import violations
+from research.decide.scheduler import Scheduler
+from research.execute import ExecutorError, Job
+from research.execute.ray import connect, offered
+from research.execute.trial import WARM
+from research.lanes import lanes as known_lanes
+from research.lanes import lanes_of
+from research.ledger.session import Session, read_result
+from research.machine import ROOT, process_identity
+from tests.jaxnano import events
+
+# Ray starts its processes by fork, at once followed by exec; JAX, which other tests have used here, warns of the fork.
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning",
+                                        "ignore:Exception ignored in. <function _at_fork")
+HERE = Path(__file__).parent.parent
+DEADLINE_S = 120.0
+TRIALS = 20
+SETTLED_S = 1.0  # in which what a worker said before it was stopped has arrived
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A node of two slots, which is the head too; its workers find the test targets."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(HERE))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+        from ray.cluster_utils import Cluster
+
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+        yield nodes
+        nodes.shutdown()
+
+
+@pytest.fixture
+def executor(cluster):
+    with closing(connect(cluster.address).start(Path(), warm=(), tensorboard=True)) as started:
+        yield started
+
+
+@pytest.fixture
+def job(tmp_path):
+    def build(target, key="trial", attempt=1, **args):
+        return Job(id=key, attempt=attempt, dir=str(tmp_path / key), target=f"worker_targets:{target}", args=args)
+
+    return build
+
+
+def wait_for(executor, kind, worker=0, count=1):
+    """The worker's messages up to the count-th of `kind`; fails when they do not come."""
+    messages, deadline = [], time.monotonic() + DEADLINE_S
+    while sum(message.kind == kind for message in messages) < count:
+        assert time.monotonic() < deadline, f"no {kind} within {DEADLINE_S} s, only {messages}"
+        messages += [message for message in executor.poll(0.5) if message.worker == worker]
+    return messages
+
+
+def wait_until(condition, what):
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {DEADLINE_S} s: {what}"
+        os.sched_yield() if hasattr(os, "sched_yield") else None
+
+
+def test_a_job_comes_back_with_its_files(executor, job, tmp_path):
+    executor.submit(0, job("leave_files", folder=str(tmp_path / "trial" / "checkpoint"), loss=2.5))
+    messages = wait_for(executor, "result")
+    assert [m.kind for m in messages] == ["ready", "progress", "result"]
+    result = messages[-1].body
+    assert (result["outcome"], result["attempt"], result["loss"]) == ("completed", 1, {"search": 2.5})
+    assert read_result(tmp_path / "trial", 1) == result
+    assert not result["here"].startswith(str(tmp_path)), "the job should have run in a folder of its node"
+    files = {p.relative_to(tmp_path / "trial").as_posix() for p in (tmp_path / "trial").rglob("*") if p.is_file()}
+    files = {path for path in files if not path.startswith(EVENTS)}
+    assert files == {"metrics.jsonl", "log.txt", "result.json", "checkpoint/deep/weights", "checkpoint/empty"}
+    assert events.scalars(events.read_events(tmp_path / "trial")) == {"final_loss/search": [(1, 2.5)]}
+    assert (tmp_path / "trial/checkpoint/deep/weights").read_bytes() == bytes(range(256)) * result["repeats"]
+    assert json.loads((tmp_path / "trial/metrics.jsonl").read_text()) == {"step": 1, "loss": None}
+    assert "left something" in (tmp_path / "trial/log.txt").read_text()
+
+
+def test_a_worker_is_single_threaded_and_on_one_core(executor, job):
+    pinned = []
+    for worker in (0, 1):
+        executor.submit(worker, job("answer", key=f"job-{worker}", loss=1.0))
+        result = wait_for(executor, "result", worker)[-1].body
+        assert "eigen=false" in result["xla_flags"] and "device_count" not in result["xla_flags"]
+        assert result["pid"] == executor.pid(worker)
+        pinned.append(result["cores"])
+    if hasattr(os, "sched_setaffinity"):
+        assert all(len(cores) == 1 and set(cores) <= set(machine.cores()) for cores in pinned)
+
+
+def test_cancel_ends_the_job_and_kill_the_process(executor, job, tmp_path):
+    executor.submit(0, job("spin"))
+    wait_for(executor, "progress")
+    with pytest.raises(ValueError, match="worker 0 still has trial"):
+        executor.submit(0, job("answer"))
+    executor.cancel(0, "hopeless")
+    result = wait_for(executor, "result")[-1].body
+    assert (result["outcome"], result["reason"]) == ("killed", "hopeless")
+    before = executor.pid(0)
+    executor.submit(0, job("hang", attempt=2))
+    wait_for(executor, "progress")
+    executor.kill(0)
+    died = wait_for(executor, "died")[-1]
+    assert (died.id, died.attempt, died.body["exit"]) == ("trial", 2, -signal.SIGKILL)
+    assert read_result(tmp_path / "trial", 2) is None
+    executor.submit(0, job("answer", attempt=3, loss=1.0))
+    assert wait_for(executor, "result")[-1].body["pid"] == executor.pid(0) != before
+    assert "attempt 2" in (tmp_path / "trial/log.txt").read_text(), "the log of the attempt that died came too"
+
+
+def ancestors(pid):
+    return {process.pid for process in psutil.Process(pid).parents()}
+
+
+def outcomes(events):
+    """Results of search runs, but for those of attempts that were interrupted."""
+    searched = {e.subject for e in events if e.kind == "decision" and e.body["purpose"] in ("search", "base")}
+    return [e for e in events
+            if e.kind == "result" and e.subject in searched and e.body["outcome"] != "interrupted"]
+
+
+def test_twenty_trials_and_the_loss_of_a_node(cluster, tmp_path):
+    """Real training, the real scheduler; a node is killed half-way, a trial that runs on it held fast until it is."""
+    doomed = cluster.add_node(num_cpus=1)
+    raylet = doomed.all_processes["raylet"][0].process.pid
+    track = load_track(MICRO)
+    executor = connect(cluster.address, workers=9).start(tmp_path, WARM)
+    assert executor.workers == 3
+    stopped, held = [], []
+
+    def step(scheduler):
+        results = outcomes(scheduler.session.ledger.events())
+        there = [] if stopped else [w for w in scheduler.flights if raylet in ancestors(executor.pid(w))]
+        if len(results) >= TRIALS // 2 and there:
+            os.kill(executor.pid(there[0]), signal.SIGSTOP)
+            stopped.extend((there[0], time.monotonic()))
+        if stopped and not held and stopped[0] in scheduler.flights and time.monotonic() > stopped[1] + SETTLED_S:
+            held.append(scheduler.flights[stopped[0]].trial.key)
+            cluster.remove_node(doomed, allow_graceful=False)
+        if len(results) >= TRIALS:
+            scheduler.stop()
+
+    with Session.create(tmp_path / "session") as session, closing(executor):
+        session.ledger.append("session", "", {
+            "track": track.name, "track_hash": track.identity, "seed": 0, "workers": 3, "lanes": ["tuner"],
+            "data_hash": data.load(track.base_recipe.data).data_hash})
+        lanes = lanes_of(["tuner"], known_lanes())
+        Scheduler(session, track, executor, lanes, budget_s=600.0, max_trials=TRIALS, on_change=step).run()
+        assert not list(violations(session.ledger, session.path))
+        ended = [e.subject for e in outcomes(session.ledger.events())]
+        assert len(ended) == TRIALS == len(set(ended))
+        lost = {e.subject for e in session.ledger.events("result") if e.body.get("lost")}
+        assert held and set(held) <= lost <= set(ended), "what was lost was run once more"
+
+
+def test_a_lost_slot_waits_for_room_and_comes_back(cluster, job, tmp_path):
+    doomed = cluster.add_node(num_cpus=1)
+    raylet = doomed.all_processes["raylet"][0].process.pid
+    with closing(connect(cluster.address, workers=3).start(tmp_path, warm=())) as executor:
+        while not all(map(executor.present, range(3))):
+            executor.poll(0.5)
+        (there,) = [worker for worker in range(3) if raylet in ancestors(executor.pid(worker))]
+        executor.submit(there, job("hang"))
+        wait_for(executor, "progress", there)
+        cluster.remove_node(doomed, allow_graceful=False)
+        died = wait_for(executor, "died", there)[-1]
+        assert (died.id, died.attempt, died.body["exit"], died.body["lost"]) == ("trial", 1, -signal.SIGKILL, True)
+        assert [executor.present(worker) for worker in range(3)] == [worker != there for worker in range(3)]
+        cluster.add_node(num_cpus=1)
+        wait_for(executor, "ready", there)
+        executor.submit(there, job("answer", attempt=2, loss=1.0))
+        assert wait_for(executor, "result", there)[-1].body["attempt"] == 2
+
+
+def test_no_worker_outlives_a_killed_loop(cluster, tmp_path):
+    path = os.pathsep.join([str(ROOT), str(HERE)])
+    command = [sys.executable, str(HERE / "loop_process.py"), str(tmp_path / "session"), cluster.address]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, text=True) as loop:
+        workers = json.loads(loop.stdout.readline())
+        assert all(process_identity(pid) for pid in workers)
+        loop.kill()
+    wait_until(lambda: not any(map(process_identity, workers)), "workers of the killed loop are gone")
+
+
+def test_a_node_of_another_version_is_refused(cluster, monkeypatch):
+    monkeypatch.setattr(machine, "code_hash", lambda: "0" * 16)
+    with (closing(connect(cluster.address).start(Path(), warm=())) as executor,
+          pytest.raises(ExecutorError, match="the same version on all nodes would do")):
+        wait_for(executor, "ready")
+
+
+def test_a_worker_that_cannot_start_is_reported(cluster):
+    with (closing(connect(cluster.address).start(Path(), warm=("no_such_module",))) as executor,
+          pytest.raises(ExecutorError, match="No module named 'no_such_module'")):
+        wait_for(executor, "ready")
+
+
+@pytest.mark.parametrize(("nodes", "kinds"), [
+    ([{"CPU": 2.0, "memory": 4e9}, {"CPU": 3.5, "memory": 9e9}], [("CPU", 1.0, 2e9)] * 2 + [("CPU", 1.0, 3e9)] * 3),
+    ([{"CPU": 8.0, "GPU": 2.0, "memory": 4e9}, {"CPU": 8.0}], [("GPU", 1.0, 2e9)] * 2),
+    ([{"CPU": 8.0, "TPU": 4.0, "memory": 4e9}] * 2, [("TPU", 4.0, 4e9)] * 2),
+    ([{"CPU": 0.5}, {}], []),
+])
+def test_what_a_cluster_offers(nodes, kinds):
+    assert [(slot.kind, slot.amount, slot.share_bytes) for slot in offered(nodes)] == kinds
+
+
+def test_a_worker_may_be_half_a_core():
+    assert [slot.options for slot in offered([{"CPU": 1.0, "memory": 4e9}], cpus=0.5)] == [{"num_cpus": 0.5}] * 2
+
+
+@pytest.mark.parametrize(("argv", "words"), [
+    (("--executor", "ray", "--ray-address", "nonsense"), "--ray-address: nonsense: HOST:PORT"),
+    (("--executor", "ray", "--ray-address", "ray://a:1"), "HOST:PORT of the cluster's head would do"),
+    (("--ray-address", "auto"), "--executor ray would use it"),
+    (("--executor", "ray", "--ray-cpus", "0"), "--ray-cpus: 0.0: above 0"),
+])
+def test_bad_options_are_one_line(capsys, argv, words):
+    assert report_errors(lambda: loop.run(loop.parse(list(argv)))) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and words in err
+
+
+def test_nobody_at_the_address_is_told_at_once():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # taken, but nobody listens
+        with pytest.raises(Failure, match="no Ray answers there"):
+            connect(f"127.0.0.1:{free.getsockname()[1]}")
+
+
+def test_without_ray_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ValueError, match=r'pip install "jaxnano\[ray\]" would do'):
+        connect()

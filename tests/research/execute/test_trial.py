@@ -1,0 +1,132 @@
+"""One trial: what it returns, what it repeats to the bit, and what becomes of runs that go wrong."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from stand_in import MICRO
+
+from jaxnano import checkpoint, data, evaluate, step
+from jaxnano.config.base import dump
+from jaxnano.config.recipe import hypers, recipe_id
+from research.contract.track import load_track
+from research.contract.trial import Trial
+from research.execute import Cancelled
+from research.execute.trial import run_job, steps_within
+
+STEPS = 25
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    return load_track(MICRO).base_recipe
+
+
+@pytest.fixture(scope="module")
+def job(recipe):
+    """Arguments of a short run, with changes."""
+    data_hash = data.load(recipe.data).data_hash
+
+    def build(**changes):
+        return {"recipe": dump(recipe), "total_steps": STEPS, "seed": 3, "splits": {"search": 512},
+                "data_hash": data_hash, "checkpoint": None} | changes
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def ran(job):
+    """A run's result and its reports."""
+    reports = []
+    return run_job(job(), reports.append), reports
+
+
+def test_a_key_names_recipe_horizon_and_seed():
+    assert Trial("ab", 0.125, 7).key == "ab-0.125-7" and Trial("ab", 1.0, 7).key == "ab-1-7"
+
+
+def test_a_result_says_what_a_run_cost_and_reached(ran, job):
+    result, reports = ran
+    assert (result["outcome"], result["steps"]) == ("completed", STEPS)
+    assert [p for p, _ in result["curve"]] == [10 / STEPS, 20 / STEPS, 1.0] == [r["progress"] for r in reports]
+    assert [loss for _, loss in result["curve"]] == [r["loss"] for r in reports]
+    assert result["device_s"] > 0 and result["compile_s"] >= 0 and result["tokens_per_s"] > 0
+    assert result["fingerprint"]["data"] == job()["data_hash"]
+    assert set(result["loss"]) == {"search"}
+
+
+def test_its_loss_is_that_of_the_trained_parameters(ran, recipe):
+    """Against the training step called by hand."""
+    corpus = data.load(recipe.data)
+    init_seed, data_seed = step.seeds(3)
+    batches = data.train_batches(corpus, recipe.data.batch, recipe.data.length, data_seed, step.STEPS_PER_CALL)
+    program, values = step.program(recipe), hypers(recipe, STEPS)
+    state = program.init(np.uint32(init_seed), values)
+    for count in (10, 10, 5):
+        state, _ = program.steps(state, next(batches), np.int32(count), values)
+    windows = evaluate.eval_windows(corpus, "search", recipe, 512)
+    assert evaluate.evaluate(recipe, program.params(state, values), windows) == ran[0]["loss"]["search"]
+
+
+def test_the_same_trial_again_is_the_same_and_another_seed_is_not(ran, job):
+    again = run_job(job(), lambda values: None)
+    assert (again["loss"], again["curve"]) == (ran[0]["loss"], ran[0]["curve"])
+    assert run_job(job(seed=4), lambda values: None)["loss"] != ran[0]["loss"]
+
+
+def test_a_budget_of_seconds_decides_the_steps(recipe, job):
+    """On a clock that goes on by 1/128 s whenever it is read, every call takes 1/128 s."""
+    corpus, clock = data.load(recipe.data), itertools.count(0.0, 1 / 128)
+    batch = next(data.train_batches(corpus, recipe.data.batch, recipe.data.length, 0, step.STEPS_PER_CALL))
+    assert steps_within(recipe, 1.0, 1, batch, lambda: next(clock)) == 128
+    assert steps_within(recipe, 5.0, 1, batch, lambda: next(clock)) == 5 * 6 * 128  # 6 steps a call are timed
+    timed = run_job(job(seconds=0.05), lambda values: None)
+    assert timed["curve"][-1][0] == 1.0 and timed["outcome"] == "completed"
+    again = run_job(job(total_steps=timed["steps"]), lambda values: None)
+    assert (again["loss"], again["curve"]) == (timed["loss"], timed["curve"])  # timing has left no trace
+
+
+def test_a_checkpoint_is_this_attempt_s_whatever_an_earlier_one_left(ran, job, recipe, tmp_path):
+    folder = tmp_path / "checkpoint"
+    run_job(job(seed=9, checkpoint=str(folder)), lambda values: None)  # was interrupted before its result was written
+    result = run_job(job(checkpoint=str(folder), splits={"protected": 512, "search": 512}), lambda values: None)
+    assert result["loss"]["search"] == ran[0]["loss"]["search"]
+    found, params, about = checkpoint.load(folder)
+    assert (recipe_id(found), about["seed"], about["total_steps"]) == (recipe_id(recipe), 3, STEPS)
+    windows = evaluate.eval_windows(data.load(recipe.data), "protected", recipe, 512)
+    assert evaluate.evaluate(recipe, params, windows) == pytest.approx(result["loss"]["protected"], abs=1e-6)
+
+
+def test_a_loss_that_is_not_finite_is_an_outcome_and_no_number(job, recipe, monkeypatch):
+    def broken(recipe, steps, seed, batches, accumulate):
+        for done, loss in ((10, 2.0), (20, math.nan), (25, 1.0)):
+            yield step.Progress(done, np.full(10, loss), 0.0, None, True)
+
+    monkeypatch.setattr(step, "run", broken)
+    reports = []
+    result = run_job(job(), reports.append)
+    assert (result["outcome"], result["loss"], result["reason"]) == ("diverged", {}, "loss is nan at step 20 of 25")
+    assert result["curve"] == [(0.4, 2.0)] and len(reports) == 1
+
+
+def test_an_evaluation_that_is_not_finite_has_diverged_too(job, monkeypatch):
+    monkeypatch.setattr(evaluate, "evaluate", lambda recipe, params, windows: math.inf)
+    result = run_job(job(), lambda values: None)
+    assert result["outcome"] == "diverged" and result["loss"] == {} and "evaluated" in result["reason"]
+
+
+def test_a_cancelled_run_says_what_it_has_cost(job):
+    def cancel(values):
+        if values["progress"] > 0.5:
+            raise Cancelled("hopeless")
+
+    result = run_job(job(splits={"search": 512}), cancel)
+    assert (result["outcome"], result["reason"], result["loss"]) == ("killed", "hopeless", {})
+    assert [p for p, _ in result["curve"]] == [10 / STEPS, 20 / STEPS]
+    assert result["steps"] == 20 and result["device_s"] > 0
+
+
+def test_other_data_than_the_session_s_are_refused(job):
+    with pytest.raises(ValueError, match="is not the session's 000000000000"):
+        run_job(job(data_hash="0" * 64), lambda values: None)

@@ -1,0 +1,234 @@
+"""The report in every situation a session can be in, and nothing from outside taken for markup."""
+
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pytest
+from sessions import EVIL, Story
+
+from research import report
+from research.contract.idea import ideas, part
+from research.contract.proposal import Part
+from research.contract.trial import Trial
+from research.review import _lines
+from research.show import plots
+from research.show.candidates import candidates
+from research.show.card import card, change, page
+from research.show.document import Code, Link, Paragraph, Table, to_html, to_markdown
+from research.show.facts import Facts
+from research.show.report import write_report
+
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, and gathers ids, targets and what would be fetched or run."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.ids, self.targets, self.foreign, self.text = [], [], [], [], ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.open += [tag] if tag not in VOID else []
+        values = dict(attrs)
+        self.ids += [values["id"]] if "id" in values else []
+        self.targets += [values["href"]] if tag == "a" else []
+        self.foreign += [tag] if tag in ("script", "img", "link", "iframe") or "src" in values else []
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def proven(path):
+    return Story(path).search().nominate().seal().end()
+
+
+def refuted(path):
+    story = Story(path).search().nominate()
+    story.worth[story.best] = 0.0
+    return story.seal().end()
+
+
+def unproven(path):
+    return Story(path).search().nominate().end()
+
+
+def not_nominated(path):
+    return Story(path).search().end()
+
+
+def hopeless(path):
+    story = Story(path)
+    story.base = story.propose()
+    return story.end()
+
+
+def young(path):
+    return Story(path).close()
+
+
+def interrupted(path):
+    story = Story(path).search()
+    story.start(Trial(story.base, 0.5, 0), "base")
+    return story.close()
+
+
+SITUATIONS = {
+    proven: "Improvement proven",
+    refuted: "was tested on fresh seeds and failed",
+    unproven: "the session ended before the proof did",
+    not_nominated: "ended before anything was tested",
+    hopeless: "Nothing has run yet",
+    young: "Nothing has run yet",
+    interrupted: "Not ended yet: searching",
+}
+
+
+@pytest.mark.parametrize("situation", SITUATIONS, ids=lambda f: f.__name__)
+def test_report_in_every_situation(situation, tmp_path):
+    path, state = situation(tmp_path / "session")
+    write_report(path, state)
+    html, markdown = (path / "report.html").read_text(), (path / "report.md").read_text()
+    page = Page(html)
+    assert SITUATIONS[situation] in page.text and SITUATIONS[situation] in markdown
+    assert page.foreign == [] and len(page.ids) == len(set(page.ids))
+    inner = {target[1:] for target in page.targets if target.startswith("#")}
+    assert inner <= set(page.ids)
+    outer = {target for target in page.targets if not target.startswith("#")}
+    assert all(t.startswith(("https://arxiv.org/abs/", "trials/")) for t in outer)
+    assert {f"trial-{key}" for key in state.trials} <= set(page.ids)
+    for figure in re.findall(r"\]\((plots/\S+\.svg)\)", markdown):
+        ElementTree.parse(path / figure)
+    assert len(html) < 500_000
+
+
+def test_text_from_outside_stays_text(tmp_path):
+    path, state = proven(tmp_path / "session")
+    write_report(path, state)
+    html, markdown = (path / "report.html").read_text(), (path / "report.md").read_text()
+    assert "\x1b" not in html + markdown and "<script" not in html + markdown
+    assert "alert(1)" in Page(html).text and EVIL.split()[0] in Page(html).text
+    tables = [(a, b) for a, b in pairwise(markdown.splitlines()) if a.startswith("| ") and b.startswith("| ")]
+    bars = re.compile(r"(?<!\\)\|")
+    assert tables and all(len(bars.findall(a)) == len(bars.findall(b)) for a, b in tables)
+
+
+def test_the_subject_of_a_review_that_anybody_may_append_is_text_too(tmp_path):
+    story = Story(tmp_path / "session").search()
+    story.write("review", f"x\n\n{EVIL} (a)", {"decision": "veto", "reviewer": EVIL, "note": EVIL})
+    path, state = story.end()
+    write_report(path, state)
+    for name in ("report.html", "report.md"):
+        text = (path / name).read_text()
+        assert "<script" not in text and "\x1b" not in text
+    assert "[x](y)" not in text  # the Markdown's
+
+
+def test_numbers_of_the_proof_are_the_ledgers(tmp_path):
+    path, state = proven(tmp_path / "session")
+    write_report(path, state)
+    text = Page((path / "report.html").read_text()).text
+    facts = Facts.of(state)
+    body = state.verifications[-1].body
+    test = body["comparisons"]["incumbent"]
+    for losses in body["losses"].values():
+        for loss in losses.values():
+            assert f"{loss:.4f}" in text
+    assert f"{test['effect']:+.4f}" in text and f"{test['p_value']:.2g}" in text and f"{body['alpha']:.2g}" in text
+    for row in facts.parts(state.champion):
+        assert row["source"] in text and f"{row['ablation']['effect']:+.4f}" in text
+
+
+def test_what_an_ablation_leaves_claims_the_reasons_of_its_parts(tmp_path):
+    """The last to propose it says `without silu`; a person's reason stays with the part through all lanes."""
+    story = Story(tmp_path / "session").search()
+    own = Part("calm", ({"path": "optimizer.clip", "new": 0.7},), why="its gradients are wild")
+    parts = (part(ideas()["rotary"]), own)
+    story.best = story.propose(parts, 0.4, lane="ablation", origin="ablation", hypothesis="without silu")
+    for horizon in (0.25, 1.0):
+        story.run(Trial(story.best, horizon, 0))
+    path, state = story.nominate().seal().end()
+    facts = Facts.of(state)
+    reasons = [ideas()["rotary"].why, "its gradients are wild"]
+    assert state.champion == story.best and [p["why"] for p in facts.parts(story.best)] == reasons
+    about = card(facts)
+    (row,) = [row for row in candidates(facts) if row.recipe_id == story.best]
+    write_report(path, state)
+    texts = [page(about), change(about), (path / "report.md").read_text(), "\n".join(_lines(row))]
+    for text in texts:
+        assert all(reason.replace("'", "") in text.replace("'", "") for reason in reasons), text
+    assert "without silu" not in about["hypothesis"] + row.hypothesis
+
+
+def test_barnacles_are_listed(tmp_path):
+    story = Story(tmp_path / "session").search().nominate()
+    ablation = story.snapshot().state.ablations[story.best]
+    story.write("ablation", story.best, ablation | {"removed": ["relu-squared"], "kept": ["rotary"],
+                                                    "recipe_id": story.singles["rotary"]})
+    path, state = story.end()
+    write_report(path, state)
+    assert "Barnacles" in (path / "report.md").read_text()
+
+
+def test_command_reports_what_is_wrong_in_one_line(tmp_path, capsys):
+    from jaxnano.cli import report_errors
+
+    assert report_errors(lambda: report.main([str(tmp_path)])) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    path, _ = young(tmp_path / "session")
+    assert report.main([str(path)]) == 0
+
+
+def test_markdown_and_html_show_the_same_text():
+    blocks = [Paragraph(["a <b> ", Code("x | `y`"), " ", Link("see", "#z")]), Table(["h", "n"], [["a|b", "1"]], "lr")]
+    assert "a &lt;b&gt; <code>x | `y`</code> <a href=\"#z\">see</a>" in to_html("t", blocks)
+    markdown = to_markdown("t", blocks, "plots")
+    assert r"a &lt;b&gt; <code>x \| \`y\`</code> [see](#z)" in markdown and r"| a\|b | 1 |" in markdown
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [0.0, 0.0], [1e-9, 2e-9], [-5.0, 7e6], [float("nan"), 1.0]])
+def test_plots_of_few_equal_and_wild_values(values):
+    places = list(range(len(values)))
+    for kind in ("line", "step", "dots"):
+        series = plots.Series("a", places, values, kind, low=values if kind != "dots" else (),
+                              high=values if kind != "dots" else ())
+        for log in (False, True):
+            svg = plots.xy([series], "x", "y", log_y=log)
+            ElementTree.fromstring(svg)
+            assert "nan" not in svg and "inf" not in svg
+    finite = [v for v in values if v == v]
+    ElementTree.fromstring(plots.bars([("row", [abs(v) for v in finite])], ["p"] * len(finite), "x"))
+    ElementTree.fromstring(plots.intervals([plots.Whisker("w", v, v - 1, v + 1) for v in finite], "x"))
+
+
+@pytest.mark.parametrize("labels", [
+    ["base", *(f"leader: {'W' * n}" for n in (60, 5, 40))], ["m" * 60] * 3, ["base", "b"],
+], ids=["mixed", "wide", "short"])
+def test_a_legend_stays_within_its_picture(labels):
+    svg = plots.xy([plots.Series(label, [0.0, 1.0], [1.0, 2.0]) for label in labels], "x", "y")
+    entries = re.findall(r'<rect x="[^"]+" y="4".*?<text x="([^"]+)"[^>]*>([^<]+)', svg)
+    assert len(entries) == len(labels)
+    ends = [float(x) + 12 * sum(c in "Wm" for c in shown) + 3 * sum(c not in "Wm" for c in shown)
+            for x, shown in entries]  # a W or an m is as wide as text is high
+    assert max(ends) <= plots.WIDTH
+    assert all(end < float(x) for end, (x, _) in zip(ends, entries[1:], strict=False))
+    assert [shown for _, shown in entries if len(shown) < 6] == [label for label in labels if len(label) < 6]
+
+
+def test_a_dot_is_where_its_axes_say():
+    svg = plots.xy([plots.Series("a", [0.0, 10.0], [1.0, 3.0], "dots")], "x", "y")
+    shapes = list(ElementTree.fromstring(svg).iter())
+    found = [(float(c.get("cx")), float(c.get("cy"))) for c in shapes if c.tag.endswith("circle")]
+    ticks = {t.text: t for t in shapes if t.tag.endswith("text")}
+    assert found[0][0] == float(ticks["0"].get("x")) and found[1][0] == float(ticks["10"].get("x"))
+    assert found[0][1] == pytest.approx(float(ticks["1"].get("y")) - 4) and found[1][1] < found[0][1]
