@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,20 +19,46 @@ from jaxnano.cost import Cost, preflight
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
-class LossAtFlops(Node):
+class _Objective(Node):
+    """What counts as better, and so what every run gets: here the training FLOPs of the base.
+
+    waits_for_base: the base's steps set everybody's time, so it runs first, and keeps its steps.
+    """
+
+    waits_for_base: ClassVar[bool] = False
+
+    def steps(self, track: Track, recipe: Recipe, horizon: float) -> int:
+        """Steps of a run; where its budget is time, those expected before the worker has timed one."""
+        budget = track.base_cost.flops_per_step * track.full_steps * horizon
+        return max(1, int(budget / preflight(recipe).flops_per_step))
+
+    def time_s(self, full_steps: int, horizon: float, base_step_s: float | None) -> float | None:
+        """Time a run may train for, where its budget is time and is known. base_step_s: None until it is measured."""
+        return None
+
+    def met(self, losses: Iterable[float]) -> bool | None:
+        """Whether validation losses of independent runs keep the official rule; None where there is no such rule."""
+        return None
+
+
+class LossAtFlops(_Objective):
     """Lowest loss for one training budget in FLOPs, the optimizer's counted: cheaper steps buy more of them."""
 
     kind: Literal["loss_at_flops"]
 
 
-class LossAtSeconds(Node):
+class LossAtSeconds(_Objective):
     """Lowest loss after so many seconds of training on one device, compiling not counted: faster steps buy more."""
 
     kind: Literal["loss_at_seconds"]
     seconds: float = Field(gt=0)
 
+    def time_s(self, full_steps: int, horizon: float, base_step_s: float | None) -> float | None:
+        """The track's time, shared by horizon."""
+        return self.seconds * horizon
 
-class _Target(Node):
+
+class _Target(_Objective):
     """A loss to be reached, nats. margin: (target - mean) * sqrt(n) of independent runs must reach it."""
 
     target: float
@@ -60,11 +86,20 @@ class StepsToTarget(_Target):
 
     kind: Literal["steps_to_target"]
 
+    def steps(self, track: Track, recipe: Recipe, horizon: float) -> int:
+        """As many as the base's."""
+        return max(1, round(track.full_steps * horizon))
+
 
 class TimeToTarget(_Target):
     """Least training time to a loss: everybody gets the time that the base's full run takes on this very machine."""
 
     kind: Literal["time_to_target"]
+    waits_for_base: ClassVar[bool] = True
+
+    def time_s(self, full_steps: int, horizon: float, base_step_s: float | None) -> float | None:
+        """The time of the base's steps."""
+        return None if base_step_s is None else full_steps * horizon * base_step_s
 
 
 Objective = Annotated[LossAtFlops | LossAtSeconds | StepsToTarget | TimeToTarget, Field(discriminator="kind")]
@@ -151,24 +186,12 @@ class Track(Node):
         return digest({"track": dump(self), "base": dump(self.base_recipe)})
 
     def steps(self, recipe: Recipe, horizon: float) -> int:
-        """Steps of a run: the budget at this horizon over what a step of the recipe costs (or just steps).
-
-        Where the budget is time, this is what is expected before the worker has timed a step.
-        """
-        if isinstance(self.objective, StepsToTarget):
-            return max(1, round(self.full_steps * horizon))
-        budget = self.base_cost.flops_per_step * self.full_steps * horizon
-        return max(1, int(budget / preflight(recipe).flops_per_step))
-
+        """Steps of a run (`_Objective.steps`)."""
+        return self.objective.steps(self, recipe, horizon)
 
     def seconds(self, horizon: float, base_step_s: float | None) -> float | None:
         """Time a run may train for, where the budget is time. base_step_s: of the base's step here, once measured."""
-        match self.objective:
-            case LossAtSeconds(seconds=seconds):
-                return seconds * horizon
-            case TimeToTarget() if base_step_s is not None:
-                return self.full_steps * horizon * base_step_s
-        return None
+        return self.objective.time_s(self.full_steps, horizon, base_step_s)
 
 
 def tracks() -> dict[str, Path]:

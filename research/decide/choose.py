@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from research.contract.proposal import FROM, INBOX
-from research.contract.track import TimeToTarget
 from research.contract.trial import Trial
 from research.decide.belief import SEEDS, Arm, Snapshot
 from research.decide.price import Prices
@@ -55,7 +54,7 @@ def rewards(now: Snapshot, lanes: Collection[str]) -> list[allocate.Reward]:
 
 def untimed(prices: Prices) -> bool:
     """Whether nobody can run yet but the base, whose steps set everybody's time."""
-    return isinstance(prices.snapshot.belief.track.objective, TimeToTarget) and prices.base_step_s is None
+    return prices.snapshot.belief.track.objective.waits_for_base and prices.base_step_s is None
 
 
 def fitting(prices: Prices, worker: int, left_s: float) -> list[float]:

@@ -7,7 +7,6 @@ from functools import cached_property
 
 import numpy as np
 
-from research.contract.track import TimeToTarget
 from research.decide.belief import Arm, Snapshot
 
 COMPILE_S, SECONDS_PER_FLOP, ON_ACCELERATOR = 8.0, 3e-12, 1e-14  # before anything was measured
@@ -38,8 +37,8 @@ class Prices:
     def budget_s(self, arm: Arm, horizon: float) -> float | None:
         """Seconds a run may train for, where the track's budget is time; the base's steps set it where it is theirs."""
         track = self.snapshot.belief.track
-        by_base = isinstance(track.objective, TimeToTarget)
-        return None if by_base and arm is self.snapshot.arms[0] else track.seconds(horizon, self.base_step_s)
+        own = track.objective.waits_for_base and arm is self.snapshot.arms[0]
+        return None if own else track.seconds(horizon, self.base_step_s)
 
     @cached_property
     def base_step_s(self) -> float | None:

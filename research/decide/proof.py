@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from research.contract.track import StepsToTarget, TimeToTarget
 from research.contract.trial import FRESH, Trial
 from research.decide.ablation import Ablation, compared
 from research.decide.belief import Arm, Snapshot
@@ -125,8 +124,8 @@ class Proof:
             if role in roles:
                 body["comparisons"][role] = compared(fresh[role], candidate, seal["attempt"])
         body["losses"] = {role: _by_seed(losses) for role, losses in fresh.items()}
-        if isinstance(rule := self.snapshot.belief.track.objective, StepsToTarget | TimeToTarget):
-            body["official"] = rule.met(candidate.values())
+        if (met := self.snapshot.belief.track.objective.met(candidate.values())) is not None:
+            body["official"] = met
         test = body["comparisons"]["incumbent"]
         complete = test.get("n") == seal["n"]  # a run of either that diverged leaves nothing proven
         body["passed"] = bool(complete and test and test["p_value"] <= seal["alpha"] and test["effect"] > 0)

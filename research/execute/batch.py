@@ -13,7 +13,7 @@ from jaxnano.cli import Failure
 from jaxnano.config.base import dump
 from jaxnano.config.recipe import Recipe, recipe_id
 from research import machine
-from research.contract.track import TimeToTarget, Track
+from research.contract.track import Track
 from research.contract.trial import Trial
 from research.execute import Job
 from research.execute.local import LocalExecutor
@@ -74,8 +74,7 @@ def full_runs(track: Track, recipes: Iterable[Recipe], seeds: Iterable[int], dat
     Where the base's steps set everybody's time, a short run of it is made first, and the base itself keeps its steps.
     """
     splits, base, seconds = {track.splits.search: track.eval_tokens}, track.base_recipe, track.seconds(1.0, None)
-    by_base = isinstance(track.objective, TimeToTarget)
-    if by_base:
+    if by_base := track.objective.waits_for_base:
         horizon = min(track.horizons)
         timed = job(base, horizon, 0, track.steps(base, horizon), splits, data_hash)
         result = run_batch([timed], 1, "the base's step")[timed["id"]]
