@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from jaxnano.config.recipe import Recipe
 from jaxnano.model.head import CHUNK_LOGITS
 from jaxnano.model.specs import Table, parameter_count, specs
-from jaxnano.optim.build import cost, members, unaveraged
-from jaxnano.optim.readout import tail_ema_flops, tail_ema_state_floats
-from jaxnano.optim.wrapper import ema_nesterov_flops, ema_nesterov_state_floats
+from jaxnano.optim.build import update_cost
 
 
 @dataclass(frozen=True)
@@ -49,15 +47,14 @@ def preflight(recipe: Recipe, accumulate: int = 1, platform: str = "gpu") -> Cos
     Args: accumulate: pieces a batch is taken in. platform: cpu, gpu or tpu; decides dtype and attention kernel.
     """
     table = specs(recipe)
-    flops, state = _optimizer_cost(recipe, table)
-    parameters = parameter_count(table)
+    update, parameters = update_cost(recipe.optimizer, table), parameter_count(table)
     return Cost(
         parameters=parameters,
         model_flops_per_token=3.0 * forward_flops_per_token(recipe, table),
-        optimizer_flops_per_step=flops,
+        optimizer_flops_per_step=update.flops,
         tokens_per_step=recipe.data.batch * recipe.data.length,
         parameter_bytes=4 * parameters,
-        optimizer_bytes=4 * state,
+        optimizer_bytes=4 * update.floats,
         gradient_bytes=4 * parameters * (1 if accumulate == 1 else 2),
         activation_bytes=_activation_bytes(recipe, accumulate, platform),
     )
@@ -71,23 +68,6 @@ def forward_flops_per_token(recipe: Recipe, table: Table) -> float:
         matrices += 2.0 * m.vocab * m.width
     seen = sum((m.window(b, length) or length) for b in range(m.depth) if b not in m.attention.dropped)
     return matrices + 4.0 * seen * m.attention.heads * m.head_dim
-
-
-def _optimizer_cost(recipe: Recipe, table: Table) -> tuple[float, int]:
-    cfg, flops, state = recipe.optimizer, 0.0, 0
-    groups = {group.name: group for group in cfg.groups}
-    for name, paths in members(cfg, table).items():
-        for path in paths:
-            shape = table[path].shape
-            costs = [cost(node, shape) for node in groups[name].chain]
-            flops += sum(f for f, _ in costs) + 2.0 * math.prod(shape)
-            state += sum(s for _, s in costs)
-    for path, shape in ((path, spec.shape) for path, spec in table.items()):
-        if cfg.wrapper is not None:
-            flops, state = flops + ema_nesterov_flops(shape), state + ema_nesterov_state_floats(shape)
-        if cfg.readout is not None and not unaveraged(path):
-            flops, state = flops + tail_ema_flops(shape), state + tail_ema_state_floats(shape)
-    return flops, state
 
 
 def _activation_bytes(recipe: Recipe, accumulate: int, platform: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -16,7 +16,18 @@ Role = Literal["matrix", "embedding", "head", "gain", "bias", "scalar", "gate"]
 ROLES: tuple[Role, ...] = ("matrix", "embedding", "head", "gain", "bias", "scalar", "gate")
 
 
-class Sgd(Node):
+DIRECTION, PROCESSING, DECAY, CONSTRAINT = 1, 2, 3, 4  # the stages of a chain, in order
+
+
+class _Transform(Node):
+    """One of a chain. stage: where it stands. matrices_only: no vectors. after: the kind that it needs before it."""
+
+    stage: ClassVar[int] = DIRECTION
+    matrices_only: ClassVar[bool] = False
+    after: ClassVar[str | None] = None
+
+
+class Sgd(_Transform):
     """Gradient with heavy-ball or Nesterov momentum."""
 
     kind: Literal["sgd"]
@@ -24,7 +35,7 @@ class Sgd(Node):
     nesterov: bool = False
 
 
-class Adam(Node):
+class Adam(_Transform):
     """Source: Kingma & Ba 2014, arXiv:1412.6980."""
 
     kind: Literal["adam"]
@@ -35,7 +46,7 @@ class Adam(Node):
     nesterov: bool = False
 
 
-class Lion(Node):
+class Lion(_Transform):
     """Sign of an interpolated momentum. Source: Chen et al. 2023, arXiv:2302.06675."""
 
     kind: Literal["lion"]
@@ -43,7 +54,7 @@ class Lion(Node):
     b2: Annotated[Traced, _BETA] = 0.99
 
 
-class Ademamix(Node):
+class Ademamix(_Transform):
     """Adam with a second, slow momentum. Source: Pagliardini et al. 2024, arXiv:2409.03137."""
 
     kind: Literal["ademamix"]
@@ -54,7 +65,7 @@ class Ademamix(Node):
     eps: Annotated[Traced, _EPS] = 1e-8
 
 
-class Muon(Node):
+class Muon(_Transform):
     """Orthogonalised momentum, for matrices. Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon.
 
     orthogonalizer: Newton-Schulz quintic (5 steps), converged (12), or Polar Express (5, arXiv:2505.16932).
@@ -62,16 +73,18 @@ class Muon(Node):
     """
 
     kind: Literal["muon"]
+    matrices_only: ClassVar[bool] = True
     momentum: Annotated[Traced, _BETA] = 0.95
     nesterov: bool = True
     orthogonalizer: Literal["quintic", "converged", "polar_express"] = "quintic"
     scale: Literal["aspect", "spectral_rms", "none"] = "aspect"
 
 
-class Soap(Node):
+class Soap(_Transform):
     """Adam in Shampoo's eigenbasis. Source: Vyas et al. 2024, arXiv:2409.11321."""
 
     kind: Literal["soap"]
+    matrices_only: ClassVar[bool] = True
     b1: Annotated[Traced, _BETA] = 0.95
     b2: Annotated[Traced, _BETA] = 0.95
     shampoo_beta: Annotated[Traced, _BETA] = 0.95
@@ -80,41 +93,46 @@ class Soap(Node):
     bias_correction: bool = True
 
 
-class Normuon(Node):
+class Normuon(_Transform):
     """Neuron-wise second moment of an orthogonalised update. Source: arXiv:2510.05491."""
 
     kind: Literal["normuon"]
+    stage: ClassVar[int] = PROCESSING
+    matrices_only: ClassVar[bool] = True
+    after: ClassVar[str | None] = "muon"
     b2: Annotated[Traced, _BETA] = 0.95
     eps: Annotated[Traced, _EPS] = 1e-10
 
 
-class Decay(Node):
+class Decay(_Transform):
     """Decoupled weight decay. Source: Loshchilov & Hutter 2017, arXiv:1711.05101."""
 
     kind: Literal["decay"]
+    stage: ClassVar[int] = DECAY
     rate: Annotated[Traced, Range(0.0, 10.0)] = 0.1
 
 
-class CautiousDecay(Node):
+class CautiousDecay(_Transform):
     """Decay only where the update shrinks the weight already. Source: Chen et al. 2025, arXiv:2510.12402."""
 
     kind: Literal["cautious_decay"]
+    stage: ClassVar[int] = DECAY
     rate: Annotated[Traced, Range(0.0, 10.0)] = 0.1
 
 
-class Hyperball(Node):
+class Hyperball(_Transform):
     """Steps of a fixed angle that keep each matrix's Frobenius norm; needs non-zero initial values."""
 
     kind: Literal["hyperball"]
+    stage: ClassVar[int] = CONSTRAINT
+    matrices_only: ClassVar[bool] = True
 
 
 Transform = Annotated[
     Sgd | Adam | Lion | Ademamix | Muon | Soap | Normuon | Decay | CautiousDecay | Hyperball,
     Field(discriminator="kind"),
 ]
-STAGE = {"sgd": 1, "adam": 1, "lion": 1, "ademamix": 1, "muon": 1, "soap": 1, "normuon": 2,
-         "decay": 3, "cautious_decay": 3, "hyperball": 4}
-MATRIX_ONLY = ("muon", "soap", "normuon")
+TRANSFORMS: tuple[type[_Transform], ...] = get_args(get_args(Transform)[0])
 
 
 class Group(Node):
@@ -133,22 +151,23 @@ class Group(Node):
     @model_validator(mode="after")
     def _ordered(self) -> Group:
         unique_names(self.chain, "chain")
-        kinds = [t.kind for t in self.chain]
-        stages = [STAGE[kind] for kind in kinds]
+        kinds, stages = [t.kind for t in self.chain], [t.stage for t in self.chain]
         if stages != sorted(stages):
             raise refuse("chain", kinds, "direction, then post-processing, then decay, then constraint; "
-                         f"{sorted(kinds, key=STAGE.__getitem__)} would do")
-        if stages.count(1) != 1:
-            raise refuse("chain", kinds, f"exactly one direction: {', '.join(k for k, s in STAGE.items() if s == 1)}")
-        if 2 in stages and "muon" not in kinds:
-            raise refuse("chain", kinds, "normuon post-processes muon")
-        if len({s for s in stages if s > 2}) < len([s for s in stages if s > 2]):
+                         f"{[t.kind for t in sorted(self.chain, key=lambda t: t.stage)]} would do")
+        if stages.count(DIRECTION) != 1:
+            known = (t.model_fields["kind"].annotation for t in TRANSFORMS if t.stage == DIRECTION)
+            raise refuse("chain", kinds, f"exactly one direction: {', '.join(get_args(k)[0] for k in known)}")
+        if missing := [f"{t.kind} post-processes {t.after}" for t in self.chain if t.after and t.after not in kinds]:
+            raise refuse("chain", kinds, missing[0])
+        if stages.count(DECAY) > 1:
             raise refuse("chain", kinds, "one kind of decay")
-        if "hyperball" in kinds and 3 in stages:
+        if DECAY in stages and CONSTRAINT in stages:
             raise refuse("chain", kinds, "hyperball keeps the norm, so there is nothing to decay; remove the decay")
-        for kind in set(kinds) & {*MATRIX_ONLY, "hyperball"}:
-            if self.paths or set(self.roles) - {"matrix", "embedding", "head"}:
-                raise refuse("roles", list(self.roles), f"{kind} is for matrices: roles matrix, embedding, head alone")
+        for transform in self.chain:
+            if transform.matrices_only and (self.paths or set(self.roles) - {"matrix", "embedding", "head"}):
+                raise refuse("roles", list(self.roles),
+                             f"{transform.kind} is for matrices: roles matrix, embedding, head alone")
         return self
 
 

@@ -4,7 +4,6 @@ Every function here returns an optax transform whose output points *along* the g
 minus sign come last in the chain (`constraint.learning_rate`). Scalars may be traced.
 """
 
-from math import prod
 from typing import Any, NamedTuple
 
 import jax
@@ -89,23 +88,3 @@ def sgd(momentum: Scalar, nesterov: bool = False) -> optax.GradientTransformatio
     Source: Sutskever et al. 2013.
     """
     return optax.trace(momentum, nesterov)
-
-
-def adam_flops(shape: tuple[int, ...]) -> float:
-    """Floating-point operations of one Adam update, about the same for its relatives."""
-    return 14.0 * prod(shape)
-
-
-def adam_state_floats(shape: tuple[int, ...]) -> int:
-    """Float32 values Adam keeps for a parameter of this shape."""
-    return 2 * prod(shape)
-
-
-def ademamix_state_floats(shape: tuple[int, ...]) -> int:
-    """Float32 values AdEMAMix keeps for a parameter of this shape."""
-    return 3 * prod(shape)
-
-
-def momentum_state_floats(shape: tuple[int, ...]) -> int:
-    """Float32 values Lion and momentum SGD keep for a parameter of this shape."""
-    return prod(shape)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,65 +12,71 @@ import optax
 from jaxnano.config import optimizer as nodes
 from jaxnano.model.specs import Table
 from jaxnano.optim import adam, constraint, decay, kronecker, muon, readout, wrapper
+from jaxnano.optim.priced import Priced, UpdateCost, per_entry
 from jaxnano.optim.wrapper import Updater
 
 
-def build_transform(node: Any, lr: Any) -> optax.GradientTransformation:
-    """One transform of a chain. node: resolved. lr: the group's learning rate, for constraints that take the step."""
+def build_transform(node: nodes.Transform, lr: Any) -> Priced[optax.GradientTransformation]:
+    """One transform of a chain, and its cost.
+
+    Args: node: resolved, unless only the cost is asked for. lr: the group's learning rate, for what takes the step.
+    """
     match node:
         case nodes.Sgd():
-            return adam.sgd(node.momentum, node.nesterov)
+            return Priced(adam.sgd(node.momentum, node.nesterov), per_entry(4.0, floats=1))
         case nodes.Adam():
-            return adam.adam(node.b1, node.b2, node.eps, node.bias_correction, node.nesterov)
+            moments = adam.adam(node.b1, node.b2, node.eps, node.bias_correction, node.nesterov)
+            return Priced(moments, per_entry(14.0, floats=2))
         case nodes.Lion():
-            return adam.lion(node.b1, node.b2)
+            return Priced(adam.lion(node.b1, node.b2), per_entry(4.0, floats=1))
         case nodes.Ademamix():
-            return adam.ademamix(node.b1, node.b2, node.b3, node.alpha, node.eps)
+            moments = adam.ademamix(node.b1, node.b2, node.b3, node.alpha, node.eps)
+            return Priced(moments, per_entry(21.0, floats=3))
         case nodes.Muon():
-            return muon.muon(node.momentum, node.nesterov, node.orthogonalizer, node.scale)
+            return Priced(muon.muon(node.momentum, node.nesterov, node.orthogonalizer, node.scale),
+                          partial(muon.muon_cost, orthogonalizer=node.orthogonalizer))
         case nodes.Soap():
-            return kronecker.soap(node.b1, node.b2, node.shampoo_beta, node.eps, node.refresh_every,
-                                  node.bias_correction)
+            return Priced(kronecker.soap(node.b1, node.b2, node.shampoo_beta, node.eps, node.refresh_every,
+                                         node.bias_correction),
+                          partial(kronecker.soap_cost, refresh_every=node.refresh_every))
         case nodes.Normuon():
-            return muon.normuon(node.b2, node.eps)
+            return Priced(muon.normuon(node.b2, node.eps), muon.normuon_cost)
         case nodes.Decay():
-            return decay.decoupled_decay(node.rate)
+            return Priced(decay.decoupled_decay(node.rate), per_entry(4.0))
         case nodes.CautiousDecay():
-            return decay.cautious_decay(node.rate)
+            return Priced(decay.cautious_decay(node.rate), per_entry(4.0))
         case nodes.Hyperball():
-            return constraint.hyperball(lr)
-    raise ValueError(f"{node!r}: no such transform")
-
-
-def cost(node: Any, shape: tuple[int, ...]) -> tuple[float, int]:
-    """FLOPs of one update and float32 numbers of state, for one parameter of `shape`."""
-    size = math.prod(shape)
-    match node:
-        case nodes.Sgd() | nodes.Lion():
-            return 4.0 * size, adam.momentum_state_floats(shape)
-        case nodes.Adam():
-            return adam.adam_flops(shape), adam.adam_state_floats(shape)
-        case nodes.Ademamix():
-            return 1.5 * adam.adam_flops(shape), adam.ademamix_state_floats(shape)
-        case nodes.Muon():
-            return muon.muon_flops(shape, node.orthogonalizer), muon.muon_state_floats(shape)
-        case nodes.Soap():
-            return kronecker.soap_flops(shape, node.refresh_every), kronecker.soap_state_floats(shape)
-        case nodes.Normuon():
-            return muon.normuon_flops(shape), muon.normuon_state_floats(shape)
-        case nodes.Decay() | nodes.CautiousDecay():
-            return decay.decay_flops(shape), 0
-        case nodes.Hyperball():
-            return constraint.hyperball_flops(shape), 0
+            return Priced(constraint.hyperball(lr), per_entry(11.0))
     raise ValueError(f"{node!r}: no such transform")
 
 
 def build_group(group: nodes.Group) -> optax.GradientTransformation:
     """A group's chain, ending in the step: minus the learning rate, unless a constraint takes it."""
-    transforms = [build_transform(node, group.lr) for node in group.chain]
-    if not isinstance(group.chain[-1], nodes.Hyperball):
+    transforms = [build_transform(node, group.lr).built for node in group.chain]
+    if group.chain[-1].stage < nodes.CONSTRAINT:
         transforms.append(constraint.learning_rate(group.lr))
     return optax.chain(*transforms)
+
+
+def build_wrapper(node: nodes.EmaNesterov | None) -> Priced[Callable[[optax.GradientTransformation], Updater]]:
+    """What owns the parameters and moves them by the chains, and its cost beside theirs."""
+    match node:
+        case None:
+            return Priced(wrapper.from_transform, per_entry(0.0))
+        case nodes.EmaNesterov():
+            return Priced(partial(wrapper.ema_nesterov, gamma=node.gamma, beta=node.beta), per_entry(6.0, floats=1))
+    raise ValueError(f"{node!r}: no such wrapper")
+
+
+def build_readout(node: nodes.TailEma | None) -> Priced[Callable[..., Updater]]:
+    """What decides the evaluated parameters, given an optimizer, progress and total steps, and its cost."""
+    match node:
+        case None:
+            return Priced(lambda optimizer, progress, total_steps: optimizer, per_entry(0.0))
+        case nodes.TailEma():
+            return Priced(partial(readout.tail_ema, start=node.start, time_constant=node.time_constant,
+                                  weight=node.weight, exclude=unaveraged), per_entry(3.0, floats=1))
+    raise ValueError(f"{node!r}: no such readout")
 
 
 def members(cfg: nodes.Optimizer, table: Table) -> dict[str, list[str]]:
@@ -112,13 +119,16 @@ def build(cfg: nodes.Optimizer, table: Table, progress: Any, total_steps: Any) -
     Args: table: the parameter table. progress: 0..1. total_steps: the horizon, traced.
     Returns: functions that own the parameters (`wrapper.Optimizer`).
     """
-    chains = build_chains(cfg, table)
-    if cfg.wrapper is None:
-        optimizer = wrapper.from_transform(chains)
-    else:
-        optimizer = wrapper.ema_nesterov(chains, cfg.wrapper.gamma, cfg.wrapper.beta)
-    if cfg.readout is not None:
-        tail = cfg.readout
-        optimizer = readout.tail_ema(optimizer, tail.start, tail.time_constant, tail.weight, progress, total_steps,
-                                     exclude=unaveraged)
-    return optimizer
+    optimizer = build_wrapper(cfg.wrapper).built(build_chains(cfg, table))
+    return build_readout(cfg.readout).built(optimizer, progress=progress, total_steps=total_steps)
+
+
+def update_cost(cfg: nodes.Optimizer, table: Table) -> UpdateCost:
+    """The cost of one step of all parameters, the multiplication and addition that end it included."""
+    costs, own, read = [], build_wrapper(cfg.wrapper).cost, build_readout(cfg.readout).cost
+    for group, paths in zip(cfg.groups, members(cfg, table).values(), strict=True):
+        chain = [build_transform(node, group.lr).cost for node in group.chain]
+        for path in paths:
+            parts = [*chain, per_entry(2.0), own, *[read] * (not unaveraged(path))]
+            costs += [part(table[path].shape) for part in parts]
+    return UpdateCost(sum(c.flops for c in costs), sum(c.floats for c in costs))

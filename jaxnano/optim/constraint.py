@@ -1,7 +1,5 @@
 """The end of a chain: turn a direction into the additive update of the parameters."""
 
-from math import prod
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -42,8 +40,3 @@ def frobenius(x: jax.Array) -> jax.Array:
 
 def _over(x: jax.Array, norm: jax.Array) -> jax.Array:
     return x / jnp.where(norm > 0, norm, 1.0)
-
-
-def hyperball_flops(shape: tuple[int, ...]) -> float:
-    """Floating-point operations of one hyperball step."""
-    return 11.0 * prod(shape)

@@ -3,7 +3,6 @@
 Decay adds to the direction, so the learning rate at the end of the chain multiplies it: W <- W - lr * (u + rate * W).
 """
 
-from math import prod
 from typing import Any
 
 import jax
@@ -45,8 +44,3 @@ def clip_gradients(grads: Any, max_norm: Scalar) -> Any:
     norm = optax.tree.norm(grads)
     factor = jnp.minimum(1.0, max_norm / jnp.maximum(norm, jnp.finfo(jnp.float32).tiny))
     return jax.tree.map(lambda g: g * factor, grads)
-
-
-def decay_flops(shape: tuple[int, ...]) -> float:
-    """Floating-point operations of one decay; the cautious mask costs two more."""
-    return 4.0 * prod(shape)

@@ -1,12 +1,12 @@
 """SOAP: Adam in the eigenbasis of Shampoo's preconditioner, for matrices."""
 
-from math import prod
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from jaxnano.optim.priced import UpdateCost
 from jaxnano.optim.wrapper import Scalar
 
 _EXACT = jax.lax.Precision.HIGHEST  # a basis built in TF32 or bfloat16 products is not orthogonal enough
@@ -168,16 +168,13 @@ def _column(x: jax.Array) -> jax.Array:
     return x[:, None, None]
 
 
-def soap_flops(shape: tuple[int, ...], refresh_every: int) -> float:
-    """Floating-point operations of one SOAP update on average; the single eigendecomposition at the start is left out.
+def soap_cost(shape: tuple[int, ...], refresh_every: int) -> UpdateCost:
+    """Of one SOAP update on average; the single eigendecomposition at the start is left out.
 
     Three rotations and two Gram products each step; on refresh L Q and its QR (8/3 k^3, orthogonal factor formed).
+    It keeps two moments, two factors with their bases, and two weights.
     """
     m, n = shape
     every_step = 8.0 * (m * m * n + m * n * n) + 14.0 * m * n
-    return every_step + (2.0 + 8.0 / 3.0) * (m**3 + n**3) / refresh_every
-
-
-def soap_state_floats(shape: tuple[int, ...]) -> int:
-    """Float32 values SOAP keeps for a matrix of this shape."""
-    return 2 * prod(shape) + 2 * sum(k * k for k in shape) + 2
+    refresh = (2.0 + 8.0 / 3.0) * (m**3 + n**3)
+    return UpdateCost(every_step + refresh / refresh_every, 2 * m * n + 2 * (m * m + n * n) + 2)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
 
+from jaxnano.optim.priced import UpdateCost
 from jaxnano.optim.wrapper import Scalar
 
 Steps = tuple[tuple[float, float, float], ...]
@@ -173,23 +174,13 @@ def _norm(x: jax.Array) -> jax.Array:
     return jnp.linalg.norm(x, axis=(-2, -1), keepdims=True)
 
 
-def muon_flops(shape: tuple[int, ...], orthogonalizer: str) -> float:
-    """Floating-point operations of one Muon update: a step is two products of m m n and one of m m m (m <= n)."""
+def muon_cost(shape: tuple[int, ...], orthogonalizer: str) -> UpdateCost:
+    """Of one Muon update: a step is two products of m m n and one of m m m (m <= n). It keeps the momentum."""
     m, n = sorted(shape[-2:])
-    matrices = prod(shape[:-2])
-    return matrices * (len(COEFFICIENTS[orthogonalizer]) * (4.0 * m * m * n + 2.0 * m**3) + 8.0 * m * n)
+    step, entries = 4.0 * m * m * n + 2.0 * m**3, 8.0 * m * n
+    return UpdateCost(prod(shape[:-2]) * (len(COEFFICIENTS[orthogonalizer]) * step + entries), prod(shape))
 
 
-def muon_state_floats(shape: tuple[int, ...]) -> int:
-    """Float32 values Muon keeps for a parameter of this shape."""
-    return prod(shape)
-
-
-def normuon_flops(shape: tuple[int, ...]) -> float:
-    """Floating-point operations of one NorMuon update."""
-    return 9.0 * prod(shape)
-
-
-def normuon_state_floats(shape: tuple[int, ...]) -> int:
-    """Float32 values NorMuon keeps for a parameter of this shape."""
-    return prod(shape[:-2]) * max(shape[-2:])
+def normuon_cost(shape: tuple[int, ...]) -> UpdateCost:
+    """Of one NorMuon update; it keeps a value for each index of the long axis."""
+    return UpdateCost(9.0 * prod(shape), prod(shape[:-2]) * max(shape[-2:]))

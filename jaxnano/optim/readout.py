@@ -1,7 +1,6 @@
 """What is evaluated: the trained parameters, or a blend with their average over the tail of the run."""
 
 from collections.abc import Callable
-from math import prod
 from typing import Any, NamedTuple
 
 import jax
@@ -59,13 +58,3 @@ def tail_ema(
         return params | {path: (1 - weight) * params[path] + weight * e for path, e in state.average.items()}
 
     return Updater(init, lambda state: optimizer.grad_params(state.inner), update, eval_params)
-
-
-def tail_ema_flops(shape: tuple[int, ...]) -> float:
-    """Floating-point operations of one step of the average."""
-    return 3.0 * prod(shape)
-
-
-def tail_ema_state_floats(shape: tuple[int, ...]) -> int:
-    """Float32 values the average keeps for a parameter of this shape."""
-    return prod(shape)

@@ -1,7 +1,6 @@
 """Optimizers that own their parameters, because trained, gradient and evaluated parameters may differ."""
 
 from collections.abc import Callable
-from math import prod
 from typing import Any, NamedTuple
 
 import jax
@@ -103,13 +102,3 @@ def _step(
     updates: Any
     updates, inner = transform.update(grads, inner, params)
     return {path: (w + updates[path]).astype(w.dtype) for path, w in params.items()}, inner
-
-
-def ema_nesterov_flops(shape: tuple[int, ...]) -> float:
-    """Floating-point operations of one look-ahead and its average."""
-    return 6.0 * prod(shape)
-
-
-def ema_nesterov_state_floats(shape: tuple[int, ...]) -> int:
-    """Float32 values the look-ahead keeps for a parameter of this shape."""
-    return prod(shape)

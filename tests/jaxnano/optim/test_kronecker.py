@@ -93,5 +93,6 @@ def test_a_vector_is_refused_by_name():
 
 def test_costs():
     held = kronecker.soap(0.9, 0.9, 0.9, 1e-8, 1).init({"w": jnp.zeros((3, 5))}).factors["w"]
-    assert sum(x.size for x in held) == kronecker.soap_state_floats((3, 5))
-    assert kronecker.soap_flops((64, 64), 1) > kronecker.soap_flops((64, 64), 10) > 16 * 64**3
+    assert sum(x.size for x in held) == kronecker.soap_cost((3, 5), 1).floats
+    often, seldom = (kronecker.soap_cost((64, 64), every).flops for every in (1, 10))
+    assert often > seldom > 16 * 64**3

@@ -122,9 +122,9 @@ def test_normuon():
 
 
 def test_costs():
-    assert muon.muon_flops((4, 8), "quintic") == muon.muon_flops((8, 4), "quintic")
-    assert muon.muon_flops((64, 64), "quintic") == pytest.approx(5 * 6 * 64**3, rel=0.05)
+    assert muon.muon_cost((4, 8), "quintic") == muon.muon_cost((8, 4), "quintic")
+    assert muon.muon_cost((64, 64), "quintic").flops == pytest.approx(5 * 6 * 64**3, rel=0.05)
     transform = muon.normuon(0.9)
     for shape in ((4, 8), (8, 4), (3, 4, 8)):
         held = transform.init({"w": jnp.zeros(shape)}).square["w"]
-        assert held.size == muon.normuon_state_floats(shape)
+        assert held.size == muon.normuon_cost(shape).floats

@@ -1,6 +1,6 @@
 """What every transform owes the training step. A new one adds a row to ROWS."""
 
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,9 @@ import optax
 import pytest
 from optim_reference import random_tree
 
+from jaxnano.config.optimizer import TRANSFORMS
 from jaxnano.optim import adam, constraint, decay, kronecker, muon, wrapper
+from jaxnano.optim.build import build_transform
 
 MIXED = {"a": (4, 4), "b": (4, 4), "c": (6, 3), "d": (3, 6)}
 SQUARE = {"a": (4, 4), "b": (4, 4)}  # the first basis of SOAP is unique only for gradients of full rank on both sides
@@ -77,3 +79,14 @@ def test_contract(name):
     for i in range(2):
         for path in params:
             np.testing.assert_allclose(both.params[path][i], ends[i].params[path], atol=1e-4, err_msg=path)
+
+
+@pytest.mark.parametrize("kind", TRANSFORMS)
+def test_the_cost_of_a_node_is_that_of_the_transform_it_builds(kind):
+    """Every node has a row above; what its transform keeps for a matrix is what its cost says, a few scalars apart."""
+    name = get_args(kind.model_fields["kind"].annotation)[0]
+    assert name in ROWS
+    transform, cost = build_transform(kind(kind=name), 0.1)
+    state = transform.init({"w": jnp.zeros((6, 10))})
+    assert sum(x.size for x in jax.tree.leaves(state)) == pytest.approx(cost((6, 10)).floats, abs=2)
+    assert cost((6, 10)).flops >= 60 and cost((12, 20)).flops >= 4 * cost((6, 10)).flops
