@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from jaxnano.cli import Failure, UserError, report_errors
-from jaxnano.config.base import dump, dump_full
+from jaxnano.config.base import dump, dump_full, validate
 from jaxnano.config.recipe import recipe_id
 from jaxnano.curves import require_tensorboard
 from research import machine
 from research.contract.idea import ideas
-from research.contract.proposal import FROM, LLM, Proposal, build, live, parts_of
+from research.contract.proposal import FROM, LLM, Proposal, build, live
 from research.contract.track import Track, load_track, tracks
 from research.decide.belief import Belief, Snapshot
 from research.decide.plan import least_minutes, minutes_left, unbegun
@@ -177,11 +177,13 @@ def inherit(origin: Path, body: dict[str, Any]) -> dict[str, Any]:
             raise UserError(f"--from: {origin}: its {name} is another; a session of this track and data would do")
     if state.champion is None:
         raise UserError(f"--from: {origin}: it crowned no champion; a session that did would do")
-    known, base = state.proposals[state.champion]["proposal"], load_track(body["source"]).base_recipe
-    parts = live(base, parts_of(known))  # version 0.2 let edits pass that change nothing
+    known = validate(Proposal, state.proposals[state.champion]["proposal"])
+    base = load_track(body["source"]).base_recipe
+    parts = live(base, known.parts)  # version 0.2 let edits pass that change nothing
     recipe = build(base, parts)
-    proposal = Proposal(known["name"], parts, f"champion of {origin.name}", FROM, origin.name)
-    return {"incumbent": recipe_id(recipe), "inherited": {"recipe": dump(recipe), "proposal": proposal.as_dict()}}
+    proposal = Proposal(name=known.name, parts=parts, hypothesis=f"champion of {origin.name}", lane=FROM,
+                        origin=origin.name)
+    return {"incumbent": recipe_id(recipe), "inherited": {"recipe": dump(recipe), "proposal": dump_full(proposal)}}
 
 
 def run(options: argparse.Namespace) -> int:

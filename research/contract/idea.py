@@ -42,5 +42,4 @@ def ideas() -> dict[str, Idea]:
 
 def part(idea: Idea) -> Part:
     """An idea as a part of a candidate."""
-    return Part(idea.name, tuple(edit.model_dump(exclude_none=True) | {"new": edit.new} for edit in idea.edits),
-                idea.effect, idea.source, idea.why)
+    return Part(name=idea.name, edits=idea.edits, effect=idea.effect, source=idea.source, why=idea.why)

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any, Literal
+from collections.abc import Collection, Iterable, Sequence
+from functools import cached_property, lru_cache
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, model_serializer, model_validator
 
 from jaxnano.config.base import ConfigError, Node, Problem, unique_names, validate
 from jaxnano.config.edit import PATH, Diff, Edit, apply, is_under, overlap, read
@@ -22,6 +21,9 @@ from research.contract.track import Track
 
 INBOX, LLM = "inbox", "llm"  # lanes of people and coding agents, and of a language model: others submit for these
 FROM = "from"  # the lane of an earlier session's champion, which is this one's incumbent
+CLAIM = 2.0  # of the track's epsilons: what a promise from outside may move the prior by
+MOST = 32  # edits of a part, and parts of a proposal: each part is built on the one before
+MAX_WHY = 2000  # characters of a reason
 
 
 class IdeaEdit(Node):
@@ -35,51 +37,64 @@ class IdeaEdit(Node):
     before: str | None = None
     after: str | None = None
 
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.path, json.dumps(self.new, sort_keys=True)))
 
-@dataclass(frozen=True)
-class Part:
-    """One named change. edits: {path, new[, before, after]}; `old` is read from the recipe it is applied to.
+    def __hash__(self) -> int:
+        return self._hash  # `new` may be a map; lanes look parts up by the thousand
+
+    @model_serializer
+    def _as_written(self) -> dict[str, Any]:
+        """Without the neighbours that are not named."""
+        return {name: value for name, value in self if value is not None or name == "new"}
+
+
+class Part(Node):
+    """One named change. What stood at an edit's path is read from the recipe it is applied to.
 
     effect: expected, in nats, positive = better. source: a paper or a record. why: its reason, which it keeps wherever
     it is taken: what a candidate of several parts claims is what they claim.
     """
 
     name: str
-    edits: tuple[Mapping[str, Any], ...]
-    effect: float = 0.0
+    edits: tuple[IdeaEdit, ...] = Field(min_length=1, max_length=MOST)
+    effect: float = Field(default=0.0, ge=-1, le=1)
     source: str = ""
-    why: str = ""
-
-    def __hash__(self) -> int:
-        return hash((self.name, json.dumps(self.edits)))
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for the ledger."""
-        return {"name": self.name, "edits": list(self.edits), "effect": self.effect, "source": self.source,
-                "why": self.why}
+    why: str = Field(default="", max_length=MAX_WHY)  # none in a ledger of version 0.2
 
 
-@dataclass(frozen=True)
-class Proposal:
-    """parts: in order, from the base. parents: recipe ids it grew from. origin: who or what proposed it."""
+class Proposal(Node):
+    """parts: in order, from the base. parents: recipe ids it grew from. origin: who or what proposed it.
+
+    expected_effect: what the parts promise together, nats; it follows from them, whatever was written.
+    """
 
     name: str
-    parts: tuple[Part, ...]
+    parts: tuple[Part, ...] = Field(max_length=MOST)
     hypothesis: str
     lane: str
     origin: str = ""
     parents: tuple[str, ...] = ()
 
-    @property
-    def expected_effect(self) -> float:
-        """What the parts promise together, nats."""
-        return prior(self.parts)
+    expected_effect: float = 0.0
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for the ledger."""
-        return {"name": self.name, "parts": [part.as_dict() for part in self.parts], "hypothesis": self.hypothesis,
-                "lane": self.lane, "origin": self.origin, "parents": list(self.parents),
-                "expected_effect": self.expected_effect}
+    @model_validator(mode="after")
+    def _expected(self) -> Self:
+        vars(self)["expected_effect"] = prior(self.parts)
+        return self
+
+
+class _Submitted(Proposal):
+    """A proposal as others may submit it. The ablation tells its parts apart by their names."""
+
+    parts: tuple[Part, ...] = Field(min_length=1, max_length=MOST)
+    lane: Literal["inbox", "llm"]  # type: ignore[assignment]
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        unique_names(self.parts, "parts")
+        return self
 
 
 def title(parts: Sequence[Part]) -> str:
@@ -87,12 +102,6 @@ def title(parts: Sequence[Part]) -> str:
     names = [part.name for part in parts if not part.name.startswith("tune ")]
     tuned = [part.name for part in parts if part.name.startswith("tune ")]
     return " + ".join(names + (tuned if len(tuned) < 2 else [f"{len(tuned)} x tuned"])) or "base"
-
-
-def parts_of(body: Mapping[str, Any]) -> tuple[Part, ...]:
-    """The parts in a ledger's proposal."""
-    return tuple(Part(p["name"], tuple(p["edits"]), p["effect"], p["source"], p.get("why", ""))
-                 for p in body["parts"])
 
 
 def build(base: Recipe, parts: Sequence[Part]) -> Recipe:
@@ -115,7 +124,7 @@ def dead(base: Recipe, parts: Sequence[Part]) -> list[Problem]:
 
     Raises: ConfigError where a part does not apply.
     """
-    edits = {edit["path"]: edit["new"] for part in parts for edit in part.edits}
+    edits = {edit.path: edit.new for part in parts for edit in part.edits}
     found = idle(_applied(base, parts), edits)
     return [Problem(path, edits[path], f"nothing reads it: {why}") for path, why in found.items()]
 
@@ -128,7 +137,7 @@ def live(base: Recipe, parts: Sequence[Part]) -> tuple[Part, ...]:
     gone = {problem.path for problem in dead(base, parts)}
     if not gone:
         return tuple(parts)
-    kept = [replace(part, edits=tuple(e for e in part.edits if e["path"] not in gone)) for part in parts]
+    kept = [edited(part, (e for e in part.edits if e.path not in gone)) for part in parts]
     return tuple(part for part in kept if part.edits)
 
 
@@ -160,21 +169,26 @@ def _rebased(base: Recipe, kept: tuple[Part, ...], part: Part) -> tuple[Part, ..
     """A part, or as many of its edits as apply after `kept`, as nothing or one part."""
     if try_build(base, (*kept, part)) is not None:
         return (part,)
-    edits: tuple[Mapping[str, Any], ...] = ()
+    edits: tuple[IdeaEdit, ...] = ()
     for edit in part.edits:
-        bare = {name: value for name, value in edit.items() if name not in ("before", "after")}
-        able = (e for e in (edit, bare) if try_build(base, (*kept, replace(part, edits=(*edits, e)))) is not None)
+        bare = IdeaEdit(path=edit.path, new=edit.new)
+        able = (e for e in (edit, bare) if try_build(base, (*kept, edited(part, (*edits, e)))) is not None)
         edits += tuple(itertools.islice(able, 1))
-    return (replace(part, edits=edits),) if edits else ()
+    return (edited(part, edits),) if edits else ()
+
+
+def edited(part: Part, edits: Iterable[IdeaEdit]) -> Part:
+    """A part with other edits, or with none: then nothing is left of it."""
+    return part.model_copy(update={"edits": tuple(edits)})
 
 
 def diff_of(recipe: Recipe, part: Part) -> Diff:
     """A part as a diff of this very recipe; an edit that would change nothing is left out."""
     edits = []
     for edit in part.edits:
-        old = read(recipe, edit["path"])
-        if old != edit["new"]:
-            edits.append(validate(Edit, {**edit, "old": old}))
+        old = read(recipe, edit.path)
+        if old != edit.new:
+            edits.append(Edit(old=old, **dict(edit)))
     return Diff(name=part.name, edits=tuple(edits))
 
 
@@ -188,12 +202,12 @@ def try_build(base: Recipe, parts: Sequence[Part]) -> Recipe | None:
 
 def replaces(new: Part, old: Part) -> bool:
     """Whether nothing of `old` would be left once `new` is applied after it."""
-    return all(any(is_under(e["path"], n["path"]) for n in new.edits) for e in old.edits)
+    return all(any(is_under(e.path, n.path) for n in new.edits) for e in old.edits)
 
 
 def conflict(a: Part, b: Part) -> bool:
     """Whether one writes to, above or below a place of the other, so that the later would undo or bend the earlier."""
-    return any(overlap(x["path"], y["path"]) for x in a.edits for y in b.edits)
+    return any(overlap(x.path, y.path) for x in a.edits for y in b.edits)
 
 
 def prior(parts: Sequence[Part]) -> float:
@@ -210,54 +224,21 @@ def promises(parts: Sequence[Part]) -> list[float]:
     return found
 
 
-CLAIM = 2.0  # of the track's epsilons: what a promise from outside may move the prior by
-MOST = 32  # edits of a part, and parts of a proposal: each part is built on the one before
-MAX_WHY = 2000  # characters of a reason
-
-
-class _Part(Node):
-    name: str
-    edits: tuple[IdeaEdit, ...] = Field(min_length=1, max_length=MOST)
-    effect: float = Field(ge=-1, le=1)
-    source: str
-    why: str = Field(default="", max_length=MAX_WHY)
-
-
-class _Submission(Node):
-    """What a submission holds, whoever wrote it."""
-
-    name: str
-    parts: tuple[_Part, ...] = Field(min_length=1, max_length=MOST)
-    hypothesis: str
-    lane: Literal["inbox", "llm"]
-    origin: str
-    parents: tuple[str, ...]
-    expected_effect: float
-
-    @model_validator(mode="after")
-    def _named(self) -> _Submission:
-        unique_names(self.parts, "parts")  # the ablation tells parts apart by their names
-        return self
-
-
-def proposal_of(body: Mapping[str, Any], track: Track, known: Collection[Part] = ()) -> Proposal:
-    """The proposal in a submission. known: parts that keep their effect; of any other, CLAIM epsilons of it count.
+def submitted(data: Any, track: Track, known: Collection[Part] = ()) -> Proposal:
+    """The proposal that somebody has submitted. known: parts that keep their effect; see `claimed`.
 
     Raises: ConfigError if it is not one.
     """
-    data = body.get("proposal")
-    validate(_Submission, data, "proposal")
-    assert data is not None
-    parts = _claims(parts_of(data), known, track)
-    return Proposal(data["name"], parts, data["hypothesis"], data["lane"], data["origin"], tuple(data["parents"]))
+    found = validate(_Submitted, data, "proposal")
+    return Proposal(**dict(found) | {"parts": claimed(found.parts, known, track)})
 
 
-def _claims(parts: Sequence[Part], known: Collection[Part], track: Track) -> tuple[Part, ...]:
+def claimed(parts: Sequence[Part], known: Collection[Part], track: Track) -> tuple[Part, ...]:
     """The parts, with what those that are not known promise cut to CLAIM: together, however many are piled up."""
     most = left = CLAIM * track.epsilon
     found = []
     for one in parts:
-        one = one if one in known else replace(one, effect=min(max(one.effect, -most), left))
+        one = one if one in known else one.model_copy(update={"effect": min(max(one.effect, -most), left)})
         if one.effect <= most:  # what promises more is a lane's own
             left = max(0.0, left - max(0.0, one.effect))
         found.append(one)

@@ -104,8 +104,8 @@ class Ablation:
             named = [(f"without {', '.join(self.body['removing'])} nothing is lost", self._less(self.body["removing"]))]
         for why, variant in named:
             if variant.recipe_id not in self.snapshot.state.proposals:
-                yield Proposal(title(variant.parts), variant.parts, why, "ablation", "ablation",
-                               (self.present.recipe_id,))
+                yield Proposal(name=title(variant.parts), parts=variant.parts, hypothesis=why, lane="ablation",
+                               origin="ablation", parents=(self.present.recipe_id,))
 
     def wanted(self) -> list[tuple[Trial, str]]:
         """Runs of this look, in order, with their purpose; over or not."""

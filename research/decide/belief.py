@@ -12,7 +12,7 @@ import numpy as np
 from jaxnano.config.base import validate
 from jaxnano.config.recipe import Recipe, recipe_id, structure_id
 from jaxnano.cost import preflight
-from research.contract.proposal import INBOX, LLM, Part, parts_of, promises
+from research.contract.proposal import INBOX, LLM, Part, Proposal, promises
 from research.contract.track import Track
 from research.contract.trial import Trial
 from research.lanes.protocol import Knowledge, Known
@@ -61,18 +61,17 @@ class Belief:
         return recipe_id(self.track.base_recipe)
 
     def _arm(self, rid: str, body: dict[str, Any]) -> Arm:
-        recipe, proposal = validate(Recipe, body["recipe"]), body["proposal"]
-        parts = parts_of(proposal)
-        candidate = Candidate(features(self.track.base_recipe, recipe), self._promise(parts, proposal))
+        recipe, proposal = validate(Recipe, body["recipe"]), validate(Proposal, body["proposal"])
+        candidate = Candidate(features(self.track.base_recipe, recipe), self._promise(proposal))
         cost = preflight(recipe)
-        return Arm(rid, proposal["name"], recipe, parts, candidate, proposal["lane"],
+        return Arm(rid, proposal.name, recipe, proposal.parts, candidate, proposal.lane,
                    structure_id(recipe), cost.flops_per_step)
 
-    def _promise(self, parts: tuple[Part, ...], proposal: dict[str, Any]) -> dict[str, float]:
+    def _promise(self, proposal: Proposal) -> dict[str, float]:
         """What the parts promise together, nats, by who was the first to promise each."""
-        outsider = f"{proposal['lane']} {proposal['origin']}" if proposal["lane"] in (INBOX, LLM) else ""
+        outsider = f"{proposal.lane} {proposal.origin}" if proposal.lane in (INBOX, LLM) else ""
         found: dict[str, float] = {}
-        for part, effect in zip(parts, promises(parts), strict=True):
+        for part, effect in zip(proposal.parts, promises(proposal.parts), strict=True):
             origin = self._origins.setdefault(part, outsider)
             found[origin] = found.get(origin, 0.0) + effect
         return found

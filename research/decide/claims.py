@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxnano.config.base import ConfigError, validate
 from jaxnano.config.recipe import Recipe
-from research.contract.proposal import dead, parts_of
+from research.contract.proposal import Proposal, dead
 from research.decide.ablation import Ablation, compared
 from research.decide.belief import Belief, Snapshot
 from research.decide.book import track_of
@@ -136,7 +136,7 @@ def _dead_edits(events: list[Event]) -> Iterator[str]:
     base = None
     for event in (e for e in events if e.kind == "proposal" and e.subject in accepted):
         try:
-            parts = parts_of(event.body["proposal"])
+            parts = validate(Proposal, event.body["proposal"]).parts
             if not parts and base is None:
                 base = validate(Recipe, event.body["recipe"])
             for problem in dead(base, parts) if base is not None else ():

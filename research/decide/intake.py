@@ -12,7 +12,7 @@ import numpy as np
 from jaxnano.config.base import ConfigError, Problem, dump, validate
 from jaxnano.config.recipe import Recipe, recipe_id
 from research.contract.gate import Gate, Verdict
-from research.contract.proposal import FROM, INBOX, LLM, Proposal, build, parts_of, proposal_of
+from research.contract.proposal import INBOX, LLM, Proposal, build, submitted
 from research.contract.track import Track
 from research.decide.book import Book
 from research.decide.choose import contenders, rewards
@@ -25,7 +25,7 @@ STOCK, REFILL = 24, 3  # arms without a run that may be the next best; proposals
 
 def base_proposal(track: Track) -> Proposal:
     """The base as the first proposal of a session."""
-    return Proposal("base", (), track.summary, "base", track.base)
+    return Proposal(name="base", parts=(), hypothesis=track.summary, lane="base", origin=track.base)
 
 
 class Intake:
@@ -44,9 +44,8 @@ class Intake:
             self._submit(base_proposal(self.book.track), base, Verdict(base))
         inherited = self.book.state.session.get("inherited")
         if inherited and self.book.state.session["incumbent"] not in self.book.state.accepted:
-            body, recipe = inherited["proposal"], validate(Recipe, inherited["recipe"])
-            self._submit(Proposal(body["name"], parts_of(body), body["hypothesis"], FROM, body["origin"]), recipe,
-                         Verdict(recipe))
+            proposal, recipe = validate(Proposal, inherited["proposal"]), validate(Recipe, inherited["recipe"])
+            self._submit(proposal, recipe, Verdict(recipe))
         self.judge()
 
     def stock(self) -> None:
@@ -86,7 +85,7 @@ class Intake:
         try:
             recipe = build(self.book.track.base_recipe, proposal.parts)
         except ConfigError:
-            self.book.record("verdict", "", verdict.as_dict() | {"proposal": proposal.as_dict()} | about)
+            self.book.record("verdict", "", verdict.as_dict() | {"proposal": proposal} | about)
             return verdict
         self._submit(proposal, recipe, verdict, **about)
         return verdict
@@ -97,13 +96,14 @@ class Intake:
         for subject in [s for s in state.proposals if s not in state.judged]:
             self._judged(subject, self.gate.judge(state.proposals[subject]["recipe"]))
         waiting = state.unanswered()
-        known = {part for body in state.proposals.values() for part in parts_of(body["proposal"])} if waiting else set()
+        known = {part for body in (state.proposals.values() if waiting else ())
+                 for part in validate(Proposal, body["proposal"]).parts}
         for number, body in waiting.items():
             if time.monotonic() > until_s:
                 return  # the workers wait: the others come next time
             try:
                 self._room()
-                proposal = proposal_of(body, self.book.track, known)
+                proposal = submitted(body.get("proposal"), self.book.track, known)
                 if self.consider(proposal, submission=number).accepted:
                     known.update(proposal.parts)
             except ConfigError as error:
@@ -118,7 +118,7 @@ class Intake:
             raise ConfigError([Problem("", waiting, f"fewer than {ROOM} proposals may wait for a run; later would do")])
 
     def _submit(self, proposal: Proposal, recipe: Recipe, verdict: Verdict, **about: Any) -> None:
-        body = {"proposal": proposal.as_dict(), "recipe": dump(recipe)}
+        body = {"proposal": proposal, "recipe": dump(recipe)}
         self.book.record("proposal", recipe_id(recipe), body)
         self._judged(recipe_id(recipe), verdict, **about)
 

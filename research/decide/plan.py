@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from jaxnano.config.base import dump
+from jaxnano.config.base import dump, dump_full
 from jaxnano.config.recipe import recipe_id
 from research.contract.track import Track
 from research.decide.ablation import REPLICATES
@@ -27,7 +27,7 @@ TENTHS = 10  # of a minute, in which the least time is told
 def unbegun(track: Track, session: Mapping[str, Any]) -> Snapshot:
     """The belief of a session, its event's body given, that knows the base and nothing else."""
     base, state = recipe_id(track.base_recipe), State(session=dict(session))
-    state.proposals[base] = {"proposal": base_proposal(track).as_dict(), "recipe": dump(track.base_recipe)}
+    state.proposals[base] = {"proposal": dump_full(base_proposal(track)), "recipe": dump(track.base_recipe)}
     state.accepted.add(base)
     return Belief(track).at(state)
 

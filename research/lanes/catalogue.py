@@ -87,4 +87,5 @@ class Catalogue:
 
     def _proposal(self, parts: tuple[Part, ...], *parents: str) -> Proposal:
         idea = ideas()[parts[-1].name]
-        return Proposal(title(parts), parts, idea.why, self.name, idea.source, parents)
+        return Proposal(name=title(parts), parts=parts, hypothesis=idea.why, lane=self.name, origin=idea.source,
+                        parents=parents)

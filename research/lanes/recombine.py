@@ -25,9 +25,10 @@ class Recombine:
             chosen = [able[i] for i in sorted(drawn)]
             parts = self._join(view, chosen)
             if len(parts) > max(len(k.parts) for k in chosen) and view.fresh(parts):
-                return Proposal(title(parts), parts, "Gains of different mechanisms add up: " + ", ".join(
-                    f"{k.name} {k.mean:+.3f}" for k in chosen), self.name, "recombination",
-                    tuple(k.recipe_id for k in chosen))
+                told = ", ".join(f"{k.name} {k.mean:+.3f}" for k in chosen)
+                return Proposal(name=title(parts), parts=parts, lane=self.name, origin="recombination",
+                                hypothesis=f"Gains of different mechanisms add up: {told}",
+                                parents=tuple(k.recipe_id for k in chosen))
         return None
 
     def _join(self, view: Knowledge, chosen: list[Known]) -> tuple[Part, ...]:

@@ -22,6 +22,6 @@ class Simplify:
             parts = best.parts[:index] + best.parts[index + 1 :]
             if parts := view.fresh(parts):
                 gone = best.parts[index].name
-                hypothesis = f"Without {gone} nothing is lost."
-                return Proposal(title(parts), parts, hypothesis, self.name, "ablation", (best.recipe_id,))
+                return Proposal(name=title(parts), parts=parts, hypothesis=f"Without {gone} nothing is lost.",
+                                lane=self.name, origin="ablation", parents=(best.recipe_id,))
         return None

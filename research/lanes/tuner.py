@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from jaxnano.config.base import Leaf, leaves
 from jaxnano.config.edit import is_under
 from research.contract.behaviour import unread
-from research.contract.proposal import Part, Proposal, title
+from research.contract.proposal import IdeaEdit, Part, Proposal, title
 from research.lanes.protocol import Knowledge, Known
 
 STEPS = (0.35, 0.7, 1.1)  # factors of e^step on logarithmic scales: 1.4, 2 and 3
@@ -35,8 +34,9 @@ class Tuner:
                 continue
             parts = (*filter(None, (_less(old, part) for old in chosen.parts)), part)
             if parts := view.fresh(parts):
-                return Proposal(title(parts), parts, "The optimum has moved: " + ", ".join(
-                    f"{e['path']} = {e['new']:.4g}" for e in part.edits), self.name, "tuning", (chosen.recipe_id,))
+                told = ", ".join(f"{e.path} = {e.new:.4g}" for e in part.edits)
+                return Proposal(name=title(parts), parts=parts, hypothesis=f"The optimum has moved: {told}",
+                                lane=self.name, origin="tuning", parents=(chosen.recipe_id,))
         return None
 
     def _move(self, view: Knowledge, known: Known, rng: np.random.Generator) -> Part | None:
@@ -47,22 +47,23 @@ class Tuner:
         weight = np.array([RATES if ".lr" in leaf.path else 1.0 for leaf in able])
         count = 1 if rng.random() < 0.7 else 2
         drawn = rng.choice(len(able), size=min(count, len(able)), replace=False, p=weight / weight.sum())
-        edits = [{"path": able[i].path, "new": moved(able[i], rng)} for i in drawn]
-        edits = [e for e, i in zip(edits, drawn, strict=True) if e["new"] != able[i].value]
+        edits = [IdeaEdit(path=able[i].path, new=moved(able[i], rng)) for i in drawn]
+        edits = [e for e, i in zip(edits, drawn, strict=True) if e.new != able[i].value]
         return _tuning(edits)
 
 
-def _tuning(edits: Sequence[Mapping[str, Any]]) -> Part | None:
+def _tuning(edits: Sequence[IdeaEdit]) -> Part | None:
     """The part that makes these moves, if there are any."""
-    return Part("tune " + ", ".join(short(e["path"]) for e in edits), tuple(edits), why=WHY) if edits else None
+    name = ", ".join(short(e.path) for e in edits)
+    return Part(name=f"tune {name}", edits=tuple(edits), why=WHY) if edits else None
 
 
 def _less(old: Part, new: Part) -> Part | None:
     """An earlier part without the numbers that `new` moves again; parts that are no tuning stay as they are."""
     if not old.name.startswith("tune "):
         return old
-    again = {e["path"] for e in new.edits}
-    return _tuning([e for e in old.edits if e["path"] not in again])
+    again = {e.path for e in new.edits}
+    return _tuning([e for e in old.edits if e.path not in again])
 
 
 def moved(leaf: Leaf, rng: np.random.Generator) -> float:

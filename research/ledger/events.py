@@ -28,6 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from jaxnano.cli import Failure, UserError
 from research import machine
 
@@ -283,6 +285,8 @@ def _plain(value: Any) -> Any:
             return value
         case float():
             return float(value) if math.isfinite(value) else None
+        case BaseModel():
+            return _plain(value.model_dump())
         case Mapping():
             return {str(key): _plain(item) for key, item in value.items()}
         case list() | tuple():

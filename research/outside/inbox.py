@@ -28,7 +28,7 @@ from research.contract.proposal import (
     IdeaEdit,
     Part,
     Proposal,
-    _claims,
+    claimed,
     replaces,
     title,
 )
@@ -162,15 +162,16 @@ class Inbox:
         """
         parent, parts = self.parts_on(ask.on)
         name = ask.name or ", ".join(".".join(edit.path.split(".")[-2:]) for edit in ask.edits)[:80]
-        new = replace(part(ask), name=name)
+        new = part(ask.model_copy(update={"name": name, "effect": min(max(ask.effect, -1.0), 1.0)}))
         kept = [old for old in parts if not replaces(new, old)]
         taken = {old.name for old in kept}
         names = itertools.chain([name], (f"{name} {i}" for i in itertools.count(2)))
         name = next(n for n in names if n not in taken)
-        parts = _claims([*kept, replace(new, name=name)], kept, self.track)
+        parts = claimed([*kept, new.model_copy(update={"name": name})], kept, self.track)
         if len(parts) > MOST:
             raise ConfigError([Problem("on", ask.on, f"a recipe has at most {MOST} parts; one with fewer would do")])
-        return Proposal(title(parts), parts, ask.why, lane, origin, (parent,) if parent else ())
+        return Proposal(name=title(parts), parts=parts, hypothesis=ask.why, lane=lane, origin=origin,
+                        parents=(parent,) if parent else ())
 
     def judge(self, proposal: Proposal) -> Verdict:
         """The gate's verdict, without submitting."""
@@ -184,7 +185,7 @@ class Inbox:
         self.refresh()
         proposal = self.compose(ask, lane, origin)
         verdict = self.judge(proposal)
-        number = self.session.ledger.append("submission", "", {"proposal": proposal.as_dict()})
+        number = self.session.ledger.append("submission", "", {"proposal": proposal})
         if verdict.recipe is None:
             return Submitted(number, proposal, verdict, None)
         self._remember(verdict.recipe)  # before the loop has said so: asked again at once, it is a duplicate

@@ -94,7 +94,7 @@ def write_change(track: Track, folder: Path, arm: Arm) -> None:
     """Write diff.md into a champion's folder."""
     shown = {"name": arm.name, "track": {"name": track.name}, "base": recipe_id(track.base_recipe),
              "diff": [edit.model_dump() for edit in diff(track.base_recipe, arm.recipe).edits],
-             "parts": [part.as_dict() for part in arm.parts]}
+             "parts": [dump_full(part) for part in arm.parts]}
     replace_file(folder / "diff.md", change(shown).encode())
 
 

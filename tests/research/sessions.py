@@ -13,7 +13,7 @@ import numpy as np
 from jaxnano.config.base import dump, dump_full
 from jaxnano.config.recipe import recipe_id
 from research.contract.idea import ideas, part
-from research.contract.proposal import Proposal, build
+from research.contract.proposal import IdeaEdit, Part, Proposal, build
 from research.contract.track import load_track
 from research.contract.trial import FRESH, Trial
 from research.decide.ablation import REPLICATES
@@ -60,6 +60,11 @@ def forge(path, kind, change):
     database.close()
 
 
+def changes(name, edits, **more):
+    """A part that puts each value at its path."""
+    return Part(name=name, edits=tuple(IdeaEdit(path=path, new=new) for path, new in edits.items()), **more)
+
+
 class Story:
     """Writes one session. Its clock goes on by a second an event."""
 
@@ -88,7 +93,7 @@ class Story:
         name, lane = (" + ".join(p.name for p in parts), "catalogue") if parts else ("base", "base")
         recipe = build(self.track.base_recipe, parts)
         proposal = Proposal(**{"name": name, "parts": tuple(parts), "hypothesis": "it helps", "lane": lane} | more)
-        self.write("proposal", recipe_id(recipe), {"proposal": proposal.as_dict(), "recipe": dump(recipe)})
+        self.write("proposal", recipe_id(recipe), {"proposal": proposal, "recipe": dump(recipe)})
         self.write("verdict", recipe_id(recipe), {"accepted": True, "refusals": [], "ms": 3.0})
         self.worth[recipe_id(recipe)] = worth
         return recipe_id(recipe)

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from jax.interpreters import partial_eval
+from sessions import changes
 
 from jaxnano import step
 from jaxnano.config.base import ConfigError, leaves
@@ -13,7 +14,7 @@ from jaxnano.config.recipe import hypers
 from research.contract.behaviour import behaviour, needless, unread
 from research.contract.gate import Gate
 from research.contract.idea import ideas, part
-from research.contract.proposal import Part, build, dead, live
+from research.contract.proposal import IdeaEdit, Part, build, dead, live
 from research.contract.track import CONFIGS, load_track
 from research.lanes.protocol import Knowledge, Known
 from research.lanes.tuner import Tuner
@@ -21,9 +22,9 @@ from research.lanes.tuner import Tuner
 TRACK = load_track("tiny")
 BASE = TRACK.base_recipe
 MUON, TABLES = (part(ideas()[name]) for name in ("muon", "fast-tables"))
-SHADOWED = Part("ademamix", ({"path": "optimizer.groups.matrices.chain.adam", "new": {"absent": True}},
-                             {"path": "optimizer.groups.matrices.chain.ademamix", "new": {"kind": "ademamix"},
-                              "before": "decay"}))
+CHAIN = "optimizer.groups.matrices.chain"
+SHADOWED = Part(name="ademamix", edits=(IdeaEdit(path=f"{CHAIN}.adam", new=ABSENT), IdeaEdit(
+    path=f"{CHAIN}.ademamix", new={"kind": "ademamix"}, before="decay")))
 
 
 def changed(*assignments):
@@ -77,18 +78,16 @@ def test_what_is_said_to_be_unread_is_what_the_program_does_not_depend_on(name):
 
 def test_an_edit_in_a_group_that_earlier_groups_leave_nothing_is_refused_with_real_paths():
     verdict = Gate(TRACK).judge_parts([MUON, TABLES, SHADOWED])
-    assert not verdict.accepted and {p.path for p in verdict.problems} == {e["path"] for e in SHADOWED.edits[1:]} | {
-        e["path"] for e in SHADOWED.edits[:1]}
+    assert not verdict.accepted and {p.path for p in verdict.problems} == {e.path for e in SHADOWED.edits}
     assert all("blocks_0/attention/q" in p.rule and "embedding/token" in p.rule for p in verdict.problems)
     assert Gate(TRACK).judge_parts([MUON, SHADOWED]).accepted  # the tables are still in it
 
 
 def test_a_lanes_proposal_loses_its_dead_edits_and_an_emptied_group_goes():
-    tuned = Part("tune", ({"path": "optimizer.groups.matrices.lr.value", "new": 0.01},
-                          {"path": "optimizer.groups.rest.lr.value", "new": 0.01}))
+    tuned = changes("tune", {"optimizer.groups.matrices.lr.value": 0.01, "optimizer.groups.rest.lr.value": 0.01})
     found = live(BASE, [SHADOWED, MUON, TABLES, tuned])
     assert [p.name for p in found] == [MUON.name, TABLES.name, "tune"]
-    assert [e["path"] for e in found[-1].edits] == ["optimizer.groups.rest.lr.value"]
+    assert [e.path for e in found[-1].edits] == ["optimizer.groups.rest.lr.value"]
     assert build(BASE, found) == build(BASE, [SHADOWED, MUON, TABLES, tuned])
     assert "matrices" not in [g.name for g in build(BASE, found).optimizer.groups]
     assert not dead(BASE, found) and not needless(build(BASE, found))
@@ -103,8 +102,7 @@ def test_a_recipe_with_a_group_nobody_is_in_is_refused():
 
 def test_a_group_that_only_completes_the_roles_stays():
     """Nothing has the role `gate` here: a group for it alone is needed all the same."""
-    recipe = build(BASE, [Part("no gains", ({"path": "model.norm", "new": {"kind": "rmsnorm", "gain": False}},
-                                            {"path": "model.bias", "new": False}))])
+    recipe = build(BASE, [changes("no gains", {"model.norm": {"kind": "rmsnorm", "gain": False}, "model.bias": False})])
     assert [g.name for g in recipe.optimizer.groups] == ["matrices", "rest"] and not needless(recipe)
     assert unread(recipe).keys() >= {"optimizer.groups.rest.lr"}
 
@@ -129,7 +127,7 @@ def test_a_constant_schedule_is_its_number_and_no_decay_is_a_decay_of_0():
     assert behaviour(changed("optimizer.groups.rest.lr={kind: constant, value: 0.01, floor: 0.5}")) == behaviour(
         changed("optimizer.groups.rest.lr=0.01"))
     assert behaviour(changed("optimizer.groups.matrices.chain.decay.rate=0.0")) == behaviour(
-        build(BASE, [Part("x", ({"path": "optimizer.groups.matrices.chain.decay", "new": ABSENT},))]))
+        build(BASE, [changes("x", {f"{CHAIN}.decay": ABSENT})]))
 
 
 def test_the_tuner_moves_live_numbers_only():
@@ -138,10 +136,10 @@ def test_the_tuner_moves_live_numbers_only():
     paths = set()
     for seed in range(200):
         found = Tuner()._move(Knowledge(TRACK, known, frozenset()), known[0], np.random.default_rng(seed))
-        paths |= {edit["path"] for edit in found.edits} if found else set()
+        paths |= {edit.path for edit in found.edits} if found else set()
     assert len(paths) > 10 and not any("late" in path or "head_std" in path for path in paths)
 
 
 def test_parts_that_do_not_apply_are_an_error_here_too():
     with pytest.raises(ConfigError):
-        dead(BASE, [Part("x", ({"path": "model.nowhere", "new": 1},))])
+        dead(BASE, [changes("x", {"model.nowhere": 1})])

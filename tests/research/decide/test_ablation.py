@@ -4,12 +4,12 @@ import itertools
 from dataclasses import replace
 
 import pytest
-from sessions import Story
+from sessions import Story, changes
 from test_proof import nominate, proof, run_wanted, settle
 
 from jaxnano.config.recipe import recipe_id
 from research.contract.idea import ideas, part
-from research.contract.proposal import Part, build, try_build, without
+from research.contract.proposal import build, try_build, without
 from research.decide.claims import broken_claims
 
 WORTH = {"rotary": 0.35, "relu-squared": 0.05, "qk-norm": 0.0, "logit-softcap-tanh": 0.0, "output-gate": 0.0}
@@ -94,14 +94,13 @@ def test_what_seemed_worth_little_and_had_no_time_for_another_look_is_named_and_
 
 def test_a_part_is_ablated_with_what_cannot_stand_without_it_and_the_rest_of_that_stays(story):
     muon, tables = catalogue("muon", "fast-tables")
-    group = muon.edits[0]["path"].split(".")[2]
-    tuned = Part("tune", ({"path": f"optimizer.groups.{group}.lr.value", "new": 0.03},
-                          {"path": "optimizer.groups.rest.lr.value", "new": 0.008}))
-    alone = Part("tune muon", ({"path": f"optimizer.groups.{group}.chain.muon.momentum", "new": 0.9},))
+    group = muon.edits[0].path.split(".")[2]
+    tuned = changes("tune", {f"optimizer.groups.{group}.lr.value": 0.03, "optimizer.groups.rest.lr.value": 0.008})
+    alone = changes("tune muon", {f"optimizer.groups.{group}.chain.muon.momentum": 0.9})
     base, parts = story.track.base_recipe, (muon, tables, tuned, alone)
     left = without(base, parts, ["muon"])
     assert [p.name for p in left] == ["fast-tables", "tune"]
-    assert [e["path"] for e in left[1].edits] == ["optimizer.groups.rest.lr.value"]
+    assert [e.path for e in left[1].edits] == ["optimizer.groups.rest.lr.value"]
     assert without(base, parts, ["tune"]) == (muon, tables, alone)
     nominated(story, parts, lambda names: 0.3 * ("muon" in names))
     rebased = recipe_id(build(base, left))

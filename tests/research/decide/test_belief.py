@@ -1,6 +1,5 @@
 """The belief is a function of the ledger alone: the same prefix gives the same arms, posterior and decision."""
 
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -42,7 +41,7 @@ def test_arms_are_in_the_order_of_their_proposals_whichever_was_judged_first(sto
     from jaxnano.config.recipe import recipe_id
 
     for name, recipe in (("late", late), ("soon", soon)):
-        proposal = Proposal(name, (), "", "catalogue").as_dict()
+        proposal = Proposal(name=name, parts=(), hypothesis="", lane="catalogue")
         story.write("proposal", recipe_id(recipe), {"proposal": proposal, "recipe": dump(recipe)})
     for recipe in (soon, late):
         story.write("verdict", recipe_id(recipe), {"accepted": True})
@@ -133,7 +132,7 @@ def test_nothing_is_decided_that_does_not_fit_into_the_time(story):
 
 def failing(story, **result):
     """A recipe that promises more than any, and whose runs end as said."""
-    recipe = story.propose([replace(part(ideas()["swiglu"]), effect=3.0)], 0.0)
+    recipe = story.propose([part(ideas()["swiglu"]).model_copy(update={"effect": 1.0})], 0.0)
     for horizon in (0.25, 0.5):
         story.run(Trial(recipe, horizon, 0), loss={}, **result)
     return recipe
@@ -164,7 +163,8 @@ def test_how_likely_a_run_diverges_counts_wherever_recipes_are_ranked(story):
 
 
 def test_what_outsiders_promise_is_kept_apart_by_who_promises(story):
-    mine, other = (replace(part(ideas()[name]), name=name, effect=0.01) for name in ("swiglu", "rmsnorm"))
+    mine, other = (part(ideas()[idea]).model_copy(update={"name": idea, "effect": 0.01})
+                   for idea in ("swiglu", "rmsnorm"))
     story.propose([mine], lane="inbox", origin="one", name="x")
     story.propose([mine, other], lane="llm", origin="two", name="y")
     story.propose([part(ideas()["rotary"]), other], lane="recombine", name="z")

@@ -4,13 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sessions import EVIL, cut, old_session
+from sessions import EVIL, changes, cut, old_session
 from sitting import created, loop
 from stand_in import MICRO
 
 from jaxnano.config.file import load
 from jaxnano.config.recipe import recipe_id
-from research.contract.proposal import Part
 from research.contract.track import load_track
 from research.decide import champion
 from research.ledger.events import Ledger
@@ -22,7 +21,7 @@ PASSED, SHIPPED = "7bae8c5a1425c70c", 652183623
 
 def test_a_name_from_outside_is_text_in_the_champions_folder(tmp_path):
     with created(tmp_path / "s") as session:
-        parts = (Part("calm", (), why=EVIL + " is why"),)
+        parts = (changes("calm", {"optimizer.clip": 0.7}, why=EVIL + " is why"),)
         arm = replace(loop(session).snapshot.arms[0], name=f"{EVIL}\n# more", parts=parts)
         session.champion.mkdir()
         write_change(load_track(MICRO), session.champion, arm)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sessions import changes
 
 from jaxnano.config.base import Leaf, Range, leaves
 from jaxnano.config.edit import overlap
@@ -34,7 +35,7 @@ def idea(*names: str) -> tuple[Part, ...]:
 
 
 def tuned(path: str, new: float) -> Part:
-    return Part(f"tune {path}", ({"path": path, "new": new},))
+    return changes(f"tune {path}", {path: new})
 
 
 def view(track: Track, candidates: list[Known], refused: tuple[str, ...] = ()) -> Knowledge:
@@ -86,7 +87,7 @@ def test_catalogue_brings_the_most_promising_first_and_soon_other_mechanisms(tra
         assert proposal is not None and len(proposal.parts) == 1
         brought += proposal.parts
     assert brought[0].effect == max(i.effect for i in ideas().values())
-    written = {edit["path"] for p in brought for edit in p.edits}
+    written = {edit.path for p in brought for edit in p.edits}
     assert {"model.position", "model.embedding.smear", "optimizer.groups.hidden"} <= written
 
 
@@ -107,15 +108,15 @@ def test_catalogue_goes_on_from_the_best_and_replaces_what_it_supersedes(track):
 
 
 def test_replaces_and_conflict():
-    ffn, ratio, both = (Part(n, tuple({"path": p, "new": 0} for p in paths)) for n, paths in (
+    ffn, ratio, both = (changes(n, dict.fromkeys(paths, 0)) for n, paths in (
         ("ffn", ["model.ffn"]), ("ratio", ["model.ffn.ratio"]), ("both", ["model.ffn.ratio", "model.bias"])))
     assert replaces(ffn, ratio) and not replaces(ratio, ffn) and not replaces(ffn, both)
     assert conflict(ffn, ratio) and conflict(ratio, ffn) and conflict(ffn, both)
-    assert not conflict(ffn, Part("norm", ({"path": "model.ffn_norm", "new": 0},)))
+    assert not conflict(ffn, changes("norm", {"model.ffn_norm": 0}))
 
 
 def test_prior_counts_no_place_twice():
-    a, b, c = (Part(name, ({"path": path, "new": 0},), effect) for name, path, effect in (
+    a, b, c = (changes(name, {path: 0}, effect=effect) for name, path, effect in (
         ("a", "model.position", 0.3), ("b", "model.position.base", 0.35), ("c", "model.bias", -0.1)))
     assert prior([a, c]) == pytest.approx(0.2)
     assert prior([a, b]) == pytest.approx(0.35) and prior([b, a]) == pytest.approx(0.35)
@@ -137,13 +138,12 @@ def test_tuner_compiles_nothing_and_stays_where_it_may(track):
 
 
 def test_tuner_moves_a_number_again_and_keeps_the_other(track):
-    old = Part("tune both", tuple({"path": f"optimizer.groups.{group}.lr.value", "new": 0.003}
-                                  for group in ("matrices", "rest")))
+    old = changes("tune both", {f"optimizer.groups.{group}.lr.value": 0.003 for group in ("matrices", "rest")})
     start = known(track, (*idea("rotary"), old))
     for seed in range(40):
         proposal = Tuner().propose(Knowledge(track, [start], frozenset()), np.random.default_rng(seed))
         assert proposal is not None
-        paths = [edit["path"] for p in proposal.parts for edit in p.edits]
+        paths = [edit.path for p in proposal.parts for edit in p.edits]
         assert len(paths) == len(set(paths))
         assert len(changed(start.recipe, build(track.base_recipe, proposal.parts))) <= 2
 

@@ -9,9 +9,9 @@ from sessions import Story
 from sitting import LR, SECRET, ask, created, drive, loop, made_up
 from stand_in import StandIn
 
-from jaxnano.config.base import ConfigError
+from jaxnano.config.base import ConfigError, dump_full, validate
 from jaxnano.config.recipe import recipe_id
-from research.contract.proposal import MOST, IdeaEdit, parts_of, proposal_of
+from research.contract.proposal import MOST, IdeaEdit, Proposal, submitted
 from research.contract.trial import FRESH
 from research.decide import intake
 from research.decide.belief import Belief
@@ -118,7 +118,7 @@ def test_edits_go_on_the_base_the_best_or_a_recipe_that_is_named(session):
             assert len(proposal.parts) == above and inbox.judge(proposal).accepted, on
         assert proposal.parents == (one.recipe_id,)
         again = inbox.compose(ask(0.004, on=one.recipe_id), "inbox", "me")  # what it replaces goes
-        assert [p.edits[0]["new"] for p in again.parts] == [0.004]
+        assert [p.edits[0].new for p in again.parts] == [0.004]
         renamed = inbox.compose(ask(0.0, on=one.recipe_id, name="rate 0.003", edits=(decay,)), "inbox", "me")
         assert [p.name for p in renamed.parts] == ["rate 0.003", "rate 0.003 2"]
         for on in ("nothing", "", one.recipe_id + "0"):
@@ -130,7 +130,7 @@ def test_a_promise_counts_only_so_much(session):
     with Inbox(session.path) as inbox:
         most = 2 * inbox.track.epsilon
         assert inbox.compose(ask(0.003, effect=5.0), "inbox", "me").expected_effect == most
-        assert proposal_of({"proposal": GOOD}, inbox.track).parts[0].edits == tuple(PART["edits"])
+        assert dump_full(submitted(GOOD, inbox.track).parts[0])["edits"] == PART["edits"]
         first = inbox.submit(ask(0.003, effect=5.0), origin="me")
         drive(session)  # and no more by being piled up, as parts of one's own or on what one proposed before
         inbox.refresh()
@@ -138,7 +138,7 @@ def test_a_promise_counts_only_so_much(session):
         piled = inbox.compose(more, "inbox", "me")
         assert [part.effect for part in piled.parts] == [most, 0.0]
         parts = [PART | {"name": str(i), "effect": 1.0} for i in range(20)]
-        assert proposal_of({"proposal": GOOD | {"parts": parts}}, inbox.track).expected_effect <= most
+        assert submitted(GOOD | {"parts": parts}, inbox.track).expected_effect <= most
         assert len(ask(0.1, edits=(IdeaEdit(path=LR),) * MOST).edits) == MOST
 
 
@@ -150,8 +150,8 @@ def test_nor_does_one_that_was_written_straight_into_the_ledger(session):
     recipe, answer = found.state.answers[number]
     assert answer["accepted"] and found.state.proposals[recipe]["proposal"]["expected_effect"] == (
         2 * found.track.epsilon)
-    parts = parts_of(bold)
-    assert proposal_of({"proposal": bold}, found.track, parts).parts == parts  # known: a lane's own promise
+    parts = validate(Proposal, bold).parts
+    assert submitted(bold, found.track, parts).parts == parts  # known: a lane's own promise
 
 
 def test_a_flood_of_submissions_neither_stalls_the_loop_nor_swells_the_belief(session, monkeypatch):

@@ -3,10 +3,9 @@
 import json
 
 import pytest
-from sessions import EVIL, Story
+from sessions import EVIL, Story, changes
 
 from jaxnano.config.base import Problem
-from research.contract.proposal import Part
 from research.contract.trial import Trial
 from research.outside.inbox import Inbox
 from research.outside.llm.answer import Draft, read
@@ -66,7 +65,7 @@ def test_the_page_stays_bounded_as_the_ledger_grows(tmp_path):
     story.base = story.propose()
     story.run(Trial(story.base, 0.25, 0), "base")
     for number in range(100):
-        parts = [Part(f"{number} {EVIL * 3}"[:80], ({"path": "optimizer.clip", "new": 0.5 + 0.02 * number},), 0.01)]
+        parts = [changes(f"{number} {EVIL * 3}"[:80], {"optimizer.clip": 0.5 + 0.02 * number}, effect=0.01)]
         found = story.propose(parts, 0.001 * number)
         story.run(Trial(found, 0.25, 0))
         refusal = {"path": f"model.{'x' * (number % 50)}", "value": EVIL * 9, "rule": f"no {number} {EVIL * 9}"}

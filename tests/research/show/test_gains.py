@@ -4,11 +4,10 @@ import re
 
 import numpy as np
 import pytest
-from sessions import Story
+from sessions import Story, changes
 
 from jaxnano.config.base import ConfigError
 from research.contract.idea import ideas, part
-from research.contract.proposal import Part
 from research.contract.trial import Trial
 from research.outside.desk import Desk
 from research.outside.forms import Awaited, Nothing, Which
@@ -26,7 +25,7 @@ LUCK = 0.126  # by so much the base's second seed is kinder to whoever is compar
 
 
 def clipped(value):
-    return Part(f"clip {value}", ({"path": "optimizer.clip", "new": value},))
+    return changes(f"clip {value}", {"optimizer.clip": value})
 
 
 @pytest.fixture

@@ -6,11 +6,10 @@ from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
-from sessions import EVIL, Story
+from sessions import EVIL, Story, changes
 
 from research import report
 from research.contract.idea import ideas, part
-from research.contract.proposal import Part
 from research.contract.trial import Trial
 from research.review import _lines
 from research.show import plots
@@ -152,7 +151,7 @@ def test_numbers_of_the_proof_are_the_ledgers(tmp_path):
 def test_what_an_ablation_leaves_claims_the_reasons_of_its_parts(tmp_path):
     """The last to propose it says `without silu`; a person's reason stays with the part through all lanes."""
     story = Story(tmp_path / "session").search()
-    own = Part("calm", ({"path": "optimizer.clip", "new": 0.7},), why="its gradients are wild")
+    own = changes("calm", {"optimizer.clip": 0.7}, why="its gradients are wild")
     parts = (part(ideas()["rotary"]), own)
     story.best = story.propose(parts, 0.4, lane="ablation", origin="ablation", hypothesis="without silu")
     for horizon in (0.25, 1.0):
