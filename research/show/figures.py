@@ -61,11 +61,11 @@ def progress(facts: Facts, events: Sequence[Event]) -> Figure | None:
             at[event.subject] = spent
     found = [(at[t.key], gain, t) for t in facts.state.trials.values()
              if t.horizon == 1.0 and (gain := facts.gain(t)) is not None]
-    dots = [Series(label, [f[0] for f in mine], [f[1] for f in mine], "dots",
+    dots = [Series(_seed(first), [f[0] for f in mine], [f[1] for f in mine], "dots",
                    titles=[f"{facts.name(t.recipe_id)} on seed {t.seed}: {gain:+.4f}" for _, gain, t in mine],
                    targets=[trial_id(t.key) for *_, t in mine])
-            for label in sorted({_seed(t.seed) for *_, t in found})
-            if (mine := [f for f in found if _seed(f[2].seed) == label])]
+            for first in sorted({min(t.seed, FRESH) for *_, t in found})
+            if (mine := [f for f in found if min(f[2].seed, FRESH) == first])]
     svg = plots.xy([best, *dots], "device-seconds", f"effect, {facts.unit}", zero=True)
     return Figure("progress", svg, "The best candidate's expected effect at the full horizon as device time was spent, "
                   "and every full-horizon run's gain over the base on the same seed: dots of one colour compare.")

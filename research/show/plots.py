@@ -1,24 +1,36 @@
 """Plots as SVG text: they open anywhere without a script, print well, and their points link to the trials they show.
 
-Each function returns one standalone `<svg>` element. Text from outside is escaped here.
+Each function returns one standalone `<svg>` element, and the same bytes for the same data. Text from outside is shown
+as it is; matplotlib, which draws, is imported with the first plot.
 """
 
 from __future__ import annotations
 
-import math
+import re
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from html import escape as html_escape
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+from io import BytesIO
+from typing import Any
+
+import numpy as np
 
 from research.text import clean
 
 COLOURS = ("#2563a8", "#c2570c", "#2f855a", "#7c4fa3", "#8a6d1a", "#5b6472")
 INK, FAINT = "#1f2933", "#d9dee4"
-WIDTH, HEIGHT = 720, 300
-LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 44
-LABEL, GAP = 300, 34  # pixels of a legend's longest entry, and of its square and the space after it
-# Pixels of a character of 12-pixel text, at least those of DejaVu Sans: which font a browser takes is not known here.
-WIDE, CAPITAL, PLAIN, NARROW = 12.0, 10.2, 7.7, 4.8
+WIDTH, FONT = 720, 12  # pixels
+LEGEND, ROW = 56, 40  # characters of a label at most: even of the widest letters, as many fit
+# Letters stay text, set out as the font that comes with matplotlib has them: it is the same on every machine, and wide.
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none", "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": FONT,
+    "text.parse_math": False, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": FAINT,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
+    "grid.color": FAINT, "xtick.color": FAINT, "ytick.color": FAINT, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
+    "legend.frameon": False, "legend.borderpad": 0, "lines.linewidth": 1.8,
+}
 
 
 @dataclass(frozen=True)
@@ -51,205 +63,153 @@ class Whisker:
     seeds: Sequence[int] = ()
 
 
-@dataclass(frozen=True)
-class _Axis:
-    """Maps low..high to pixels first..last. log: on a logarithmic scale."""
-
-    low: float
-    high: float
-    first: float
-    last: float
-    log: bool = False
-
-    def __call__(self, value: float) -> float:
-        low, high = (math.log10(v) if self.log else v for v in (self.low, self.high))
-        here = math.log10(max(value, self.low)) if self.log else value
-        return self.first + (here - low) / (high - low) * (self.last - self.first)
-
-    def ticks(self) -> list[float]:
-        """Round values within the range."""
-        if self.log:
-            powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            leads = (1, 2, 5) if self.high < 100 * self.low else (1,)
-            return [m * 10.0**p for p in powers for m in leads if self.low <= m * 10.0**p <= self.high]
-        rough = (self.high - self.low) / 5
-        power = 10 ** math.floor(math.log10(rough))
-        step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough)
-        start = math.ceil(self.low / step - 1e-9)
-        return [k * step for k in range(start, math.floor(self.high / step + 1e-9) + 1)]
-
-
-def _axis(values: Sequence[float], first: float, last: float, zero: bool = False, log: bool = False) -> _Axis:
-    known = [v for v in values if math.isfinite(v) and (v > 0 or not log)] + ([0.0] if zero else [])
-    low, high = (min(known), max(known)) if known else (0.1, 1.0)
-    if log:
-        return _Axis(low / 1.3, high * 1.3, first, last, True)
-    room = 0.05 * (high - low) or 0.1 * abs(high) or 1.0
-    return _Axis(low if zero and low == 0 else low - room, high + room, first, last)
-
-
-def escape(text: str) -> str:
-    """Text fit for SVG, which allows no control characters."""
-    return html_escape(clean(text))
-
-
-def number(value: float) -> str:
+def number(value: float, _: Any = None) -> str:
     """A tick's text."""
     return "0" if abs(value) < 1e-12 else f"{value:.4g}"
 
 
 def xy(series: Sequence[Series], x_label: str, y_label: str, *, zero: bool = False, log_y: bool = False) -> str:
     """Lines, steps and dots over two axes. zero: the y axis includes 0. log_y: it is logarithmic."""
-    xs = [v for s in series for v in s.x]
-    ys = [v for s in series for values in (s.y, s.low, s.high) for v in values]
-    across = _axis(xs, LEFT, WIDTH - RIGHT, zero=True)
-    up = _axis(ys, HEIGHT - BOTTOM, TOP + 18, zero=zero, log=log_y)
-    body = [_grid(across, up, x_label, y_label, HEIGHT)]
-    body += [_draw(s, COLOURS[i % len(COLOURS)], across, up) for i, s in enumerate(series)]
-    return _svg(HEIGHT, [*body, _legend([s.label for s in series])])
-
-
-def _finite(s: Series) -> Series:
-    """The series without the points that have no place."""
-    kept = [i for i, values in enumerate(zip(s.x, s.y, *filter(None, (s.low, s.high)), strict=True))
-            if all(map(math.isfinite, values))]
-    columns = {f: [values[i] for i in kept] for f in ("x", "y", "low", "high", "titles", "targets")
-               if (values := getattr(s, f))}
-    return replace(s, **columns)
-
-
-def _draw(s: Series, colour: str, across: _Axis, up: _Axis) -> str:
-    s = _finite(s)
-    points = [(across(x), up(y)) for x, y in zip(s.x, s.y, strict=True)]
-    if s.kind == "dots":
-        return "".join(_dot(*p, colour, s.titles[i] if s.titles else "", s.targets[i] if s.targets else "")
-                       for i, p in enumerate(points))
-    band = ""
-    if s.low:
-        edge = _steps([(across(x), up(y)) for x, y in zip(s.x, s.high, strict=True)], s.kind)
-        back = _steps([(across(x), up(y)) for x, y in zip(s.x, s.low, strict=True)], s.kind)[::-1]
-        band = f'<path d="M{_path(edge + back)}Z" fill="{colour}" opacity="0.15"/>'
-    path = _path(_steps(points, s.kind))
-    return band + (f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>' if points else "")
-
-
-def _steps(points: list[tuple[float, float]], kind: str) -> list[tuple[float, float]]:
-    if kind != "step":
-        return points
-    corners = [(after[0], before[1]) for before, after in zip(points, points[1:], strict=False)]
-    return [p for pair in zip(points, corners, strict=False) for p in pair] + points[-1:]
-
-
-def _path(points: Sequence[tuple[float, float]]) -> str:
-    return "L".join(f"{x:.1f},{y:.1f}" for x, y in points)
-
-
-def _dot(x: float, y: float, colour: str, title: str, target: str, radius: float = 3.2) -> str:
-    shape = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{colour}" fill-opacity="0.6" stroke="{colour}">'
-    shape += f"<title>{escape(title)}</title></circle>"
-    return f'<a href="#{escape(target)}">{shape}</a>' if target else shape
+    with _Picture.of(300, (series, x_label, y_label)) as picture:
+        axes = picture.axes
+        for s, colour in zip(series, COLOURS * len(series), strict=False):
+            picture.draw(s, colour)
+        if zero:
+            axes.axhline(0, color=INK, linewidth=0.8, zorder=1)
+        if log_y and any(y > 0 for s in series for y in s.y):
+            axes.set_yscale("log", nonpositive="mask")
+            low, high = axes.get_ylim()
+            axes.yaxis.get_major_locator().set_params(subs=(1, 2, 5) if high < 100 * low else (1,))
+            axes.yaxis.set_major_formatter(number)
+            axes.minorticks_off()
+        if not any(x < 0 for s in series for x in s.x):
+            axes.set_xlim(left=0)
+        axes.set(xlabel=clean(x_label), ylabel=clean(y_label))
+    return picture.svg
 
 
 def intervals(rows: Sequence[Whisker], x_label: str) -> str:
-    """One row each: a mean with its interval, and measured values as open rings."""
-    shown = [_cut(row.label, LABEL) for row in rows]
-    left = 16 + max(map(width, shown), default=0.0)
-    height = TOP + 22 * len(rows) + BOTTOM
-    values = [v for r in rows for v in (r.low, r.high, *r.measured)]
-    across = _axis(values, left, WIDTH - RIGHT, zero=True)
-    body = [_grid(across, None, x_label, "", height)]
-    for i, (row, label) in enumerate(zip(rows, shown, strict=True)):
-        y, colour = TOP + 22 * i + 11, COLOURS[0]
-        body.append(_text(left - 8, y + 4, label, "end", row.label))
-        body.append(f'<path d="M{across(row.low):.1f},{y}H{across(row.high):.1f}" stroke="{colour}" stroke-width="2"/>')
-        body.append(_dot(across(row.mean), y, colour, f"{row.mean:+.4f}", "", 3.6))
-        for value, target, seed in zip(row.measured, row.targets, row.seeds, strict=True):
-            tint = COLOURS[1 + seed % (len(COLOURS) - 1)]
-            ring = f'<circle cx="{across(value):.1f}" cy="{y}" r="4" fill="white" fill-opacity="0" ' \
-                   f'stroke="{tint}" stroke-width="1.4"><title>seed {seed}: {value:+.4f}</title></circle>'
-            body.append(f'<a href="#{escape(target)}">{ring}</a>')
-    return _svg(height, body)
+    """One row each: a mean with its interval, and measured values as open rings, a colour a seed."""
+    with _Picture.of(56 + 24 * len(rows), (rows, x_label)) as picture:
+        axes, places = picture.axes, range(len(rows))
+        axes.hlines(places, [r.low for r in rows], [r.high for r in rows], color=COLOURS[0])
+        picture.dots([r.mean for r in rows], places, [f"{r.mean:+.4f}" for r in rows], color=COLOURS[0])
+        for seed in sorted({seed for r in rows for seed in r.seeds}):
+            found = [(value, i, f"seed {seed}: {value:+.4f}", target) for i, r in enumerate(rows)
+                     for value, target, own in zip(r.measured, r.targets, r.seeds, strict=True) if own == seed]
+            rings = picture.dots(*zip(*found, strict=True), facecolors="none",
+                                 edgecolors=COLOURS[1 + seed % (len(COLOURS) - 1)], linewidths=1.4)
+            picture.entries.append((rings, f"seed {seed}"))
+        axes.axvline(0, color=INK, linewidth=0.8, zorder=1)
+        picture.rows([r.label for r in rows], x_label)
+    return picture.svg
 
 
 def bars(rows: Sequence[tuple[str, Sequence[float]]], parts: Sequence[str], x_label: str,
          show: Callable[[float], str] = number) -> str:
     """Stacked horizontal bars: (label, one value for each of `parts`)."""
-    shown = [_cut(label, 2 * LABEL / 3) for label, _ in rows]
-    left = 16 + max(map(width, shown), default=0.0)
-    height = TOP + 18 + 24 * len(rows) + BOTTOM
-    across = _axis([sum(values) for _, values in rows], left, WIDTH - RIGHT - 40, zero=True)
-    body = [_grid(across, None, x_label, "", height, TOP + 18)]
-    for i, (label, values) in enumerate(rows):
-        y, at = TOP + 18 + 24 * i, 0.0
-        body.append(_text(left - 8, y + 16, shown[i], "end", label))
-        for value, part, colour in zip(values, parts, COLOURS * len(parts), strict=False):
-            x, end = across(at), across(at + value)
-            box = f'x="{x:.1f}" y="{y + 4}" width="{end - x:.1f}" height="16" fill="{colour}" opacity="0.85"'
-            body.append(f"<rect {box}><title>{escape(part)}: {show(value)}</title></rect>")
-            at += value
-        body.append(_text(across(at) + 5, y + 16, show(at), "start"))
-    return _svg(height, [*body, _legend(parts)])
+    with _Picture.of(76 + 24 * len(rows), (rows, parts, x_label)) as picture:
+        ends = np.zeros(len(rows))
+        for i, (part, colour) in enumerate(zip(parts, COLOURS * len(parts), strict=False)):
+            values = [row[i] for _, row in rows]
+            boxes = picture.axes.barh(range(len(rows)), values, 0.7, ends, color=colour, alpha=0.85)
+            for box, value in zip(boxes, values, strict=True):
+                box.set_url(picture.mark(f"{part}: {show(value)}"))
+            picture.entries.append((boxes, part))
+            ends = ends + values
+        for i, end in enumerate(ends):
+            picture.axes.annotate(show(end), (end, i), (5, 0), textcoords="offset points", va="center")
+        picture.axes.margins(x=0.12)
+        picture.axes.set_xlim(left=0)
+        picture.rows([label for label, _ in rows], x_label)
+    return picture.svg
 
 
-def _grid(across: _Axis, up: _Axis | None, x_label: str, y_label: str, height: int, top: float = TOP) -> str:
-    floor, lines = height - BOTTOM, []
-    for tick in across.ticks():
-        x = across(tick)
-        strong = INK if up is None and abs(tick) < 1e-12 else FAINT
-        lines.append(f'<path d="M{x:.1f},{top}V{floor}" stroke="{strong}"/>')
-        lines.append(_text(x, floor + 16, number(tick), "middle"))
-    for tick in up.ticks() if up else ():
-        y = up(tick) if up else 0.0
-        lines.append(f'<path d="M{LEFT},{y:.1f}H{WIDTH - RIGHT}" stroke="{FAINT}"/>')
-        lines.append(_text(LEFT - 6, y + 4, number(tick), "end"))
-    lines.append(_text((across.first + across.last) / 2, height - 8, x_label, "middle"))
-    if y_label:
-        middle = (up.first + up.last) / 2 if up else 0.0
-        lines.append(f'<g transform="translate(13,{middle:.1f}) rotate(-90)">{_text(0, 0, y_label, "middle")}</g>')
-    return "".join(lines)
+class _Picture:
+    """Axes to draw on. entries: what the legend shows, with its label. svg: the text, once the drawing has ended."""
+
+    def __init__(self, height: int):
+        from matplotlib.figure import Figure
+
+        self.figure = Figure((WIDTH / 72, height / 72), 72, layout="constrained")  # to SVG a pixel is a point
+        self.axes: Any = self.figure.subplots()
+        self.axes.tick_params(length=0)
+        for axis in (self.axes.xaxis, self.axes.yaxis):
+            axis.set_major_formatter(number)
+        self.entries: list[tuple[Any, str]] = []
+        self.marks: list[tuple[str, str]] = []
+        self.svg = ""
+
+    @classmethod
+    @contextmanager
+    def of(cls, height: int, data: Any):
+        """A picture to draw in a style of its own, whatever a person has set. data: its ids are made of them."""
+        import matplotlib
+
+        with matplotlib.rc_context(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a browser has other fonts
+            matplotlib.rcdefaults()
+            matplotlib.rcParams.update({**STYLE, "svg.hashsalt": repr(data)})
+            picture = cls(height)
+            yield picture
+            picture.svg = picture._finish()
+
+    def draw(self, s: Series, colour: str) -> None:
+        """A series; points that have no place are left out."""
+        if s.kind == "dots":
+            found = self.dots(s.x, s.y, s.titles, s.targets, color=colour, alpha=0.6)
+        else:
+            step = "post" if s.kind == "step" else None
+            (found,) = self.axes.plot(s.x, s.y, color=colour, drawstyle="steps-post" if step else "default")
+            if len(s.low):
+                self.axes.fill_between(s.x, s.low, s.high, step=step, color=colour, alpha=0.15, linewidth=0)
+        self.entries.append((found, s.label))
+
+    def dots(self, x: Any, y: Any, titles: Sequence[str] = (), targets: Sequence[str] = (), **look: Any) -> Any:
+        """Dots that say and link to something, where there is something to say."""
+        dots = self.axes.scatter(x, y, 36, zorder=3, clip_on=False, **look)
+        dots.set_urls([self.mark(title, targets[i] if targets else "") for i, title in enumerate(titles)] or [None])
+        return dots
+
+    def mark(self, title: str, target: str = "") -> str:
+        """What matplotlib is given as the address of a shape; it is replaced by these at the end."""
+        self.marks.append((title, target))
+        return f"mark-{len(self.marks) - 1}"
+
+    def rows(self, labels: Sequence[str], x_label: str) -> None:
+        """Name the rows, the first of them on top."""
+        self.axes.grid(visible=False, axis="y")
+        self.axes.set_yticks(range(len(labels)), [_cut(label, ROW) for label in labels])
+        self.axes.set(ylim=(max(len(labels), 1) - 0.5, -0.5), xlabel=clean(x_label))
+
+    def _finish(self) -> str:
+        self._legend()
+        buffer = BytesIO()
+        self.figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        text = buffer.getvalue().decode()
+        text = re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg"):])  # nothing leads to these ids
+        text = re.sub(r'(width|height)="([\d.]+)pt"', r'\1="\2"', text, count=2)
+        return re.sub(r'<a xlink:href="mark-(\d+)"[^>]*>(.*?)</a>', self._marked, text, flags=re.DOTALL)
+
+    def _marked(self, found: re.Match[str]) -> str:
+        title, target = (escape(clean(text)) for text in self.marks[int(found[1])])
+        inner = f"<title>{title}</title>{found[2]}"
+        return f'<a href="#{target}">{inner}</a>' if target else f"<g>{inner}</g>"
+
+    def _legend(self) -> None:
+        """Above the axes, in as many columns as fit; matplotlib does not know the width of the letters of all scripts.
+        """
+        shapes, labels = [e[0] for e in self.entries if e[1]], [_cut(e[1], LEGEND) for e in self.entries if e[1]]
+        for columns in range(len(labels) if all(c < "\u2e80" for label in labels for c in label) else 1, 0, -1):
+            legend = self.figure.legend(shapes, labels, loc="outside upper left", ncols=columns, handlelength=1.2)
+            if columns == 1 or legend.get_window_extent().width < WIDTH:
+                lines = -(-len(labels) // columns)
+                self.figure.set_figheight(self.figure.get_figheight() + 18 * lines / 72)
+                return
+            legend.remove()
 
 
-def _legend(labels: Sequence[str]) -> str:
-    x, items = float(LEFT), []
-    most = _share([width(label) for label in labels if label], WIDTH - LEFT - RIGHT)
-    for i, label in enumerate(labels):
-        if label:
-            items.append(f'<rect x="{x:.0f}" y="4" width="10" height="10" fill="{COLOURS[i % len(COLOURS)]}"/>')
-            items.append(_text(x + 15, 13, _cut(label, most), "start", label))
-            x += GAP + width(_cut(label, most))
-    return "".join(items)
-
-
-def _text(x: float, y: float, text: str, anchor: str, title: str = "") -> str:
-    more = f"<title>{escape(title)}</title>" if title != text and title else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}{more}</text>'
-
-
-def width(text: str) -> float:
-    """Pixels that 12-pixel text takes at most, about."""
-    return sum(WIDE if c in "mwMW@%…—" or ord(c) > 0x2E80 else NARROW if c in "ijlt.,:;|!'()[] " else
-               CAPITAL if c.isupper() or c in "+±=<>#&^~" else PLAIN for c in text)
-
-
-def _share(wanted: Sequence[float], room: float) -> float:
-    """The most pixels an entry may take so that all fit: short ones leave theirs to the long ones."""
-    left, most = room - GAP * len(wanted), 0.0
-    for n, pixels in enumerate(sorted(wanted)):
-        most = left / (len(wanted) - n)
-        if pixels > most:
-            break
-        left, most = left - pixels, pixels
-    return min(float(LABEL), most)
-
-
-def _cut(text: str, most: float) -> str:
-    """The text, shortened to so many pixels."""
-    if width(text) <= most:
-        return text
-    kept = next((n for n in range(len(text), 0, -1) if width(text[:n] + "…") <= most), 0)
-    return text[:kept] + "…"
-
-
-def _svg(height: int, body: Sequence[str]) -> str:
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
-            f'font-family="system-ui, sans-serif" font-size="12" fill="{INK}">' + "".join(body) + "</svg>")
+def _cut(text: str, most: int) -> str:
+    """The text, or its two ends: names that share a beginning differ in what was added last."""
+    text = clean(text)
+    return text if len(text) <= most else f"{text[:most // 2 - 1].rstrip()}…{text[-most // 2:].lstrip()}"

@@ -77,8 +77,8 @@ def test_figures_tell_seeds_apart(story):
     facts = Facts(story.snapshot())
     drawn = figures(facts, story.session.ledger.events())
     assert "seed 0: +0.7550" in drawn["effects"].svg and "seed 1: +0.6290" in drawn["effects"].svg
-    colours = dict(re.findall(r'stroke="(#\w+)"[^>]*><title>seed (\d)', drawn["effects"].svg))
-    assert len(colours) == 2
+    rings = re.findall(r'<title>seed (\d)[^<]*</title>\s*<(?:use|path)[^>]*stroke: (#\w+)', drawn["effects"].svg)
+    assert len({seed for seed, _ in rings}) == len({colour for _, colour in rings}) == len({*rings}) == 2
     assert ">seed 0<" in drawn["progress"].svg and ">seed 1<" in drawn["progress"].svg
 
 

@@ -1,10 +1,14 @@
 """The report in every situation a session can be in, and nothing from outside taken for markup."""
 
+import os
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from itertools import pairwise
 
+import matplotlib
 import pytest
 from sessions import EVIL, Story, changes
 
@@ -18,6 +22,7 @@ from research.show.card import card, change, page
 from research.show.document import Code, Link, Paragraph, Table, to_html, to_markdown
 from research.show.facts import Facts
 from research.show.report import write_report
+from research.text import clean
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
@@ -169,6 +174,16 @@ def test_what_an_ablation_leaves_claims_the_reasons_of_its_parts(tmp_path):
     assert "without silu" not in about["hypothesis"] + row.hypothesis
 
 
+def test_two_processes_write_the_same_bytes(tmp_path):
+    path, _ = proven(tmp_path / "session")
+    written = []
+    for salt in ("1", "2"):
+        subprocess.run([sys.executable, "-m", "research.report", path], check=True, stdout=subprocess.DEVNULL,
+                       env=os.environ | {"PYTHONHASHSEED": salt})
+        written.append({p.name: p.read_bytes() for p in [*path.glob("report.*"), *path.glob("plots/*.svg")]})
+    assert len(written[0]) == 7 and written[0] == written[1]
+
+
 def test_barnacles_are_listed(tmp_path):
     story = Story(tmp_path / "session").search().nominate()
     ablation = story.snapshot().state.ablations[story.best]
@@ -215,19 +230,42 @@ def test_plots_of_few_equal_and_wild_values(values):
 ], ids=["mixed", "wide", "short"])
 def test_a_legend_stays_within_its_picture(labels):
     svg = plots.xy([plots.Series(label, [0.0, 1.0], [1.0, 2.0]) for label in labels], "x", "y")
-    entries = re.findall(r'<rect x="[^"]+" y="4".*?<text x="([^"]+)"[^>]*>([^<]+)', svg)
+    found = re.findall(r'text-anchor: start[^>]* x="([^"]+)" y="([^"]+)"[^>]*>([^<]+)', svg)
+    entries = [(float(x), float(y), shown) for x, y, shown in found]
     assert len(entries) == len(labels)
-    ends = [float(x) + 12 * sum(c in "Wm" for c in shown) + 3 * sum(c not in "Wm" for c in shown)
-            for x, shown in entries]  # a W or an m is as wide as text is high
-    assert max(ends) <= plots.WIDTH
-    assert all(end < float(x) for end, (x, _) in zip(ends, entries[1:], strict=False))
-    assert [shown for _, shown in entries if len(shown) < 6] == [label for label in labels if len(label) < 6]
+    ends = [x + 12 * sum(c in "Wm" for c in shown) + 3 * sum(c not in "Wm" for c in shown)
+            for x, _, shown in entries]  # a W or an m is as wide as text is high
+    assert max(ends) <= plots.WIDTH and max(y for _, y, _ in entries) < 12 + 18 * len(labels)
+    assert all(end < x or y - above >= 12
+               for end, (_, above, _), (x, y, _) in zip(ends, entries, entries[1:], strict=False))
+    assert [shown for *_, shown in entries if len(shown) < 6] == [label for label in labels if len(label) < 6]
+
+
+@pytest.mark.parametrize("label", ["$x^2$", "_x", EVIL, "\u5149\u7684", "n" * 300, "a\nb"])
+def test_a_name_in_a_plot_is_text(label, recwarn):
+    series = plots.Series(label, [0.0, 1.0], [1.0, 2.0], "dots", titles=[label] * 2, targets=["a", "b"])
+    drawn = [plots.xy([series, plots.Series(label, [0.0], [1.0])], label, label),
+             plots.bars([(label, [1.0])], [label], label),
+             plots.intervals([plots.Whisker(label, 1.0, 0.0, 2.0)], label)]
+    for svg in drawn:
+        texts = [t.text for t in ElementTree.fromstring(svg).iter() if t.tag.endswith(("}text", "}title"))]
+        assert clean(label) in texts and (len(label) < 99 or any("n…n" in t and len(t) < 60 for t in texts))
+        assert "<script" not in svg and not any(c in svg for c in "\x1b")
+    assert not recwarn
+
+
+def test_a_plot_looks_the_same_whatever_a_person_has_set():
+    plain = plots.xy([plots.Series("a", [0.0, 1.0], [1.0, 2.0])], "x", "y")
+    with matplotlib.rc_context({"font.size": 30, "svg.fonttype": "path", "axes.facecolor": "black"}):
+        assert plots.xy([plots.Series("a", [0.0, 1.0], [1.0, 2.0])], "x", "y") == plain
+        assert matplotlib.rcParams["font.size"] == 30
 
 
 def test_a_dot_is_where_its_axes_say():
-    svg = plots.xy([plots.Series("a", [0.0, 10.0], [1.0, 3.0], "dots")], "x", "y")
+    svg = plots.xy([plots.Series("a", [0.0, 10.0], [1.0, 3.0], "dots", targets="ab", titles="ab")], "x", "y")
     shapes = list(ElementTree.fromstring(svg).iter())
-    found = [(float(c.get("cx")), float(c.get("cy"))) for c in shapes if c.tag.endswith("circle")]
+    links = {a.get("href"): a.find("{*}use") for a in shapes if a.tag.endswith("}a")}
+    found = [(float(links[href].get("x")), float(links[href].get("y"))) for href in ("#a", "#b")]
     ticks = {t.text: t for t in shapes if t.tag.endswith("text")}
     assert found[0][0] == float(ticks["0"].get("x")) and found[1][0] == float(ticks["10"].get("x"))
-    assert found[0][1] == pytest.approx(float(ticks["1"].get("y")) - 4) and found[1][1] < found[0][1]
+    assert found[0][1] == pytest.approx(float(ticks["1"].get("y")) - 4, abs=1) and found[1][1] < found[0][1]
