@@ -156,6 +156,17 @@ def _gain(value: float) -> float:
     return float(f"{value:.9g}") if value > NOISE else 0.0
 
 
+def _scored(fitted: Fitted, candidates: Sequence[Candidate], actions: Sequence[Action], price_A: Sequence[float],
+            epsilon: float, rng: np.random.Generator) -> list[Scored]:
+    """What each action may bring, as far as its run is likely to end, at its price in device-seconds."""
+    view = outlook(fitted, candidates, actions)
+    eig_A, improvement_A = information(view, epsilon, rng), improvement(view, epsilon)
+    survival_C = 1.0 - fitted.p_diverge([c.features for c in candidates])
+    survival_A = survival_C[[action.candidate for action in actions]]
+    return [Scored(action, _gain(eig), _gain(better), price) for action, eig, better, price
+            in zip(actions, eig_A * survival_A, improvement_A * survival_A, price_A, strict=True)]
+
+
 def choose(
     fitted: Fitted,
     candidates: Sequence[Candidate],
@@ -201,14 +212,9 @@ def choose(
     foreseen = fitted.condition(
         [candidates[r.candidate] for r in assumed], [r.horizon for r in assumed], [r.seed for r in assumed]
     )
-    view = outlook(foreseen, candidates, actions)
-    eig_A, improvement_A = information(view, epsilon, rng), improvement(view, epsilon)
-    survival_C = 1.0 - fitted.p_diverge([c.features for c in candidates])
-    scored = []
-    for action, eig, better in zip(actions, eig_A, improvement_A, strict=True):
-        survival, j = survival_C[action.candidate], column[action.horizon]
-        price_s = cost_s[action.candidate, j] + (cost_s[base, j] if (action.horizon, action.seed) in bare else 0.0)
-        scored.append(Scored(action, _gain(eig * survival), _gain(better * survival), float(price_s)))
+    price_A = [float(cost_s[a.candidate, column[a.horizon]]
+                     + (cost_s[base, column[a.horizon]] if (a.horizon, a.seed) in bare else 0.0)) for a in actions]
+    scored = _scored(foreseen, candidates, actions, price_A, epsilon, rng)
     scored = [s for s in scored if s.cost_s <= limit_s]
     if not scored:
         return None

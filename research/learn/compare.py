@@ -52,12 +52,16 @@ def _paired(a: Mapping[int, float], b: Mapping[int, float]) -> tuple[np.ndarray,
     return np.array([a[s] for s in seeds], float), np.array([b[s] for s in seeds], float)
 
 
+def _t_test(effect: float, error: float, n: int, level: float, alternative: str) -> tuple[tuple[float, float], float]:
+    """Interval and p-value of a mean of n differences, given its standard error."""
+    half, t = float(stats.t.ppf(0.5 + level / 2, n - 1)) * error, effect / error
+    tails = {"greater": stats.t.sf(t, n - 1), "less": stats.t.cdf(t, n - 1)}
+    p_value = float(2 * min(tails.values()) if alternative == "two-sided" else tails[alternative])
+    return (effect - half, effect + half), p_value
+
+
 def compare(
-    a: Mapping[int, float],
-    b: Mapping[int, float],
-    level: float = 0.95,
-    alternative: str = "greater",
-    attempt: int = 0,
+    a: Mapping[int, float], b: Mapping[int, float], level: float = 0.95, alternative: str = "greater", attempt: int = 0
 ) -> Comparison:
     """Compare b with a, paired by seed; seeds that only one of them has are left out.
 
@@ -84,15 +88,9 @@ def compare(
         raise ValueError(
             f"{n} seeds give differences without variance ({effect:g} nats): the seed did not reach the runs"
         )
-    if paired_sd <= resolution:
-        interval, p_value = (effect, effect), 1.0
-    else:
-        error = paired_sd / math.sqrt(n)
-        half = float(stats.t.ppf(0.5 + level / 2, n - 1)) * error
-        t = effect / error
-        tails = {"greater": stats.t.sf(t, n - 1), "less": stats.t.cdf(t, n - 1)}
-        p_value = float(2 * min(tails.values()) if alternative == "two-sided" else tails[alternative])
-        interval = (effect - half, effect + half)
+    interval, p_value = (effect, effect), 1.0
+    if paired_sd > resolution:
+        interval, p_value = _t_test(effect, paired_sd / math.sqrt(n), n, level, alternative)
     together = sd_a > resolution and sd_b > resolution
     return Comparison(
         effect=effect,
