@@ -1,21 +1,22 @@
-"""The autonomous researcher: it proposes, checks, runs, learns, proves and reports.
+"""The autonomous researcher: it proposes, checks, runs, learns, proves and reports. `loop.py` is the main command.
 
-`loop.py` is the main command; the other files beside it are commands too, thin ones, and nobody imports them. What they
-use lies in wings, each of which imports only those above it here:
+The files beside it are commands too, and nobody imports them; only machine.py and text.py are the ground that all use:
+what this machine is, and how numbers are written. What commands use lies in wings. A wing imports those above it in this
+list; learn, lanes and execute stand side by side, and learn sees neither contract nor ledger. `lint-imports` checks it.
 
-    machine.py text.py   the ground: cores, fingerprints; how numbers are written
-    contract/   what may be tried: track, proposal, the gate that judges it, what a recipe's parts do
-    ledger/     what happened: events, the session's folder, the state they fold to, the rules they keep
-    learn/      numbers only: features, the Gaussian process, what to run next, comparisons. A new statistic goes here
-    lanes/      who proposes: a file a lane, and ideas/*.yaml. A new lane goes here
-    execute/    where it runs: the protocol, this machine, Ray, and the trial itself. A new executor goes here
-    decide/     what next: belief, intake, proof, and the scheduler that leads them
-    show/       what it amounts to: facts, plots, report, terminal. A new page goes here
-    outside/    people, coding agents and language models: inbox, desk, llm/
+    contract/   what may be tried. An objective: track.py. A rule of the gate: gate.py. What a proposal is: proposal.py
+    ledger/     what happened. A kind of event: events.py; what it does to the state: state.py
+    learn/      numbers only. A statistic: compare.py; decide/proof.py decides by it, qualify.py states its power
+    lanes/      who proposes. A lane: a file, and its row in __init__.py; ideas/*.yaml are the catalogue's
+    execute/    where it runs. An executor: a module, and its entry in __init__.py; what a worker does: trial.py
+    decide/     what next: belief, price, choose (which run), intake, plan; ablation, proof, prove, champion; scheduler
+    show/       what it amounts to: facts.py. A section: report.py; the terminal: view.py; why a run was made: explain.py
+    outside/    people, coding agents and language models, through one inbox; llm/ is a lane that works beside the loop
     check/      tools that attack all of this: fuzz, corrupt, crashtest, simulate
 
-One edit's way: lanes -> contract/gate -> decide/intake -> learn/allocate -> decide/scheduler -> execute -> ledger ->
-decide/belief -> decide/proof -> show/facts.
+One edit's way: decide/intake asks the lanes and the gate judges; choose picks the run that tells most (learn/allocate);
+dispatch hands it to execute; belief takes the result in; ablation, proof and prove lead the best to a crown; show/facts
+says what it amounts to. Each step is an event in the ledger first.
 """
 
 import os

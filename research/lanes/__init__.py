@@ -18,7 +18,7 @@ def lanes() -> dict[str, Proposer]:
 
 
 def lanes_of(names: Sequence[str], known: Mapping[str, Proposer]) -> dict[str, Proposer]:
-    """The lanes asked for, by name. Raises: ValueError that lists what there is."""
+    """The lanes asked for, by name. Raises: UserError that lists what there is."""
     for name in names:
         if name not in known:
             raise UserError(f"--lanes: {name!r}: no such lane; {', '.join(known)} would do")

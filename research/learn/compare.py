@@ -1,4 +1,4 @@
-"""The only statistical comparison of two recipes: a paired t-test over common seeds.
+"""The comparison of two recipes that decides: a paired t-test over common seeds. There is no second one beside it.
 
 Losses are in nats, lower is better; an effect is mean(a) - mean(b), so a positive effect means that b is better than a.
 """

@@ -1,4 +1,4 @@
-"""A session's ledger, line by line; with --check, the rules that it has to keep."""
+"""Checks the rules that a session's ledger keeps, or frees the lease of a loop known to be gone."""
 
 import argparse
 import sys

@@ -1,1 +1,5 @@
-"""What a session amounts to: facts, plots, report, terminal view."""
+"""What a session amounts to: every number comes from facts.py, and each of these only shows it.
+
+    verdict and summary in a sentence or as data; report as pages; view on a terminal; explain, one run or recipe; figures
+    as plots; candidates for a reviewer; card for who gets the champion.
+"""
