@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import jax.numpy as jnp
+
 from jaxnano.config.recipe import Recipe
+from jaxnano.model.backend import kernel
 from jaxnano.model.head import CHUNK_LOGITS
 from jaxnano.model.specs import Table, parameter_count, specs
 from jaxnano.optim.build import update_cost
@@ -77,8 +80,8 @@ def _activation_bytes(recipe: Recipe, accumulate: int, platform: str) -> int:
     """
     m, length = recipe.model, recipe.data.length
     narrow = recipe.train.dtype == "bfloat16" or (recipe.train.dtype == "auto" and platform != "cpu")
-    fused = platform != "cpu" and narrow and m.attention.softcap is None and m.position.kind != "alibi"
-    size = 2 if narrow else 4
+    dtype, size = (jnp.bfloat16, 2) if narrow else (jnp.float32, 4)
+    fused = kernel(platform, dtype, length, m.head_dim, m.plain_scores) != "xla"
     norms = 3 if m.norm.placement == "pre" else 5
     projections = (m.attention.heads + m.kv_heads) * m.head_dim * (4 if m.attention.qk_norm else 3)
     arrays = 5 if m.ffn.kind == "glu" else 4 if m.ffn.activation.kind == "gelu" else 3

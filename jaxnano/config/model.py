@@ -295,6 +295,11 @@ class Model(Node):
         """Hidden channels F."""
         return max(1, round(self.ffn.ratio * self.width))
 
+    @property
+    def plain_scores(self) -> bool:
+        """Whether attention's scores are scaled products alone, as its kernels want them."""
+        return self.attention.softcap is None and not isinstance(self.position, Alibi)
+
     def window(self, block: int, length: int) -> int | None:
         """Positions a query of `block` sees, or None for all of `length`."""
         pattern = self.attention.windows

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from jaxnano.config.model import ConstantScale, Model, Rotary
 from jaxnano.model import backend
@@ -48,15 +46,14 @@ class Attention(nn.Module):
             turn = frequencies(m.position, dim)
             q, k = rotate(q, turn, positions_L), rotate(k, turn, positions_L)
         scale = a.scale.value if isinstance(a.scale, ConstantScale) else 1.0 / math.sqrt(dim)
-        options = {"scale": scale, "window": m.window(self.block, self.length), "softcap": a.softcap,
-                   "bias_slopes": alibi_slopes(m.position, heads)}
+        scores = backend.Scores(scale, m.window(self.block, self.length), a.softcap, alibi_slopes(m.position, heads))
         if cache is None:
-            y_BxLxHxK = backend.attention(q, k, v, **options)
+            y_BxLxHxK = backend.attention(q, k, v, scores)
         else:
             place = (0, positions_L[0], 0, 0)
             keys, values = (jax.lax.dynamic_update_slice(old, new.astype(old.dtype), place)
                             for old, new in zip(cache, (k, v), strict=True))
-            y_BxLxHxK, cache = attend_cached(q, keys, values, positions_L, **options), (keys, values)
+            y_BxLxHxK, cache = backend.attend_cached(q, keys, values, positions_L[0], scores), (keys, values)
         if a.gate:
             weight_CxH = declare(self, "output_gate", a.gate.channels, heads).astype(x_BxLxD.dtype)
             gate_BxLxH = jax.nn.sigmoid(x_BxLxD[..., : a.gate.channels] @ weight_CxH)
@@ -69,21 +66,3 @@ class Attention(nn.Module):
         parts = [declare_linear(self, n, self.cfg.width, w, self.cfg.bias) for n, w in zip("qkv", (queries, keys, keys),
                                                                                          strict=True)]
         return fused_linear(x, parts)
-
-
-def attend_cached(
-    q_BxLxHxK: jax.Array, k_BxTxGxK: jax.Array, v_BxTxGxK: jax.Array, positions_L: jax.Array, *,
-    scale: Any, window: int | None, softcap: Any, bias_slopes: jax.Array | None,
-) -> jax.Array:
-    """Attention of a few new queries over a cache of T places, of which those up to each query's position count."""
-    repeats = q_BxLxHxK.shape[2] // k_BxTxGxK.shape[2]
-    k, v = (jnp.repeat(y.astype(jnp.float32), repeats, axis=2) for y in (k_BxTxGxK, v_BxTxGxK))
-    scores_BxHxLxT = jnp.einsum("blhk,bthk->bhlt", q_BxLxHxK.astype(jnp.float32), k) * scale
-    if softcap is not None:
-        scores_BxHxLxT = softcap * jnp.tanh(scores_BxHxLxT / softcap)
-    distance_LxT = positions_L[:, None] - jnp.arange(k.shape[1])[None, :]
-    if bias_slopes is not None:
-        scores_BxHxLxT -= bias_slopes[None, :, None, None] * distance_LxT[None, None].astype(jnp.float32)
-    seen = (distance_LxT >= 0) & (True if window is None else distance_LxT < window)
-    weights = jax.nn.softmax(jnp.where(seen[None, None], scores_BxHxLxT, -jnp.inf), axis=-1)
-    return jnp.einsum("bhlt,bthk->blhk", weights, v).astype(q_BxLxHxK.dtype)

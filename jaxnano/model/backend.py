@@ -6,14 +6,14 @@ The choice is made in Python while tracing, from `platform()`, so a compiled ste
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 CPU_CHUNK = 32  # queries at a time on CPU
 SPLASH_BLOCKS = (512, 256, 128)  # rows and columns of one TPU kernel step, largest first; they must divide the length
-CUDNN_DTYPES = (jnp.bfloat16, jnp.float16)
+CUDNN_DTYPES, CUDNN_DIMS = (jnp.bfloat16, jnp.float16), range(8, 257, 8)  # on Hopper and newer
 
 
 def platform() -> str:
@@ -70,56 +70,91 @@ def _cross_entropy_backward(saved: Any, gradient: jax.Array) -> tuple[jax.Array,
 cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
-def attention(
-    q_BxLxHxK: jax.Array, k_BxLxGxK: jax.Array, v_BxLxGxK: jax.Array, *,
-    scale: Any, window: int | None = None, softcap: Any = None, bias_slopes: jax.Array | None = None,
-) -> jax.Array:
+class Scores(NamedTuple):
+    """How a query weighs the keys it sees; numbers may be traced.
+
+    scale: multiplies the scores. window: query i sees keys j with 0 <= i - j < window; None for all of them.
+    softcap: c: scores become c * tanh(scores / c). bias_slopes: [H]: scores lose slope * (i - j), after the cap (Press
+    et al. 2021, arXiv:2108.12409).
+    """
+
+    scale: Any
+    window: int | None = None
+    softcap: Any = None
+    bias_slopes: jax.Array | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether the kernels can do it: a scale and a window, nothing else (`Model.plain_scores` says so earlier)."""
+        return self.softcap is None and self.bias_slopes is None
+
+
+def kernel(target: str, dtype: Any, length: int, head_dim: int, plain: bool, cudnn_dims: range = CUDNN_DIMS) -> str:
+    """Which implementation of attention runs: `cudnn`, `splash`, or `xla`, which alone holds all H * L * L scores.
+
+    Args: target: cpu, gpu or tpu. dtype: of queries, keys and values. plain: `Scores.plain`. cudnn_dims: head
+    dimensions that the GPU takes, those of the newest where none is at hand.
+    """
+    if plain and target == "gpu" and dtype in CUDNN_DTYPES and head_dim in cudnn_dims:
+        return "cudnn"
+    return "splash" if plain and target == "tpu" and length % SPLASH_BLOCKS[-1] == 0 else "xla"
+
+
+def attention(q_BxLxHxK: jax.Array, k_BxLxGxK: jax.Array, v_BxLxGxK: jax.Array, scores: Scores) -> jax.Array:
     """Causal softmax attention; the softmax is in float32 everywhere.
 
-    CPU: chunks of queries that read only the keys they can see. GPU: cuDNN where it can. TPU: splash attention where
-    it can. Otherwise one masked softmax in XLA, which holds all H * L * L scores.
+    GPU and TPU: the `kernel` for it. CPU: chunks of queries that read only the keys they can see. Otherwise one masked
+    softmax in XLA.
 
-    Args:
-        q_BxLxHxK, k_BxLxGxK, v_BxLxGxK: head h reads keys of group h // (H / G).
-        scale: number or traced scalar that multiplies the scores.
-        window: query i sees keys j with 0 <= i - j < window; None for all of them.
-        softcap: number or traced scalar c: scores become c * tanh(scores / c).
-        bias_slopes: [H]: scores lose slope * (i - j), after the cap (Press et al. 2021, arXiv:2108.12409).
+    Args: q_BxLxHxK, k_BxLxGxK, v_BxLxGxK: head h reads keys of group h // (H / G).
     Returns: [B, L, H, K] in q's dtype.
     Raises: ValueError if G does not divide H or the window is below 1.
     """
-    length, heads, groups = *q_BxLxHxK.shape[1:3], k_BxLxGxK.shape[2]
+    (length, heads, dim), groups = q_BxLxHxK.shape[1:], k_BxLxGxK.shape[2]
     if heads % groups:
         raise ValueError(f"{heads} query heads are not a multiple of {groups} key heads")
-    if window is not None and window < 1:
-        raise ValueError(f"window {window}: a query sees at least itself, so 1 or more")
+    if scores.window is not None and scores.window < 1:
+        raise ValueError(f"window {scores.window}: a query sees at least itself, so 1 or more")
     target = platform()
-    if softcap is None and bias_slopes is None:
-        if target == "gpu" and q_BxLxHxK.dtype in CUDNN_DTYPES and q_BxLxHxK.shape[-1] in _cudnn_head_dims():
-            return _cudnn(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, scale, window)
-        if target == "tpu" and length % SPLASH_BLOCKS[-1] == 0:
-            return _splash(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, scale, window)
-    return _chunked(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, CPU_CHUNK if target == "cpu" else length,
-                    scale=scale, window=window, softcap=softcap, bias_slopes=bias_slopes)
+    dims = _cudnn_head_dims() if target == "gpu" else CUDNN_DIMS
+    match kernel(target, q_BxLxHxK.dtype, length, dim, scores.plain, dims):
+        case "cudnn":
+            return _cudnn(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, scores)
+        case "splash":
+            return _splash(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, scores)
+    return _chunked(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, CPU_CHUNK if target == "cpu" else length, scores)
+
+
+def attend_cached(
+    q_BxLxHxK: jax.Array, k_BxTxGxK: jax.Array, v_BxTxGxK: jax.Array, first: jax.Array, scores: Scores
+) -> jax.Array:
+    """`attention` of a few new queries over a cache of T places, in float32; place `first` is the first query's."""
+    q, k, v = (y.swapaxes(1, 2).astype(jnp.float32) for y in (q_BxLxHxK, k_BxTxGxK, v_BxTxGxK))
+    return _attend(q, k, v, first, scores).swapaxes(1, 2).astype(q_BxLxHxK.dtype)
+
+
+def reference(q_BxLxHxK: jax.Array, k_BxLxGxK: jax.Array, v_BxLxGxK: jax.Array, scores: Scores) -> jax.Array:
+    """`attention` as one masked softmax on any platform, for comparison with the path that was picked."""
+    return _chunked(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, q_BxLxHxK.shape[1], scores)
 
 
 def _chunked(
-    q_BxLxHxK: jax.Array, k_BxLxGxK: jax.Array, v_BxLxGxK: jax.Array, chunk: int, *, window: int | None, **options: Any
+    q_BxLxHxK: jax.Array, k_BxLxGxK: jax.Array, v_BxLxGxK: jax.Array, chunk: int, scores: Scores
 ) -> jax.Array:
     q, k, v = (y.swapaxes(1, 2) for y in (q_BxLxHxK, k_BxLxGxK, v_BxLxGxK))
     length, pieces = q.shape[2], []
     for start in range(0, length, chunk):
         end = min(start + chunk, length)
-        seen = slice(0 if window is None else max(0, start - window + 1), end)
-        pieces.append(_attend(q[:, :, start:end], k[:, :, seen], v[:, :, seen], start - seen.start, window, **options))
+        seen = slice(0 if scores.window is None else max(0, start - scores.window + 1), end)
+        pieces.append(_attend(q[:, :, start:end], k[:, :, seen], v[:, :, seen], start - seen.start, scores))
     return jnp.concatenate(pieces, axis=2).swapaxes(1, 2)
 
 
 def _attend(
-    q_BxHxCxK: jax.Array, k_BxGxSxK: jax.Array, v_BxGxSxK: jax.Array, ahead: int, window: int | None, *,
-    scale: Any, softcap: Any, bias_slopes: jax.Array | None,
+    q_BxHxCxK: jax.Array, k_BxGxSxK: jax.Array, v_BxGxSxK: jax.Array, ahead: int | jax.Array, scores: Scores
 ) -> jax.Array:
     """C queries over S keys. ahead: position of the first query minus that of the first key."""
+    scale, window, softcap, bias_slopes = scores
     (batch, heads, rows, dim), (groups, columns) = q_BxHxCxK.shape, k_BxGxSxK.shape[1:3]
     per_group = (batch, groups, heads // groups * rows, -1)
     scores_BxHxCxS = jnp.matmul(
@@ -140,25 +175,17 @@ def _attend(
     return (weights @ v_BxGxSxK).reshape(batch, heads, rows, dim)
 
 
-def reference(
-    q_BxLxHxK: jax.Array, k_BxLxGxK: jax.Array, v_BxLxGxK: jax.Array, *,
-    scale: Any, window: int | None = None, softcap: Any = None, bias_slopes: jax.Array | None = None,
-) -> jax.Array:
-    """`attention` as one masked softmax on any platform, for comparison with the path that was picked."""
-    return _chunked(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, q_BxLxHxK.shape[1],
-                    scale=scale, window=window, softcap=softcap, bias_slopes=bias_slopes)
-
-
 def _cudnn_head_dims() -> range:
     """Head dimensions that cuDNN's flash attention takes on the first device: none before Ampere or without CUDA."""
     device = jax.local_devices()[0]
     if "cuda" not in device.client.platform_version:
         return range(0)
     capability = float(device.compute_capability)
-    return range(8, 257 if capability >= 9.0 else 129 if capability >= 8.0 else 0, 8)
+    return CUDNN_DIMS if capability >= 9.0 else range(8, 129 if capability >= 8.0 else 0, 8)
 
 
-def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, scale: Any, window: int | None) -> jax.Array:
+def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, scores: Scores) -> jax.Array:
+    scale, window = scores.scale, scores.window
     if not isinstance(scale, int | float):  # cuDNN compiles the scale in
         q, scale = q * jnp.asarray(scale, q.dtype), 1.0
     return jax.nn.dot_product_attention(q, k, v, is_causal=True, scale=float(scale), implementation="cudnn",
@@ -166,8 +193,7 @@ def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, scale: Any, window: int | N
 
 
 def _splash(
-    q_BxLxHxK: jax.Array, k_BxLxGxK: jax.Array, v_BxLxGxK: jax.Array, scale: Any, window: int | None,
-    interpret: bool = False,
+    q_BxLxHxK: jax.Array, k_BxLxGxK: jax.Array, v_BxLxGxK: jax.Array, scores: Scores, interpret: bool = False
 ) -> jax.Array:
     """Pallas kernel for TPU; `interpret` runs it anywhere, slowly, for tests.
 
@@ -182,7 +208,7 @@ def _splash(
     names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute",
              "block_q_dq", "block_kv_dq")
     sizes = kernels.BlockSizes(**dict.fromkeys(names, block))
-    mask = masks.LocalMask((length, length), (None if window is None else window - 1, 0), 0)
+    mask = masks.LocalMask((length, length), (None if scores.window is None else scores.window - 1, 0), 0)
 
     def local(q_BxHxLxK: jax.Array, k_BxGxLxK: jax.Array, v_BxGxLxK: jax.Array) -> Any:
         every_head = masks.MultiHeadMask([mask] * q_BxHxLxK.shape[1])
@@ -195,6 +221,6 @@ def _splash(
         rows = tuple(name for name in mesh.axis_names if name != "tensor")
         spec = jax.P(rows, "tensor" if "tensor" in mesh.axis_names else None)
         local = jax.shard_map(local, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
-    q = (q_BxLxHxK * jnp.asarray(scale, jnp.float32)).astype(q_BxLxHxK.dtype)
+    q = (q_BxLxHxK * jnp.asarray(scores.scale, jnp.float32)).astype(q_BxLxHxK.dtype)
     out_BxHxLxK = local(*(y.swapaxes(1, 2) for y in (q, k_BxLxGxK, v_BxLxGxK)))
     return out_BxHxLxK.swapaxes(1, 2).astype(q_BxLxHxK.dtype)

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxnano.model import backend
+from jaxnano.model.backend import Scores
 
 LENGTH, HEADS, GROUPS, DIM = 40, 4, 2, 8  # one whole chunk of queries and a shorter one
 SLOPES = np.array([1.0, 0.3, 0.1, 0.03])
@@ -97,30 +98,32 @@ def test_attention_and_its_reference_match_numpy(window, softcap, slopes):
     if slopes is not None:
         options["bias_slopes"] = jnp.asarray(slopes, jnp.float32)
     paths = (backend.attention, backend.reference)
-    for out in jax.jit(lambda *a: [path(*a, scale=0.4, **options) for path in paths])(*to_jax(*arrays)):
+    for out in jax.jit(lambda *a: [path(*a, Scores(0.4, **options)) for path in paths])(*to_jax(*arrays)):
         np.testing.assert_allclose(out, expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("groups, length", [(1, 1), (2, 32), (4, 33), (1, 70)])
 def test_attention_of_any_grouping_and_length(groups, length):
     arrays = qkv(groups, length)
-    out = jax.jit(lambda *a: backend.attention(*a, scale=0.4))(*to_jax(*arrays))
+    out = jax.jit(lambda *a: backend.attention(*a, Scores(0.4)))(*to_jax(*arrays))
     np.testing.assert_allclose(out, attention_numpy(*arrays, 0.4), atol=2e-6)
 
 
 @pytest.mark.parametrize("groups, window", [(4, None), (2, 5), (1, 36)])
 def test_attention_gradients(groups, window):
     """Of queries, keys, values, scale, cap and slopes, all of which may be traced."""
-    def both(path, q, k, v, scale, cap, slopes):
-        return path(q, k, v, scale=scale, window=window, softcap=cap, bias_slopes=slopes)
+    def traced(q, k, v, scale, cap, slopes):
+        return backend.attention(q, k, v, Scores(scale, window, cap, slopes))
 
-    arguments = (*qkv(groups), np.array(0.4), np.array(2.0), SLOPES)
-    check_gradients(lambda *a: both(backend.attention, *a), lambda *a: both(attention_numpy, *a), arguments)
+    def exact(q, k, v, scale, cap, slopes):
+        return attention_numpy(q, k, v, scale, window, cap, slopes)
+
+    check_gradients(traced, exact, (*qkv(groups), np.array(0.4), np.array(2.0), SLOPES))
 
 
 @pytest.mark.parametrize("window", [None, 5])
 def test_attention_gradients_without_options(window):
-    check_gradients(lambda *a: backend.attention(*a, scale=0.4, window=window),
+    check_gradients(lambda *a: backend.attention(*a, Scores(0.4, window)),
                     lambda *a: attention_numpy(*a, 0.4, window), qkv())
 
 
@@ -131,7 +134,7 @@ def test_causality_by_gradient(window):
 
     @jax.jit
     def reach(i):
-        grads = jax.grad(lambda kv: jnp.sum(jnp.sin(backend.attention(q, *kv, scale=0.4, window=window)[:, i])))((k, v))
+        grads = jax.grad(lambda kv: jnp.sum(jnp.sin(backend.attention(q, *kv, Scores(0.4, window))[:, i])))((k, v))
         return [jnp.abs(g).sum((0, 2, 3)) > 0 for g in grads]
 
     for i in (0, 4, 31, 32, 39):
@@ -144,7 +147,7 @@ def test_causality_by_gradient(window):
 
 def test_attention_keeps_bfloat16_and_softmax_in_float32():
     q, k, v = (a.astype(jnp.bfloat16) for a in to_jax(*qkv()))
-    out = jax.jit(lambda *a: backend.attention(*a, scale=0.4))(q, k, v)
+    out = jax.jit(lambda *a: backend.attention(*a, Scores(0.4)))(q, k, v)
     exact = attention_numpy(*(np.asarray(a, np.float64) for a in (q, k, v)), 0.4)
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(out, np.float64), exact, atol=0.02)
@@ -153,9 +156,9 @@ def test_attention_keeps_bfloat16_and_softmax_in_float32():
 def test_attention_names_what_is_wrong():
     q, k, v = to_jax(*qkv(groups=3))
     with pytest.raises(ValueError, match="4 query heads are not a multiple of 3"):
-        backend.attention(q, k, v, scale=1.0)
+        backend.attention(q, k, v, Scores(1.0))
     with pytest.raises(ValueError, match="window 0"):
-        backend.attention(*to_jax(*qkv()), scale=1.0, window=0)
+        backend.attention(*to_jax(*qkv()), Scores(1.0, window=0))
 
 
 def tiny_loss(params, tokens_BxL):
@@ -163,7 +166,7 @@ def tiny_loss(params, tokens_BxL):
     x = params["embedding"][tokens_BxL]
     heads = backend.linear(x, params["qkv"], params["bias"]).reshape(*tokens_BxL.shape, HEADS + 2 * GROUPS, DIM)
     q, k, v = jnp.split(heads, (HEADS, HEADS + GROUPS), axis=2)
-    y = backend.attention(q, k, v, scale=params["scale"], window=9, bias_slopes=params["slopes"])
+    y = backend.attention(q, k, v, Scores(params["scale"], window=9, bias_slopes=params["slopes"]))
     x = x + backend.linear(y.reshape(*x.shape[:2], HEADS * DIM), params["o"])
     return backend.cross_entropy(backend.linear(x, params["embedding"].T), tokens_BxL).mean()
 
@@ -228,7 +231,7 @@ def test_splash_wrapper_matches_numpy(window, devices):
     mesh = jax.make_mesh((devices // 2 or 1, devices - devices // 2), ("data", "tensor"),
                          devices=jax.devices()[:devices], axis_types=(AxisType.Auto,) * 2)
     with jax.set_mesh(mesh):
-        out = jax.jit(lambda *a: backend._splash(*a, 0.4, window, interpret=True))(*to_jax(*arrays))
+        out = jax.jit(lambda *a: backend._splash(*a, Scores(0.4, window), interpret=True))(*to_jax(*arrays))
     np.testing.assert_allclose(out, attention_numpy(*arrays, 0.4, window), atol=2e-5)
 
 
@@ -240,7 +243,7 @@ def cudnn_calls(monkeypatch):
     def fake(q, k, v, *, scale, implementation, is_causal, local_window_size):
         assert implementation == "cudnn" and is_causal and isinstance(scale, float)
         calls.append((scale, local_window_size))
-        return backend.reference(q, k, v, scale=scale, window=local_window_size and local_window_size[0] + 1)
+        return backend.reference(q, k, v, Scores(scale, local_window_size and local_window_size[0] + 1))
 
     device = SimpleNamespace(client=SimpleNamespace(platform_version="cuda 13"), compute_capability="9.0")
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
@@ -252,7 +255,7 @@ def cudnn_calls(monkeypatch):
 @pytest.mark.parametrize("scale, asked", [(0.5, 0.5), (jnp.float32(0.5), 1.0)])
 def test_gpu_takes_cudnn_with_a_number_for_scale(cudnn_calls, scale, asked):
     arrays = [np.asarray(jnp.asarray(a, jnp.bfloat16), np.float64) for a in qkv()]
-    out = backend.attention(*(jnp.asarray(a, jnp.bfloat16) for a in arrays), scale=scale, window=5)
+    out = backend.attention(*(jnp.asarray(a, jnp.bfloat16) for a in arrays), Scores(scale, window=5))
     assert cudnn_calls == [(asked, (4, 0))]
     np.testing.assert_allclose(np.asarray(out, np.float64), attention_numpy(*arrays, 0.5, 5), atol=0.02)
 
@@ -263,7 +266,7 @@ def test_gpu_takes_cudnn_with_a_number_for_scale(cudnn_calls, scale, asked):
 ])
 def test_gpu_falls_back_to_xla(cudnn_calls, dtype, dim, options):
     q, k, v = (jnp.ones((1, 4, n, dim), dtype) for n in (HEADS, GROUPS, GROUPS))
-    out = backend.attention(q, k, v, scale=0.5, **options)
+    out = backend.attention(q, k, v, Scores(0.5, **options))
     assert cudnn_calls == [] and out.dtype == dtype and jnp.all(out == 1)
 
 
@@ -276,3 +279,13 @@ def test_cudnn_head_dims(monkeypatch, version, capability, largest):
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
     dims = backend._cudnn_head_dims()
     assert max(dims, default=None) == largest and all(d % 8 == 0 for d in dims)
+
+
+@pytest.mark.parametrize("target, dtype, length, dim, plain, expected", [
+    ("gpu", jnp.bfloat16, 40, 64, True, "cudnn"), ("gpu", jnp.bfloat16, 40, 12, True, "xla"),
+    ("gpu", jnp.bfloat16, 40, 64, False, "xla"), ("gpu", jnp.float32, 40, 64, True, "xla"),
+    ("tpu", jnp.float32, 256, 12, True, "splash"), ("tpu", jnp.bfloat16, 200, 64, True, "xla"),
+    ("tpu", jnp.bfloat16, 256, 64, False, "xla"), ("cpu", jnp.bfloat16, 256, 64, True, "xla"),
+])
+def test_the_kernel_is_known_without_a_device(target, dtype, length, dim, plain, expected):
+    assert backend.kernel(target, dtype, length, dim, plain) == expected
