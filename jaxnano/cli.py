@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import select
 import sys
@@ -77,6 +78,12 @@ def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
+
+
+def above_zero(options: argparse.Namespace, name: str) -> None:
+    """Raises: UserError if an option that was given is not above 0, or not finite."""
+    if (value := getattr(options, name)) is not None and not 0 < value < math.inf:
+        raise UserError(f"--{name.replace('_', '-')}: {value}: above 0 would do" + ", and finite" * (value != 0))
 
 
 def seed_number(text: str) -> int:

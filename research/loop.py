@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import signal
 import sys
@@ -18,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jaxnano.cli import Failure, UserError, report_errors
+from jaxnano.cli import Failure, UserError, above_zero, report_errors
 from jaxnano.config.base import dump, dump_full, validate
 from jaxnano.config.recipe import recipe_id
 from jaxnano.curves import require_tensorboard
@@ -30,7 +29,7 @@ from research.decide.belief import Belief, Snapshot
 from research.decide.plan import least_minutes, minutes_left, unbegun
 from research.decide.proof import pending
 from research.decide.scheduler import Scheduler
-from research.execute import Offer
+from research.execute import Offer, executors
 from research.lanes import lanes as known_lanes
 from research.lanes import lanes_of
 from research.lanes.catalogue import Catalogue, left_out
@@ -51,9 +50,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, help=f"report included (default {MINUTES:g}; --resume: what was left)")
     parser.add_argument("--max-trials", type=int, help="search runs at most")
     parser.add_argument("--workers", type=int, help="one a core, or one a device, by default")
-    parser.add_argument("--executor", choices=("local", "ray"), default="local", help="this machine, or a Ray cluster")
-    parser.add_argument("--ray-address", metavar="HOST:PORT", help="the cluster's head, or auto; a Ray here by default")
-    parser.add_argument("--ray-cpus", type=float, default=1.0, help="a worker's, where the cluster has only CPUs (1)")
+    executors.add_options(parser)
     parser.add_argument("--tensorboard", action="store_true", help="event files too: tensorboard --logdir S/trials")
     parser.add_argument("--seed", type=int, default=0, help="of the researcher's own choices")
     parser.add_argument("--session", type=Path, help="folder; runs/TRACK-TIME by default")
@@ -64,32 +61,19 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="go on with --session")
     add_options(parser)
     options = parser.parse_args(argv)
-    for name in ("minutes", "max_trials", "workers", "ray_cpus"):
-        if (value := getattr(options, name)) is not None and not 0 < value < math.inf:
-            raise UserError(f"--{name.replace('_', '-')}: {value}: above 0 would do" + ", and finite" * (value != 0))
+    for name in ("minutes", "max_trials", "workers"):
+        above_zero(options, name)
     if options.seed < 0:
         raise UserError(f"--seed: {options.seed}: 0 or more would do")
     if options.resume and options.session is None:
         raise UserError("--resume: absent: --session SESSION names the folder to go on with")
-    if options.ray_address and options.executor != "ray":
-        raise UserError(f"--ray-address: {options.ray_address}: --executor ray would use it")
+    executors.check(options)
     if options.tensorboard:
         require_tensorboard()
     return options
 
 
 Opened = tuple[Session, Track, dict[str, Any], Offer]
-
-
-def offer(options: argparse.Namespace, workers: int | None) -> Offer:
-    """Where trials may run: on so many workers, or on all that there are."""
-    if options.executor == "ray":
-        from research.execute.ray import connect
-
-        return connect(options.ray_address, workers, options.ray_cpus)
-    from research.execute.local import ThisMachine
-
-    return ThisMachine(machine.places(workers))
 
 
 def lanes_for(names: list[str], options: argparse.Namespace, llm: dict[str, Any] | None = None) -> dict[str, Proposer]:
@@ -108,7 +92,7 @@ def start(options: argparse.Namespace) -> Opened:
     llm = lanes_for(lanes, options).get(LLM)
     track = load_track(options.track)
     source = options.track if options.track in tracks() else str(Path(options.track).resolve())
-    offered, minutes = offer(options, options.workers), options.minutes or MINUTES
+    offered, minutes = executors.offer(options, options.workers), options.minutes or MINUTES
     accelerator = offered.device_bytes is None
     refuse_too_short("--minutes", unbegun(track, {"accelerator": accelerator}), offered.workers, minutes)
     corpus = data.load(track.base_recipe.data)
@@ -147,7 +131,7 @@ def resume(options: argparse.Namespace) -> Opened:
                 raise SessionError(f"{options.session}: {name} is {value[:12]} here, {body[name][:12]} there: "
                                    "another track or data; start a new session")
         lanes_for(body["lanes"], options, body.get("llm"))
-        offered = offer(options, options.workers or body["workers"])
+        offered = executors.offer(options, options.workers or body["workers"])
         snapshot = Belief(track).at(state)
         if state.end is not None and not pending(snapshot) and len(state.verifications) == len(state.sealed):
             option = "--minutes" if options.minutes else "--resume: minutes left"

@@ -5,6 +5,7 @@ grows with every structure it compiles and gives nothing back, so one that has o
 jobs: its successor starts, and imports, while the old one still works.
 """
 
+import argparse
 import json
 import os
 import selectors
@@ -60,6 +61,22 @@ class ThisMachine:
         """Start a worker a place."""
         return LocalExecutor(self.places, log_dir, rss_limit_mb=rss_limit_mb(self.workers), warm=warm,
                              tensorboard=tensorboard)
+
+
+PLACE: str = "this machine"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """None of its own."""
+
+
+def check(options: argparse.Namespace) -> None:
+    """There is nothing to check."""
+
+
+def offer(options: argparse.Namespace, workers: int | None) -> ThisMachine:
+    """So many of this machine's places, or all."""
+    return ThisMachine(machine.places(workers))
 
 
 class _Process:

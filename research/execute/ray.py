@@ -11,6 +11,7 @@ All nodes have the loop's version of this package installed, which is checked; d
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import logging
 import os
@@ -22,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jaxnano.cli import Failure, UserError
+from jaxnano.cli import Failure, UserError, above_zero
 from research import machine
 from research.execute import ExecutorError, Job, Message
 from research.execute.landing import Landing
@@ -74,6 +75,27 @@ class Cluster:
     def start(self, log_dir: Path, warm: tuple[str, ...], tensorboard: bool = False) -> RayExecutor:
         """Start an actor a slot; what workers say between jobs stays on their nodes, log_dir is not used."""
         return RayExecutor(self.slots, warm, tensorboard)
+
+
+PLACE: str = "a Ray cluster"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare what only a cluster needs."""
+    parser.add_argument("--ray-address", metavar="HOST:PORT", help="the cluster's head, or auto; a Ray here by default")
+    parser.add_argument("--ray-cpus", type=float, default=1.0, help="a worker's, where the cluster has only CPUs (1)")
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raises: UserError for options that cannot be used."""
+    above_zero(options, "ray_cpus")
+    if options.ray_address and options.executor != "ray":
+        raise UserError(f"--ray-address: {options.ray_address}: --executor ray would use it")
+
+
+def offer(options: argparse.Namespace, workers: int | None) -> Cluster:
+    """The cluster's slots, so many at most."""
+    return connect(options.ray_address, workers, options.ray_cpus)
 
 
 def connect(address: str | None = None, workers: int | None = None, cpus: float = 1.0) -> Cluster:
