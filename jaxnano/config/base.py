@@ -233,6 +233,11 @@ def name_of(item: Any) -> str | None:
     return get("name") or get("kind")
 
 
+def kind_of(node: type[Node]) -> str:
+    """What `kind` says in a node of a type that has one."""
+    return get_args(node.model_fields["kind"].annotation)[0]
+
+
 def unique_names(items: tuple[Node, ...], path: str) -> None:
     """Raise where two items of a list have one name: an edit could not say which it means."""
     seen: set[str] = set()

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from jaxnano.config.base import Node, Range, refuse, unique_names
+from jaxnano.config.base import Node, Range, kind_of, refuse, unique_names
 from jaxnano.config.schedule import Traced
 
 _BETA = Range(0.0, 0.99999, "decay")
@@ -16,7 +16,7 @@ Role = Literal["matrix", "embedding", "head", "gain", "bias", "scalar", "gate"]
 ROLES: tuple[Role, ...] = ("matrix", "embedding", "head", "gain", "bias", "scalar", "gate")
 
 
-DIRECTION, PROCESSING, DECAY, CONSTRAINT = 1, 2, 3, 4  # the stages of a chain, in order
+STAGES = DIRECTION, PROCESSING, DECAY, CONSTRAINT = 1, 2, 3, 4  # of a chain, in order
 
 
 class _Transform(Node):
@@ -156,8 +156,8 @@ class Group(Node):
             raise refuse("chain", kinds, "direction, then post-processing, then decay, then constraint; "
                          f"{[t.kind for t in sorted(self.chain, key=lambda t: t.stage)]} would do")
         if stages.count(DIRECTION) != 1:
-            known = (t.model_fields["kind"].annotation for t in TRANSFORMS if t.stage == DIRECTION)
-            raise refuse("chain", kinds, f"exactly one direction: {', '.join(get_args(k)[0] for k in known)}")
+            known = [kind_of(t) for t in TRANSFORMS if t.stage == DIRECTION]
+            raise refuse("chain", kinds, f"exactly one direction: {', '.join(known)}")
         if missing := [f"{t.kind} post-processes {t.after}" for t in self.chain if t.after and t.after not in kinds]:
             raise refuse("chain", kinds, missing[0])
         if stages.count(DECAY) > 1:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
-from jaxnano.config.base import ConfigError, Problem, finite, validate
+from jaxnano.config.base import ConfigError, Problem, finite, kind_of, validate
 from jaxnano.config.edit import Diff, apply, diff, is_under, show
 from jaxnano.config.recipe import Recipe, recipe_id
 from jaxnano.config.schedule import Schedule
@@ -17,7 +17,7 @@ from research.contract.behaviour import behaviour, idle, needless
 from research.contract.proposal import Part, build, dead
 from research.contract.track import Track
 
-SCHEDULES = {get_args(node.model_fields["kind"].annotation)[0] for node in get_args(Schedule)}  # their kinds
+SCHEDULES = {kind_of(node) for node in get_args(Schedule)}  # their kinds
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from jaxnano.config.base import Node, dump_full
 from jaxnano.config.edit import read
 from jaxnano.config.recipe import recipe_id
 from research.check.corrupt import corrupt, places
-from research.check.fuzz import names_the_place, random_recipe, trains
+from research.check.fuzz import names_the_place, trains
+from research.contract.draw import random_recipe
 from research.contract.gate import Gate
 from research.contract.track import load_track
 from tests.jaxnano.recipes import edited

@@ -1,0 +1,176 @@
+"""Random recipes from the whole space of the tree, driven by a generator of random numbers.
+
+The tree is walked by its types, so a new node is drawn from without a word here; only what depends on another field
+(lists of blocks, wires, groups and their chains, formulas) is drawn by hand.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import numpy as np
+
+from jaxnano.config import model, optimizer, schedule
+from jaxnano.config.base import ConfigError, Node, Range, dump, kind_of, traced_range, validate
+from jaxnano.config.recipe import Recipe
+
+ACTIVATIONS = (
+    ("x * sigmoid(a * x)", ("a",)), ("relu(x) ** 2 + a * x", ("a",)), ("tanh(x) + sin(a * x) / b", ("a", "b")),
+    ("minimum(exp(x), 4.0) - 1", ()), ("x / (1 + abs(a * x))", ("a",)), ("softplus(x) * erf(x / 2)", ()),
+)
+SCHEDULES = ("a * (1 - progress)", "a * exp(-3 * progress ** 2)", "maximum(a - progress, a / 2)")
+
+
+class Draw:
+    """Draws plain data of nodes. widest, deepest: bounds of the model; heads divide the width."""
+
+    def __init__(self, rng: np.random.Generator, widest: int, deepest: int):
+        self.rng = rng
+        self.width, self.depth = 8 * int(rng.integers(1, widest // 8 + 1)), int(rng.integers(1, deepest + 1))
+        self.special: dict[tuple[type[Node], str], Callable[[], Any]] = {
+            (model.Model, "width"): lambda: self.width,
+            (model.Model, "depth"): lambda: self.depth,
+            (model.Attention, "heads"): lambda: self.pick([h for h in (1, 2, 4, 6, 8) if self.width % (2 * h) == 0]),
+            (model.Attention, "kv_heads"): lambda: self.pick([None, 1, 2]),
+            (model.Attention, "head_dim"): lambda: self.pick([None, None, 4, 8, 10]),
+            (model.Attention, "windows"): lambda: self.integers(0, 12, int(rng.integers(0, 4))),
+            (model.Attention, "dropped"): lambda: self.blocks(self.depth, 0.15),
+            (model.Mlp, "dropped"): lambda: self.blocks(self.depth, 0.15),
+            (model.Glu, "dropped"): lambda: self.blocks(self.depth, 0.15),
+            (model.Residual, "saves"): lambda: [],  # drawn with the injections, below
+            (model.Residual, "injections"): lambda: [],
+            (model.Residual, "value_embeddings"): self.value_embeddings,
+            (optimizer.Optimizer, "groups"): self.groups,
+        }
+
+    def pick(self, items: Iterable[Any]) -> Any:
+        """One of the items."""
+        items = list(items)
+        return items[int(self.rng.integers(len(items)))]
+
+    def chance(self, share: float) -> bool:
+        """True in this share of calls."""
+        return bool(self.rng.random() < share)
+
+    def integers(self, low: int, high: int, count: int) -> list[int]:
+        """`count` integers from low to high, both included."""
+        return [int(i) for i in self.rng.integers(low, high + 1, count)]
+
+    def blocks(self, end: int, share: float, start: int = 0) -> list[int]:
+        """Each block of start..end-1 with probability `share`."""
+        return [block for block in range(start, end) if self.chance(share)]
+
+    def number(self, span: Range) -> float:
+        """A number of the range; on a logarithmic scale at most six decades below its end."""
+        if span.scale == "log":
+            low = max(span.low, span.high * 1e-6)
+            return float(f"{math.exp(self.rng.uniform(math.log(low), math.log(span.high))):.4g}")
+        return min(max(float(f"{self.rng.uniform(span.low, span.high):.4g}"), span.low), span.high)
+
+    def traced(self, span: Range) -> Any:
+        """A number, or now and then a schedule around one."""
+        if not self.chance(0.2):
+            return self.number(span)
+        if self.chance(0.2):
+            return {"kind": "expression", "code": self.pick(SCHEDULES), "params": {"a": self.number(span)}}
+        shapes = (schedule.Constant, schedule.Linear, schedule.Cosine, schedule.Trapezoid, schedule.PowerCool)
+        return self.node(self.pick(shapes)) | {"value": self.number(span)}
+
+    def node(self, kind: type[Node]) -> dict[str, Any]:
+        """A node: required fields always, the others in half of the cases."""
+        if kind is model.FormulaActivation:
+            code, names = self.pick(ACTIVATIONS)
+            params = {name: self.number(Range(0.1, 3.0)) for name in names}
+            return {"kind": "expression", "code": code, "params": params}
+        data = {}
+        for name, field in kind.model_fields.items():
+            if (kind, name) in self.special:
+                data[name] = self.special[kind, name]()
+            elif field.is_required() or name != "vocab" and self.chance(0.5):
+                span, optional = traced_range(field), types.NoneType in get_args(field.annotation)
+                if span and optional and self.chance(0.5):
+                    data[name] = None
+                elif span:
+                    plain = field.annotation in (float, float | None)
+                    data[name] = self.number(span) if plain else self.traced(span)
+                else:
+                    data[name] = self.value(field.annotation, field.metadata)
+        if kind is model.Residual:
+            data |= self.wires()
+        return data
+
+    def value(self, hint: Any, bounds: Iterable[Any] = ()) -> Any:
+        """Plain data of a static type."""
+        if get_origin(hint) is Annotated:
+            return self.value(get_args(hint)[0], hint.__metadata__)
+        if get_origin(hint) in (Union, types.UnionType):
+            return self.value(self.pick(get_args(hint)), bounds)
+        if get_origin(hint) is Literal:
+            return self.pick(get_args(hint))
+        if hint is types.NoneType:
+            return None
+        if hint is bool:
+            return self.chance(0.5)
+        if isinstance(hint, type) and issubclass(hint, Node):
+            return self.node(hint)
+        if hint is str:
+            return "name"
+        if get_origin(hint) is tuple:
+            return []
+        low = max(getattr(b, "ge", getattr(b, "gt", -math.inf)) for b in bounds if hasattr(b, "ge") or hasattr(b, "gt"))
+        high = min(getattr(b, "le", math.inf) for b in bounds if hasattr(b, "le"))
+        if hint is int:
+            return self.integers(int(low), int(min(high, low + 7)), 1)[0]
+        return float(f"{math.exp(self.rng.uniform(math.log(max(low, 0.05)), math.log(high))):.4g}")
+
+    def wires(self) -> dict[str, Any]:
+        """Saves, and injections of them into later blocks."""
+        after = self.integers(0, self.depth, self.pick((0, 0, 1, 2)))
+        saves = [{"name": f"save{i}", "after": block} for i, block in enumerate(after)]
+        injections = []
+        for i, save in enumerate(saves * self.pick((1, 1, 2))):
+            coefficient = self.node(self.pick((model.LearnedScalar, model.TokenGate)))
+            before = self.blocks(self.depth + 1, 0.5, start=save["after"])
+            injections.append({"name": f"wire{i}", "source": save["name"], "before": before,
+                               "coefficient": coefficient})
+        return {"saves": saves, "injections": injections}
+
+    def value_embeddings(self) -> list[dict[str, Any]]:
+        """No, one or two tables."""
+        tables = [self.node(model.ValueEmbedding) | {"name": f"table{i}"} for i in range(self.pick((0, 0, 0, 1, 2)))]
+        return [table | {"blocks": self.blocks(self.depth, 0.7)} for table in tables]
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Roles dealt into two or three groups; matrix optimizers only where all roles are matrices."""
+        tables = [role for role in ("embedding", "head") if self.chance(0.5)]
+        parts = [["matrix", *tables], [role for role in optimizer.ROLES if role != "matrix" and role not in tables]]
+        if self.chance(0.3):
+            parts[1:] = [parts[1][:2], parts[1][2:]]
+        return [{"name": f"group{i}", "roles": roles, "lr": self.traced(Range(1e-5, 1.0, "log")),
+                 "chain": self.chain(set(roles) <= {"matrix", "embedding", "head"})} for i, roles in enumerate(parts)]
+
+    def chain(self, matrices: bool) -> list[dict[str, Any]]:
+        """A direction and what may follow it, in order."""
+        stages = {stage: [kind for kind in optimizer.TRANSFORMS if kind.stage == stage
+                          and (matrices or not kind.matrices_only)] for stage in optimizer.STAGES}
+        chain = [self.pick(stages[optimizer.DIRECTION])]
+        chain += [kind for kind in stages[optimizer.PROCESSING] if kind.after == kind_of(chain[0]) and self.chance(0.4)]
+        ends = [[], *([kind] for kind in stages[optimizer.DECAY] + stages[optimizer.CONSTRAINT])]
+        return [self.node(kind) for kind in chain + self.pick(ends)]
+
+
+def random_recipe(rng: np.random.Generator, base: Recipe, tries: int = 200) -> Recipe:
+    """A recipe from the whole core space on `base`'s data; what breaks a rule across fields is drawn again."""
+    for _ in range(tries):
+        draw = Draw(rng, base.model.width, base.model.depth + 1)
+        try:
+            return validate(Recipe, dump(base) | {
+                "model": draw.node(model.Model) | {"vocab": base.model.vocab},
+                "optimizer": draw.node(optimizer.Optimizer),
+            })
+        except ConfigError:
+            continue
+    raise RuntimeError(f"no valid recipe in {tries} draws")
