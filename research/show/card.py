@@ -15,14 +15,14 @@ import numpy as np
 
 from jaxnano.cli import UserError
 from jaxnano.config.base import dump_full
-from jaxnano.config.edit import diff, show
+from jaxnano.config.edit import diff
 from jaxnano.config.recipe import recipe_id
 from research.contract.track import Track
 from research.decide.belief import Arm
 from research.ledger.session import replace_file
-from research.show.document import Block, Heading, Listing, Paragraph, Table, to_markdown
 from research.show.facts import Facts
-from research.text import count, effect, interval, loss
+from research.show.pages import render
+from research.text import count
 
 FORMAT = 1
 
@@ -82,12 +82,7 @@ def change(card: Mapping[str, Any]) -> str:
 
     Args: card: of it, name, track, base, diff and parts are read.
     """
-    lines = "\n".join(f"{mark} {edit['path']}: {show(edit[side])}"
-                      for edit in card["diff"] for mark, side in (("-", "old"), ("+", "new")))
-    about = Paragraph(f"Against the base of track {card['track']['name']}, recipe {card['base']}:")
-    rows = [[part["name"], part["why"], part["source"]] for part in card["parts"]]
-    reasons = [Table(["part", "why", "source"], rows, "lll")] if rows else []
-    return to_markdown(card["name"], [about, Listing(lines, "diff"), *reasons], "")
+    return render("md", "change.j2", card["name"], card=card)
 
 
 def write_change(track: Track, folder: Path, arm: Arm) -> None:
@@ -100,57 +95,25 @@ def write_change(track: Track, folder: Path, arm: Arm) -> None:
 
 def page(card: dict[str, Any]) -> str:
     """README.md: the card for people. Names and hypotheses are shown as they are, never as markup."""
-    track, test, unit = card["track"], card["test"], card["unit"]
-    low, high = test["interval"]
-    blocks: list[Block] = [
-        Paragraph(f"The champion of a session on track {track['name']} ({track['summary']}): recipe "
-                  f"{card['recipe_id']}, crowned {card['crowned']}. diff.md has what it changes."),
-        Paragraph(f"It lowers the loss by {test['effect']:.4f} {unit} against {test['against']['name']} (95 % interval "
-                  f"{low:.4f} to {high:.4f}) on the {test['split']} split, paired over {test['n']} seeds drawn after "
-                  f"the recipe was sealed; p = {test['p_value']:.2g}, where attempt {test['attempt']} had to reach "
-                  f"{test['alpha']:.2g}."),
-        Paragraph(f"Hypothesis: {card['hypothesis']}"),
-        Heading("Its parts"), _parts(card),
-        Heading("Losses"), Paragraph(f"In {unit}, by split and seed, at the full horizon."), _losses(card),
-        Paragraph(f"What was tried: {card['tried']}."),
-        Heading("Open it, run it again"),
-        Listing("import jaxnano\n\nrecipe, params, about = jaxnano.load(PATH)  # this folder; any changed byte is "
-                "refused"),
-        Paragraph("The run whose checkpoint this is, from the session's ledger (to the bit where the fingerprint is "
-                  "the same), or from the recipe alone:"),
-        Listing("\n".join(card["rerun"])),
-        Heading("Made with"), _origin(card),
-    ]
-    return to_markdown(card["name"], blocks, "")
+    return render("md", "card.j2", card["name"], card=card, losses=_losses(card), origin=_origin(card))
 
 
-def _parts(card: dict[str, Any]) -> Table:
-    rows = []
-    for part in card["parts"]:
-        row = part["ablation"] or {}
-        rows.append([part["name"], part["why"], part["source"], effect(row.get("effect")), interval(row)])
-    return Table(["part", "why", "source", "worth", "95 % interval"], rows, "lllrr")
-
-
-def _losses(card: dict[str, Any]) -> Table:
-    """A row a split and seed; the champion beside what it had to beat."""
+def _losses(card: dict[str, Any]) -> list[tuple[str, str, float | None, float | None]]:
+    """A row a split and seed, then their mean; the champion beside what it had to beat."""
     own, other = card["losses"]["champion"], card["losses"]["against"]
     rows = []
     for split, side in own.items():
         rival = other.get(split, {"mean": None, "by_seed": {}})
-        rows += [[split, seed, loss(value), loss(rival["by_seed"].get(seed))]
-                 for seed, value in side["by_seed"].items()]
+        rows += [(split, seed, value, rival["by_seed"].get(seed)) for seed, value in side["by_seed"].items()]
         common = side["by_seed"].keys() & rival["by_seed"].keys()
-        means = [loss(float(np.mean([s["by_seed"][seed] for seed in common])) if common else None)
-                 for s in (side, rival)]
-        rows.append([split, f"mean (n = {len(common)})", *means])
-    return Table(["split", "seed", "champion", card["test"]["against"]["name"]], rows, "lrrr")
+        means = [float(np.mean([s["by_seed"][seed] for seed in common])) if common else None for s in (side, rival)]
+        rows.append((split, f"mean (n = {len(common)})", *means))
+    return rows
 
 
-def _origin(card: dict[str, Any]) -> Table:
+def _origin(card: dict[str, Any]) -> list[tuple[str, Any]]:
     shipped = card["checkpoint"]
-    rows = [["checkpoint of", shipped["trial"]], ["seed", str(shipped["seed"])], ["steps", str(shipped["steps"])],
-            ["track", card["track"]["hash"]], ["data", card["data_hash"]]]
-    rows += [[f"run on: {name}", str(value)] for name, value in shipped["fingerprint"].items() if name != "data"]
-    rows += [[name, value] for name, value in card["versions"].items() if name not in shipped["fingerprint"]]
-    return Table(["what", "value"], rows, "ll")
+    rows = [("checkpoint of", shipped["trial"]), ("seed", shipped["seed"]), ("steps", shipped["steps"]),
+            ("track", card["track"]["hash"]), ("data", card["data_hash"])]
+    rows += [(f"run on: {name}", value) for name, value in shipped["fingerprint"].items() if name != "data"]
+    return rows + [(name, value) for name, value in card["versions"].items() if name not in shipped["fingerprint"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ from research.decide.book import track_of
 from research.ledger.events import Event
 from research.ledger.state import State
 from research.show import plots
-from research.show.document import Figure
 from research.show.facts import NORMAL_95, Facts, trial_id
 from research.show.plots import Series, Whisker
 from research.text import count
@@ -24,11 +24,19 @@ CURVES_FROM = 0.1  # progress from which learning curves are drawn: before, they
 PURPOSES = ("search", "base", "replicate", "ablate", "verify")
 
 
-def figures(facts: Facts, events: Sequence[Event]) -> dict[str, Figure]:
-    """Those plots that there is something to show in, by name."""
-    drawn = {"progress": progress(facts, events), "curves": curves(facts), "effects": effects(facts),
-             "allocation": allocation(facts), "information": information(facts)}
-    return {name: figure for name, figure in drawn.items() if figure is not None}
+@dataclass(frozen=True)
+class Figure:
+    """A plot. name: of its file beside the Markdown page, without ending."""
+
+    name: str
+    svg: str
+    caption: str
+
+
+def figures(facts: Facts, events: Sequence[Event]) -> dict[str, Figure | None]:
+    """The plots by name; None where there is nothing to show."""
+    return {"progress": progress(facts, events), "curves": curves(facts), "effects": effects(facts),
+            "allocation": allocation(facts), "information": information(facts)}
 
 
 def history(events: Sequence[Event], most: int = POINTS) -> list[dict[str, Any]]:

@@ -19,8 +19,8 @@ from research.review import _lines
 from research.show import plots
 from research.show.candidates import candidates
 from research.show.card import card, change, page
-from research.show.document import Code, Link, Paragraph, Table, to_html, to_markdown
 from research.show.facts import Facts
+from research.show.pages import environment
 from research.show.report import write_report
 from research.text import clean
 
@@ -203,11 +203,20 @@ def test_command_reports_what_is_wrong_in_one_line(tmp_path, capsys):
     assert report.main([str(path)]) == 0
 
 
+SAME = """{% call p() %}{{ name }}{{ code("x | `y`" | clean) }} {{ link("see", "#z") }}{% endcall %}
+{% call(cell, n) table(["h", "n"], "lr", rows) %}{{ cell }} {{ td }} {{ n }}{% endcall %}
+{{ diff([{"path": "a.b", "old": name, "new": 1}]) }}"""
+
+
 def test_markdown_and_html_show_the_same_text():
-    blocks = [Paragraph(["a <b> ", Code("x | `y`"), " ", Link("see", "#z")]), Table(["h", "n"], [["a|b", "1"]], "lr")]
-    assert "a &lt;b&gt; <code>x | `y`</code> <a href=\"#z\">see</a>" in to_html("t", blocks)
-    markdown = to_markdown("t", blocks, "plots")
+    html, markdown = (environment(form).from_string(SAME).render(name="a <b> ", rows=[("a|b", 1), ("c\x1fd", 2)])
+                      for form in ("html", "md"))
+    assert "a &lt;b&gt; <code>x | `y`</code> <a href=\"#z\">see</a>" in html
     assert r"a &lt;b&gt; <code>x \| \`y\`</code> [see](#z)" in markdown and r"| a\|b | 1 |" in markdown
+    assert '<td>c d</td><td class="r">2</td>' in html and "| c d | 2 |" in markdown
+    assert '<span class="old">- a.b: a &lt;b&gt; </span>\n<span class="new">+ a.b: 1</span></pre>' in html
+    assert "```diff\n- a.b: a <b> \n+ a.b: 1\n```" in markdown
+    assert {*environment("html").globals} == {*environment("md").globals}
 
 
 @pytest.mark.parametrize("values", [[], [1.0], [0.0, 0.0], [1e-9, 2e-9], [-5.0, 7e6], [float("nan"), 1.0]])
