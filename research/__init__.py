@@ -10,7 +10,7 @@ this list; learn, lanes and execute stand side by side, and learn sees neither c
     lanes/      who proposes. A lane: a file, and its row in __init__.py; ideas/*.yaml are the catalogue's
     execute/    where it runs. An executor: a module, and its entry in __init__.py; what a worker does: trial.py
     decide/     what next: belief, price, choose (which run), intake, plan; ablation, proof, prove, champion; scheduler
-    show/       what it amounts to: facts.py. A section: report.py, templates/; the terminal: view.py; why a run: explain.py
+    show/       what it amounts to: facts.py. A section: templates/report.j2; the terminal: view.py; a run: explain.py
     outside/    people, coding agents and language models, through one inbox; llm/ is a lane that works beside the loop
     check/      tools that attack all of this: fuzz, corrupt, crashtest, simulate
 
