@@ -6,13 +6,14 @@ as it is; matplotlib, which draws, is imported with the first plot.
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
-from io import BytesIO
+from io import StringIO
 from typing import Any
 
 import numpy as np
@@ -184,10 +185,10 @@ class _Picture:
 
     def _finish(self) -> str:
         self._legend()
-        buffer = BytesIO()
-        self.figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-        text = buffer.getvalue().decode()
-        text = re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg"):])  # nothing leads to these ids
+        written = StringIO()
+        self.figure.savefig(written, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        text = "<svg" + written.getvalue().partition("<svg")[2]
+        text = re.sub(r'<g id="[^"]*"', "<g", text)  # nothing leads to these ids
         text = re.sub(r'(width|height)="([\d.]+)pt"', r'\1="\2"', text, count=2)
         return re.sub(r'<a xlink:href="mark-(\d+)"[^>]*>(.*?)</a>', self._marked, text, flags=re.DOTALL)
 
@@ -197,16 +198,16 @@ class _Picture:
         return f'<a href="#{target}">{inner}</a>' if target else f"<g>{inner}</g>"
 
     def _legend(self) -> None:
-        """Above the axes, in as many columns as fit; matplotlib does not know the width of the letters of all scripts.
-        """
-        shapes, labels = [e[0] for e in self.entries if e[1]], [_cut(e[1], LEGEND) for e in self.entries if e[1]]
-        for columns in range(len(labels) if all(c < "\u2e80" for label in labels for c in label) else 1, 0, -1):
+        """Above the axes, in as many columns as fit; of scripts that the font lacks, nothing says how wide they get."""
+        shapes, labels = [shape for shape, _ in self.entries], [_cut(label, LEGEND) for _, label in self.entries]
+        for columns in range(len(labels) if max("".join(labels), default="") < "\u2e80" else 1, 0, -1):
             legend = self.figure.legend(shapes, labels, loc="outside upper left", ncols=columns, handlelength=1.2)
             if columns == 1 or legend.get_window_extent().width < WIDTH:
-                lines = -(-len(labels) // columns)
-                self.figure.set_figheight(self.figure.get_figheight() + 18 * lines / 72)
-                return
+                break
             legend.remove()
+        else:
+            return
+        self.figure.set_figheight(self.figure.get_figheight() + 18 * math.ceil(len(labels) / columns) / 72)
 
 
 def _cut(text: str, most: int) -> str:

@@ -270,6 +270,11 @@ def test_a_plot_looks_the_same_whatever_a_person_has_set():
         assert matplotlib.rcParams["font.size"] == 30
 
 
+def test_a_command_starts_without_what_draws():
+    code = "import sys, research.show.report; assert 'matplotlib' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_a_dot_is_where_its_axes_say():
     svg = plots.xy([plots.Series("a", [0.0, 10.0], [1.0, 3.0], "dots", targets="ab", titles="ab")], "x", "y")
     shapes = list(ElementTree.fromstring(svg).iter())
