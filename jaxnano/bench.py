@@ -17,12 +17,30 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from jaxnano.bench_shapes import PEER_SHAPES, Shape
 from jaxnano.cli import Output, positive, report_errors
+
+ROUNDS, ROUND_S = 9, 2.0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("jaxnano.bench", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--config", help="a recipe; a GPT-2 of 64 x 3 by default")
+    parser.add_argument("--accumulate", type=positive, default=1, help="pieces a batch is taken in")
+    parser.add_argument("--peer", choices=("torch",), help="compare with PyTorch, alternating")
+    parser.add_argument("--rounds", type=positive, default=ROUNDS)
+    parser.add_argument("--seconds", type=float, default=ROUND_S, help="of a stretch")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--contestant", type=json.loads, help=argparse.SUPPRESS)
+    return parser
+
+
+if __name__ == "__main__":
+    _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
+
+from jaxnano.bench_shapes import PEER_SHAPES, Shape
 from jaxnano.config.file import load
 from jaxnano.config.recipe import Recipe
 
-ROUNDS, ROUND_S = 9, 2.0
 SINGLE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 
@@ -158,15 +176,7 @@ def alone(recipe: Recipe, accumulate: int, rounds: int, seconds: float) -> dict[
 
 def main(argv: list[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser("jaxnano.bench", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--config", help="a recipe; a GPT-2 of 64 x 3 by default")
-    parser.add_argument("--accumulate", type=positive, default=1, help="pieces a batch is taken in")
-    parser.add_argument("--peer", choices=("torch",), help="compare with PyTorch, alternating")
-    parser.add_argument("--rounds", type=positive, default=ROUNDS)
-    parser.add_argument("--seconds", type=float, default=ROUND_S, help="of a stretch")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--contestant", type=json.loads, help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
+    options = _parser().parse_args(argv)
     output = Output(options.json)
     if options.contestant:
         contest(options.contestant)

@@ -17,10 +17,23 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from jaxnano.cli import Output, UserError, report_errors
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("jaxnano.export", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("path", help="what research.share published, or the folder of jaxnano.train --out")
+    parser.add_argument("out", help="a new folder, or gs://BUCKET/FOLDER")
+    parser.add_argument("--json", action="store_true")
+    return parser
+
+
+if __name__ == "__main__":
+    _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
+
 import numpy as np
 
 from jaxnano import published
-from jaxnano.cli import Output, UserError, report_errors
 from jaxnano.config.base import ConfigError, Problem
 from jaxnano.config.edit import diff, is_under, show
 from jaxnano.config.model import Gelu
@@ -121,11 +134,7 @@ def export(path: str, out: str) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser("jaxnano.export", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("path", help="what research.share published, or the folder of jaxnano.train --out")
-    parser.add_argument("out", help="a new folder, or gs://BUCKET/FOLDER")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args(argv)
+    options = _parser().parse_args(argv)
     Output(options.json).table("exported", export(options.path, options.out))
     return 0
 

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 import jax
 from jax.experimental import multihost_utils
 
-from jaxnano.cli import Failure, UserError, positive, report_errors
+from jaxnano.cli import Failure, UserError, report_errors
 
 HEARTBEAT_S = 30  # silence after which a process counts as lost; one that is killed is noticed at once
 JOIN_S = 300  # how long the first process waits for the last
@@ -30,17 +30,8 @@ APART = "the processes of this run did not meet; all of them, with one coordinat
 LOST = "a process of this run was lost; start all of them again with --resume"
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `run_jointly`."""
-    group = parser.add_argument_group("several processes, one a host")
-    group.add_argument("--distributed", action="store_true", help="join the others of this TPU pod or SLURM job")
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens, instead of --distributed")
-    group.add_argument("--processes", type=positive, metavar="N", help="how many there are")
-    group.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
-
-
 def run_jointly(options: argparse.Namespace, command: Callable[[], int]) -> int:
-    """Run a command as one process of those that `options` (see `add_options`) name, or alone if they name none.
+    """Run a command as one process of those that `options` (of `jaxnano.train`) name, or alone if they name none.
 
     A process that fails ends at once, without waiting for the others: they notice, and end too.
     Returns: the command's exit code.

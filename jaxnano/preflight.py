@@ -10,16 +10,10 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-import jax
-
 from jaxnano.cli import Output, UserError, positive, report_errors
-from jaxnano.config.file import load
-from jaxnano.cost import least_accumulate, preflight
-from jaxnano.device import device_bytes
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command. Exit code 0 if a step fits into the device's memory, 1 if not."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("jaxnano.preflight", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("config")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="change the recipe")
@@ -28,7 +22,22 @@ def main(argv: list[str] | None = None) -> int:
                         "is needed")
     parser.add_argument("--mesh", metavar="AXES", help="with --topology: data=2,fsdp=4,tensor=1")
     parser.add_argument("--json", action="store_true")
-    options = parser.parse_args(argv)
+    return parser
+
+
+if __name__ == "__main__":
+    _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
+
+import jax
+
+from jaxnano.config.file import load
+from jaxnano.cost import least_accumulate, preflight
+from jaxnano.device import device_bytes
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command. Exit code 0 if a step fits into the device's memory, 1 if not."""
+    options = _parser().parse_args(argv)
     rows = _compiled(options) if options.topology else _estimated(options)
     Output(options.json).table(f"preflight of {options.config}", rows)
     return 0 if rows["fits"] else 1

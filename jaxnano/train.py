@@ -13,6 +13,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxnano.cli import Failure, Output, UserError, positive, report_errors, seed_number
+
+SPLIT = "search"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("jaxnano.train", description="Train a recipe.")
+    parser.add_argument("--config", help="recipe in YAML; with --resume the checkpoint's is the default")
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="change the recipe")
+    parser.add_argument("--steps", type=positive, help="length of the run, to which schedules scale (400)")
+    parser.add_argument("--seed", type=seed_number, help="of initial values and data order (0)")
+    parser.add_argument("--out", metavar="DIR", help="folder for recipe.yaml, metrics.jsonl and checkpoint/")
+    parser.add_argument("--resume", action="store_true", help="go on from the latest checkpoint in DIR, if any")
+    parser.add_argument("--accumulate", type=positive, default=1, metavar="K", help="pieces a batch is taken in")
+    parser.add_argument("--mesh", metavar="AXES", help="data=2,fsdp=4,tensor=1: how devices share batch and weights")
+    parser.add_argument("--eval-every", type=positive, default=0, metavar="N", help=f"steps between {SPLIT} losses")
+    parser.add_argument("--save-every", type=positive, default=0, metavar="N", help="steps between checkpoints")
+    parser.add_argument("--tensorboard", action="store_true", help="event files too: tensorboard --logdir DIR")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    group = parser.add_argument_group("several processes, one a host")
+    group.add_argument("--distributed", action="store_true", help="join the others of this TPU pod or SLURM job")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens, instead of --distributed")
+    group.add_argument("--processes", type=positive, metavar="N", help="how many there are")
+    group.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
+    return parser
+
+
+if __name__ == "__main__":
+    _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
+
 import grain
 import jax
 import numpy as np
@@ -22,7 +52,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jaxnano import data, hosts, sharding
 from jaxnano.checkpoint import FOLDER, Checkpoints, recorded
-from jaxnano.cli import Failure, Output, UserError, positive, report_errors, seed_number
 from jaxnano.config.base import validate
 from jaxnano.config.file import load, save
 from jaxnano.config.recipe import Recipe, hypers, recipe_id
@@ -32,7 +61,6 @@ from jaxnano.device import peak_flops, use_compile_cache
 from jaxnano.evaluate import eval_windows, evaluate
 from jaxnano.step import STEPS_PER_CALL, TrainState, program, run, seeds
 
-SPLIT = "search"
 SAVES, LEAST_STEPS = 10, 100  # checkpoints a run, and steps between them, unless --save-every says otherwise
 
 
@@ -263,24 +291,6 @@ def _job(options: argparse.Namespace) -> Training:
         options.accumulate, options.eval_every, options.save_every or max(LEAST_STEPS, steps // SAVES),
         options.tensorboard,
     )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("jaxnano.train", description="Train a recipe.")
-    parser.add_argument("--config", help="recipe in YAML; with --resume the checkpoint's is the default")
-    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="change the recipe")
-    parser.add_argument("--steps", type=positive, help="length of the run, to which schedules scale (400)")
-    parser.add_argument("--seed", type=seed_number, help="of initial values and data order (0)")
-    parser.add_argument("--out", metavar="DIR", help="folder for recipe.yaml, metrics.jsonl and checkpoint/")
-    parser.add_argument("--resume", action="store_true", help="go on from the latest checkpoint in DIR, if any")
-    parser.add_argument("--accumulate", type=positive, default=1, metavar="K", help="pieces a batch is taken in")
-    parser.add_argument("--mesh", metavar="AXES", help="data=2,fsdp=4,tensor=1: how devices share batch and weights")
-    parser.add_argument("--eval-every", type=positive, default=0, metavar="N", help=f"steps between {SPLIT} losses")
-    parser.add_argument("--save-every", type=positive, default=0, metavar="N", help="steps between checkpoints")
-    parser.add_argument("--tensorboard", action="store_true", help="event files too: tensorboard --logdir DIR")
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
-    hosts.add_options(parser)
-    return parser
 
 
 if __name__ == "__main__":

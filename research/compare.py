@@ -7,16 +7,10 @@ from __future__ import annotations
 
 import argparse
 
-from jaxnano import data
 from jaxnano.cli import Output, UserError, report_errors, seed_number
-from jaxnano.config.file import load
-from research.contract.track import load_track
-from research.execute.batch import all_losses, full_runs, run_batch
-from research.learn.compare import compare
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("research.compare", description="How much better is B than A, in nats?")
     parser.add_argument("a", metavar="A.yaml")
     parser.add_argument("b", metavar="B.yaml")
@@ -25,7 +19,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--track", default="tiny", help="whose budget and evaluation")
     parser.add_argument("--workers", type=int)
     parser.add_argument("--json", action="store_true")
-    options = parser.parse_args(argv)
+    return parser
+
+
+if __name__ == "__main__":
+    _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
+
+from jaxnano import data
+from jaxnano.config.file import load
+from research.contract.track import load_track
+from research.execute.batch import all_losses, full_runs, run_batch
+from research.learn.compare import compare
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command."""
+    options = _parser().parse_args(argv)
     if options.seeds < 2:
         raise UserError(f"--seeds: {options.seeds}: 2 or more would do")
     track, recipes = load_track(options.track), [load(options.a), load(options.b)]

@@ -18,6 +18,36 @@ from pathlib import Path
 from typing import Any
 
 from jaxnano.cli import Failure, UserError, above_zero, report_errors
+from research.execute import Offer, executors
+from research.lanes import NAMES
+from research.outside.llm import options as llm_options
+from research.text import clean
+
+MINUTES = 10.0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("research.loop", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--track", default="tiny", help="a name below configs/tracks, or a YAML file")
+    parser.add_argument("--minutes", type=float, help=f"report included (default {MINUTES:g}; --resume: what was left)")
+    parser.add_argument("--max-trials", type=int, help="search runs at most")
+    parser.add_argument("--workers", type=int, help="one a core, or one a device, by default")
+    executors.add_options(parser)
+    parser.add_argument("--tensorboard", action="store_true", help="event files too: tensorboard --logdir S/trials")
+    parser.add_argument("--seed", type=int, default=0, help="of the researcher's own choices")
+    parser.add_argument("--session", type=Path, help="folder; runs/TRACK-TIME by default")
+    parser.add_argument("--lanes", help=f"comma-separated, of {', '.join(NAMES)} (all by default) and llm")
+    parser.add_argument("--from", dest="origin", type=Path, metavar="SESSION", help="start from its champion")
+    parser.add_argument("--kills", action="store_true", help="end runs that are predicted to lose; not proven to pay")
+    parser.add_argument("--require-review", action="store_true", help="crown only what a person approved")
+    parser.add_argument("--resume", action="store_true", help="go on with --session")
+    llm_options.add_options(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
+
 from jaxnano.config.base import dump, dump_full, validate
 from jaxnano.config.recipe import recipe_id
 from jaxnano.curves import require_tensorboard
@@ -29,38 +59,20 @@ from research.decide.belief import Belief, Snapshot
 from research.decide.plan import least_minutes, minutes_left, unbegun
 from research.decide.proof import pending
 from research.decide.scheduler import Scheduler
-from research.execute import Offer, executors
 from research.lanes import lanes as known_lanes
 from research.lanes import lanes_of
 from research.lanes.catalogue import Catalogue, left_out
 from research.lanes.protocol import Proposer
 from research.ledger.session import Session, SessionError, default_session_dir
 from research.ledger.state import fold
-from research.outside.llm.lane import Llm, add_options
-from research.text import clean
+from research.outside.llm.lane import Llm
 
-MINUTES = 10.0
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a kind kill, a closed terminal: end cleanly
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser("research.loop", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--track", default="tiny", help="a name below configs/tracks, or a YAML file")
-    parser.add_argument("--minutes", type=float, help=f"report included (default {MINUTES:g}; --resume: what was left)")
-    parser.add_argument("--max-trials", type=int, help="search runs at most")
-    parser.add_argument("--workers", type=int, help="one a core, or one a device, by default")
-    executors.add_options(parser)
-    parser.add_argument("--tensorboard", action="store_true", help="event files too: tensorboard --logdir S/trials")
-    parser.add_argument("--seed", type=int, default=0, help="of the researcher's own choices")
-    parser.add_argument("--session", type=Path, help="folder; runs/TRACK-TIME by default")
-    parser.add_argument("--lanes", help=f"comma-separated, of {', '.join(known_lanes())} (all by default) and {LLM}")
-    parser.add_argument("--from", dest="origin", type=Path, metavar="SESSION", help="start from its champion")
-    parser.add_argument("--kills", action="store_true", help="end runs that are predicted to lose; not proven to pay")
-    parser.add_argument("--require-review", action="store_true", help="crown only what a person approved")
-    parser.add_argument("--resume", action="store_true", help="go on with --session")
-    add_options(parser)
-    options = parser.parse_args(argv)
+    options = _parser().parse_args(argv)
     for name in ("minutes", "max_trials", "workers"):
         above_zero(options, name)
     if options.seed < 0:

@@ -20,13 +20,26 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from jaxnano.cli import Failure, UserError, report_errors
+from research.text import clean
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("research.mcp", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("session", type=Path)
+    parser.add_argument("--http", action="store_true", help="listen on the loopback address instead of stdio")
+    parser.add_argument("--port", type=int, help="for --http; any free one by default")
+    return parser
+
+
+if __name__ == "__main__":
+    _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
+
 from pydantic import TypeAdapter
 
-from jaxnano.cli import Failure, UserError, report_errors
 from jaxnano.config.base import ConfigError, Problem, validate
 from research.outside.desk import Desk
 from research.outside.inbox import Inbox
-from research.text import clean
 
 TOOLS = ("rules", "schema", "state", "trials", "explain", "propose", "wait")
 ABOUT = ("An autonomous researcher for small language models. You propose experiments as edits of a config tree; its "
@@ -39,11 +52,7 @@ ABSENT = 'research.mcp: the MCP SDK (2 or later) is not installed; pip install "
 
 def main(argv: list[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser("research.mcp", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("session", type=Path)
-    parser.add_argument("--http", action="store_true", help="listen on the loopback address instead of stdio")
-    parser.add_argument("--port", type=int, help="for --http; any free one by default")
-    options = parser.parse_args(argv)
+    options = _parser().parse_args(argv)
     if options.port is not None and not (options.http and 0 <= options.port < 65536):
         raise UserError(f"--port: {options.port}: 0 to 65535, with --http, would do")
     with Inbox(options.session) as inbox:

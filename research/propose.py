@@ -18,20 +18,40 @@ from pathlib import Path
 from typing import Any
 
 from jaxnano.cli import report_errors
+from research.text import clean, effect, spread
+
+LONG_S = 600.0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("research.propose", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("session", type=Path)
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="an edit; may be repeated")
+    parser.add_argument("--file", type=Path, metavar="YAML", help="edits, as in research/lanes/ideas")
+    parser.add_argument("--why", required=True, help="the hypothesis, in a sentence")
+    parser.add_argument("--name", default="", help="what the change is called")
+    parser.add_argument("--on", default="best", help="best (the default), base, or a recipe's id")
+    parser.add_argument("--source", default="", help="a paper or a record")
+    parser.add_argument("--effect", type=float, default=0.0, help="expected gain, nats")
+    parser.add_argument("--wait", type=float, nargs="?", const=LONG_S, metavar="SECONDS", help="print what came of it")
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+    return parser
+
+
+if __name__ == "__main__":
+    _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
+
 from jaxnano.config.base import ConfigError, Problem, parse_yaml, read_yaml, validate
 from jaxnano.config.edit import show
 from research.decide.book import base_id
 from research.outside.desk import Desk
 from research.outside.forms import Awaited, Judged, Outcome
 from research.outside.inbox import Ask, Inbox
-from research.text import clean, effect, spread
-
-LONG_S = 600.0
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command."""
-    options = _parse(argv)
+    options = _parser().parse_args(argv)
     asked = validate(Ask, {"name": options.name, "why": options.why, "source": options.source, "on": options.on,
                            "effect": options.effect, "edits": _edits(options.file, options.set)}, "research.propose")
     with Inbox(options.session) as inbox:
@@ -48,21 +68,6 @@ def main(argv: list[str] | None = None) -> int:
     if options.json:
         print(json.dumps(asdict(verdict) | ({"outcome": asdict(outcome)} if outcome else {})))
     return 0 if verdict.accepted and not (outcome and outcome.outcome and not outcome.outcome["accepted"]) else 1
-
-
-def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("research.propose", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("session", type=Path)
-    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="an edit; may be repeated")
-    parser.add_argument("--file", type=Path, metavar="YAML", help="edits, as in research/lanes/ideas")
-    parser.add_argument("--why", required=True, help="the hypothesis, in a sentence")
-    parser.add_argument("--name", default="", help="what the change is called")
-    parser.add_argument("--on", default="best", help="best (the default), base, or a recipe's id")
-    parser.add_argument("--source", default="", help="a paper or a record")
-    parser.add_argument("--effect", type=float, default=0.0, help="expected gain, nats")
-    parser.add_argument("--wait", type=float, nargs="?", const=LONG_S, metavar="SECONDS", help="print what came of it")
-    parser.add_argument("--json", action="store_true", help="machine-readable")
-    return parser.parse_args(argv)
 
 
 def _edits(file: Path | None, sets: list[str]) -> list[Any]:

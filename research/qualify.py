@@ -10,10 +10,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jaxnano.cli import Failure, Output, report_errors
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("research.qualify", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("track")
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--out", type=Path, help="write everything as JSON")
+    parser.add_argument("--json", action="store_true")
+    return parser
+
+
+if __name__ == "__main__":
+    _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
+
 import numpy as np
 
 from jaxnano import data
-from jaxnano.cli import Failure, Output, report_errors
 from jaxnano.config.edit import Diff, Edit, apply
 from jaxnano.config.recipe import Recipe
 from research.contract.track import Track, load_track
@@ -69,12 +83,7 @@ def qualify(track: Track, workers: int | None = None) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command: exit code 1 if the base does not have the grid's best value."""
-    parser = argparse.ArgumentParser("research.qualify", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("track")
-    parser.add_argument("--workers", type=int)
-    parser.add_argument("--out", type=Path, help="write everything as JSON")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args(argv)
+    options = _parser().parse_args(argv)
     found = qualify(load_track(options.track), options.workers)
     if options.out:
         options.out.write_text(json.dumps(found, indent=1) + "\n")

@@ -9,8 +9,21 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from jaxnano import data
 from jaxnano.cli import Failure, Output, UserError, report_errors
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("research.replay", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("session", type=Path)
+    parser.add_argument("id", help="a trial's key, or its beginning")
+    parser.add_argument("--json", action="store_true")
+    return parser
+
+
+if __name__ == "__main__":
+    _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
+
+from jaxnano import data
 from jaxnano.config.base import validate
 from jaxnano.config.recipe import Recipe
 from research.execute.batch import job, run_batch
@@ -67,11 +80,7 @@ def replay(session: Path, name: str) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command: exit code 1 if the promise does not hold."""
-    parser = argparse.ArgumentParser("research.replay", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("session", type=Path)
-    parser.add_argument("id", help="a trial's key, or its beginning")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args(argv)
+    options = _parser().parse_args(argv)
     found = replay(options.session, options.id)
     Output(options.json).table("replay", found)
     return 0 if found["holds"] else 1

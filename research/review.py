@@ -19,12 +19,29 @@ from pathlib import Path
 from typing import Any
 
 from jaxnano.cli import UserError, report_errors
+from research.ledger.state import DECISIONS, LONGEST, State, fold
+from research.text import by_seed, clean, count, effect, interval, spread
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("research.review", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("session", type=Path)
+    action = parser.add_mutually_exclusive_group()
+    for name in DECISIONS:
+        action.add_argument(f"--{name}", metavar="ID")
+    parser.add_argument("--note", default="", help="why")
+    parser.add_argument("--reviewer", default="", help="your name; the login's by default")
+    parser.add_argument("--json", action="store_true", help="the candidates, machine-readable")
+    return parser
+
+
+if __name__ == "__main__":
+    _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
+
 from jaxnano.config.edit import show
 from research.ledger.session import Session
-from research.ledger.state import DECISIONS, LONGEST, State, fold
 from research.show.candidates import CandidateRow, Spent, candidates
 from research.show.facts import Facts
-from research.text import by_seed, clean, count, effect, interval, spread
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,15 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("research.review", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("session", type=Path)
-    action = parser.add_mutually_exclusive_group()
-    for name in DECISIONS:
-        action.add_argument(f"--{name}", metavar="ID")
-    parser.add_argument("--note", default="", help="why")
-    parser.add_argument("--reviewer", default="", help="your name; the login's by default")
-    parser.add_argument("--json", action="store_true", help="the candidates, machine-readable")
-    options = parser.parse_args(argv)
+    options = _parser().parse_args(argv)
     decided = any(getattr(options, name) is not None for name in DECISIONS)
     for name in ("note", "reviewer"):
         if (text := getattr(options, name)) and not decided:

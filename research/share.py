@@ -14,8 +14,22 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from jaxnano import checkpoint, data, evaluate, published
 from jaxnano.cli import Failure, Output, UserError, report_errors
+from research.text import clean
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("research.share", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("session", type=Path)
+    parser.add_argument("path", help="a new folder, or gs://BUCKET/FOLDER")
+    parser.add_argument("--json", action="store_true")
+    return parser
+
+
+if __name__ == "__main__":
+    _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
+
+from jaxnano import checkpoint, data, evaluate, published
 from jaxnano.config.base import dump, validate
 from jaxnano.config.file import save
 from jaxnano.config.recipe import Recipe
@@ -26,7 +40,6 @@ from research.ledger.state import fold
 from research.machine import TOLERANCE
 from research.show.card import card, change, page
 from research.show.facts import Facts
-from research.text import clean
 
 
 def share(session: Path, target: str) -> dict[str, Any]:
@@ -110,11 +123,7 @@ def _measure(folder: Path, split: str, tokens: int) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser("research.share", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("session", type=Path)
-    parser.add_argument("path", help="a new folder, or gs://BUCKET/FOLDER")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args(argv)
+    options = _parser().parse_args(argv)
     use_compile_cache()
     Output(options.json).table("shared", share(options.session, options.path))
     return 0

@@ -12,18 +12,30 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from jaxnano.cli import report_errors
+from research.text import clean, cost, count, loss, over_leader, spread
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("research.status", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("session", type=Path)
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+    return parser
+
+
+if __name__ == "__main__":
+    _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jaxnano.cli import report_errors
 from jaxnano.config.edit import show
 from research.decide.plan import resuming
 from research.ledger.session import Session
 from research.ledger.state import fold
 from research.show.facts import Facts
 from research.show.verdict import summary
-from research.text import clean, cost, count, loss, over_leader, spread
 
 PIPE_COLUMNS = 120  # where no terminal says how wide it is
 SHARES = ("idle_fraction", "compile_share", "replicate_share", "kill_share", "verification_share")
@@ -31,10 +43,7 @@ SHARES = ("idle_fraction", "compile_share", "replicate_share", "kill_share", "ve
 
 def main(argv: list[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser("research.status", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("session", type=Path)
-    parser.add_argument("--json", action="store_true", help="machine-readable")
-    options = parser.parse_args(argv)
+    options = _parser().parse_args(argv)
     with Session.open(options.session) as session:
         state, running = fold(session.ledger.events()), session.ledger.held()
         if not running:

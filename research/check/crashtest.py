@@ -20,15 +20,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-import psutil
-
 from jaxnano.cli import Failure, positive, report_errors, seed_number
-from research.decide.claims import violations
-from research.ledger.events import FILE, Event, Ledger, SessionError
-from research.ledger.session import read_result
 from research.machine import ROOT, process_identity
 
 TRACK = ROOT / "tests" / "research" / "micro.yaml"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("research.check.crashtest", description="Kill, resume, check.")
+    parser.add_argument("--kills", type=positive, default=20)
+    parser.add_argument("--seed", type=seed_number, default=0, help="of the moments and the victims")
+    parser.add_argument("--track", default=str(TRACK), help="a name below configs/tracks, or a YAML file")
+    parser.add_argument("--out", type=Path, help="a folder for the sessions; else a temporary one")
+    return parser
+
+
+if __name__ == "__main__":
+    _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
+
+import psutil
+
+from research.decide.claims import violations
+from research.ledger.events import FILE, Event, Ledger, SessionError
+from research.ledger.session import read_result
+
 LANES = "tuner,recombine"  # nothing they propose compiles for long
 OUTLIVE_S = 2.0  # how long a worker may take to notice that its loop is gone
 PROOF_RUNS = 8  # at least so many follow the search
@@ -191,12 +206,7 @@ def crashes(folder: Path, kills: int, seed: int, track: str) -> list[Victim]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command: exit code 1 if a rule was violated."""
-    parser = argparse.ArgumentParser("research.check.crashtest", description="Kill, resume, check.")
-    parser.add_argument("--kills", type=positive, default=20)
-    parser.add_argument("--seed", type=seed_number, default=0, help="of the moments and the victims")
-    parser.add_argument("--track", default=str(TRACK), help="a name below configs/tracks, or a YAML file")
-    parser.add_argument("--out", type=Path, help="a folder for the sessions; else a temporary one")
-    options = parser.parse_args(argv)
+    options = _parser().parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.out or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)

@@ -14,18 +14,33 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from jaxnano.cli import report_errors, seed_number
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--track", default="tiny", help="base and limits: a name below configs/tracks, or a YAML file")
+    parser.add_argument("--random", type=int, default=1000, help="random recipes to judge")
+    parser.add_argument("--train", type=int, default=60, help="accepted ones to train for 3 steps")
+    parser.add_argument("--corrupt", type=int, default=1000, help="broken recipes to judge")
+    parser.add_argument("--seed", type=seed_number, default=0)
+    return parser
+
+
+if __name__ == "__main__":
+    _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnano.cli import report_errors, seed_number
 from jaxnano.config.base import dump
 from jaxnano.config.recipe import Recipe, hypers
 from jaxnano.step import init_state, optimizer_at, train_steps
 from research.check.corrupt import corrupt
 from research.contract.draw import random_recipe
 from research.contract.gate import Gate, Verdict
-from research.contract.track import load_track, tracks
+from research.contract.track import load_track
 
 
 def trains(recipe: Recipe, steps: int = 3) -> bool:
@@ -51,13 +66,7 @@ def names_the_place(verdict: Verdict, path: str) -> bool:
 
 def main(argv: list[str] | None = None) -> int:
     """Prints counts and times of verdicts; 1 if anything trained badly, slipped through or crashed."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--track", default="tiny", help=f"base and limits: {', '.join(tracks())}")
-    parser.add_argument("--random", type=int, default=1000, help="random recipes to judge")
-    parser.add_argument("--train", type=int, default=60, help="accepted ones to train for 3 steps")
-    parser.add_argument("--corrupt", type=int, default=1000, help="broken recipes to judge")
-    parser.add_argument("--seed", type=seed_number, default=0)
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
     track, rng = load_track(args.track), np.random.default_rng(args.seed)
     gate, failures = Gate(track), []
     verdicts = [gate.judge(dump(random_recipe(rng, track.base_recipe))) for _ in range(args.random)]

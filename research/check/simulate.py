@@ -10,6 +10,19 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--campaigns", type=int, default=24)
+    parser.add_argument("--budget", type=float, default=100.0, help="full runs, of random and ASHA")
+    parser.add_argument("--eig-budget", type=float, default=25.0, help="full runs, of EIG: it decides slowly")
+    parser.add_argument("--policies", help="comma-separated; all by default")
+    return parser
+
+
+if __name__ == "__main__":
+    _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
+
 import numpy as np
 
 from research.learn.allocate import Action, choose, recommend
@@ -143,14 +156,9 @@ def compute_to_goal(policy: str, seed: int, budget: float) -> float:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--campaigns", type=int, default=24)
-    parser.add_argument("--budget", type=float, default=100.0, help="full runs, of random and ASHA")
-    parser.add_argument("--eig-budget", type=float, default=25.0, help="full runs, of EIG: it decides slowly")
-    parser.add_argument("--policies", default=",".join(POLICIES))
-    arguments = parser.parse_args()
+    arguments = _parser().parse_args()
     print(f"{'policy':<18}{'median':>8}{'reached':>9}{'seconds':>9}")
-    for policy in arguments.policies.split(","):
+    for policy in arguments.policies.split(",") if arguments.policies else POLICIES:
         budget = arguments.eig_budget if policy.startswith("eig") else arguments.budget
         start = time.perf_counter()
         spent = np.array([compute_to_goal(policy, seed, budget) for seed in range(arguments.campaigns)])

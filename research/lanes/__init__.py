@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from jaxnano.cli import UserError
-from research.lanes.catalogue import Catalogue
-from research.lanes.protocol import Proposer
-from research.lanes.recombine import Recombine
-from research.lanes.simplify import Simplify
-from research.lanes.tuner import Tuner
+
+if TYPE_CHECKING:
+    from research.lanes.protocol import Proposer
+
+NAMES = ("catalogue", "tuner", "recombine", "simplify")  # for --help, before what the lanes import
 
 
 def lanes() -> dict[str, Proposer]:
     """The lanes there are, by name."""
+    from research.lanes.catalogue import Catalogue
+    from research.lanes.recombine import Recombine
+    from research.lanes.simplify import Simplify
+    from research.lanes.tuner import Tuner
+
     return {lane.name: lane for lane in (Catalogue(), Tuner(), Recombine(), Simplify())}
 
 

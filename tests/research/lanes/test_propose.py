@@ -10,7 +10,7 @@ from jaxnano.config.recipe import Recipe, recipe_id, structure_id
 from research.contract.idea import ideas, part
 from research.contract.proposal import Part, build, conflict, prior, replaces
 from research.contract.track import Track, load_track
-from research.lanes import lanes
+from research.lanes import NAMES, lanes
 from research.lanes.catalogue import Catalogue
 from research.lanes.protocol import Knowledge, Known
 from research.lanes.recombine import Recombine
@@ -48,6 +48,10 @@ def several(track: Track) -> list[Known]:
     names = [("rotary",), ("muon",), ("relu-squared",), ("swiglu",), ("untied",), ("tail-ema",), ("smear", "rmsnorm")]
     tune = tuned("optimizer.groups.hidden.lr.value", 0.03)
     return [known(track, idea(*n)) for n in names] + [known(track, (*idea("muon"), tune), 0.07)]
+
+
+def test_help_names_the_lanes_there_are():
+    assert tuple(lanes()) == NAMES
 
 
 def test_rounds_of_all_lanes_bring_only_new_recipes_that_build(track):
