@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -17,6 +17,15 @@ from jaxnano.config.recipe import Recipe
 from jaxnano.cost import Cost, preflight
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+class Measured(NamedTuple):
+    """Mean losses of a recipe by horizon, and what they are told in: None until it is known."""
+
+    losses: Mapping[float, float]
+    full_steps: int
+    bytes_per_token: float | None
+    base_step_s: float | None
 
 
 class _Objective(Node):
@@ -40,6 +49,10 @@ class _Objective(Node):
         """Whether validation losses of independent runs keep the official rule; None where there is no such rule."""
         return None
 
+    def measure(self, found: Measured) -> str | None:
+        """A recipe in the objective's own terms, None where that says no more than its losses."""
+        return None
+
 
 class LossAtFlops(_Objective):
     """Lowest loss for one training budget in FLOPs, the optimizer's counted: cheaper steps buy more of them."""
@@ -56,6 +69,13 @@ class LossAtSeconds(_Objective):
     def time_s(self, full_steps: int, horizon: float, base_step_s: float | None) -> float | None:
         """The track's time, shared by horizon."""
         return self.seconds * horizon
+
+    def measure(self, found: Measured) -> str | None:
+        """Bits per byte at the end."""
+        if 1.0 not in found.losses or not found.bytes_per_token:
+            return None
+        bits = found.losses[1.0] / math.log(2) / found.bytes_per_token
+        return f"{bits:.4f} bits per byte after {self.seconds:g} s"
 
 
 class _Target(_Objective):
@@ -90,6 +110,11 @@ class StepsToTarget(_Target):
         """As many as the base's."""
         return max(1, round(track.full_steps * horizon))
 
+    def measure(self, found: Measured) -> str | None:
+        """Steps to the target."""
+        share = self.reached(found.losses)
+        return None if share is None else f"loss {self.target:g} after about {share * found.full_steps:,.0f} steps"
+
 
 class TimeToTarget(_Target):
     """Least training time to a loss: everybody gets the time that the base's full run takes on this very machine."""
@@ -100,6 +125,13 @@ class TimeToTarget(_Target):
     def time_s(self, full_steps: int, horizon: float, base_step_s: float | None) -> float | None:
         """The time of the base's steps."""
         return None if base_step_s is None else full_steps * horizon * base_step_s
+
+    def measure(self, found: Measured) -> str | None:
+        """Time to the target."""
+        share = self.reached(found.losses)
+        if share is None or not found.base_step_s:
+            return None
+        return f"loss {self.target:g} after about {share * found.full_steps * found.base_step_s:,.0f} s"
 
 
 Objective = Annotated[LossAtFlops | LossAtSeconds | StepsToTarget | TimeToTarget, Field(discriminator="kind")]

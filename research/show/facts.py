@@ -14,7 +14,7 @@ from jaxnano.config.base import validate
 from jaxnano.config.edit import diff
 from jaxnano.config.recipe import Recipe
 from research.contract.proposal import INBOX, LLM
-from research.contract.track import LossAtSeconds, StepsToTarget, TimeToTarget, Track
+from research.contract.track import Measured, Track
 from research.contract.trial import FRESH
 from research.decide.belief import Belief, Snapshot
 from research.decide.book import base_id, track_of
@@ -139,19 +139,12 @@ class Facts:
 
     def measure(self, recipe_id: str) -> str | None:
         """A recipe in the objective's own terms, from its losses on the search split; None where that says no more."""
-        split, objective, full = self.track.splits.search, self.track.objective, self.track.full_steps
+        split, objective = self.track.splits.search, self.track.objective
         by_horizon = {h: list(self.state.losses(recipe_id, h, split).values()) for h in self.track.horizons}
         means = {h: float(np.mean(losses)) for h, losses in by_horizon.items() if losses}
-        match objective:
-            case LossAtSeconds(seconds=seconds) if 1.0 in means and self.state.session.get("bytes_per_token"):
-                bits = means[1.0] / np.log(2) / self.state.session["bytes_per_token"]
-                return f"{bits:.4f} bits per byte after {seconds:g} s"
-            case StepsToTarget() if share := objective.reached(means):
-                return f"loss {objective.target:g} after about {share * full:,.0f} steps"
-            case TimeToTarget() if (share := objective.reached(means)) and (
-                    step_s := Prices(self.snapshot).base_step_s):
-                return f"loss {objective.target:g} after about {share * full * step_s:,.0f} s"
-        return None
+        step_s = Prices(self.snapshot).base_step_s if objective.waits_for_base else None
+        per_token = self.state.session.get("bytes_per_token")
+        return objective.measure(Measured(means, self.track.full_steps, per_token, step_s))
 
     def side(self, recipe_id: str, comparison: Mapping[str, Any] | None = None,
              beside: str | None = None) -> dict[str, Any]:
