@@ -34,8 +34,8 @@ if __name__ == "__main__":
 import numpy as np
 
 from jaxnano import published
-from jaxnano.config.base import ConfigError, Problem
-from jaxnano.config.edit import diff, is_under, show
+from jaxnano.config.base import ConfigError, Problem, is_under
+from jaxnano.config.edit import diff, show
 from jaxnano.config.model import Gelu
 from jaxnano.config.recipe import Recipe, at, hypers
 

@@ -12,6 +12,7 @@ import argparse
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -48,12 +49,13 @@ def _parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
 
-from jaxnano.config.base import dump, dump_full, validate
+from jaxnano.config.base import dump, dump_full
 from jaxnano.config.recipe import recipe_id
 from jaxnano.curves import require_tensorboard
 from research import machine
 from research.contract.idea import ideas
-from research.contract.proposal import FROM, LLM, Proposal, build, live
+from research.contract.part import FROM, LLM, Proposal
+from research.contract.proposal import build, live
 from research.contract.track import Track, load_track, tracks
 from research.decide.belief import Belief, Snapshot
 from research.decide.plan import least_minutes, minutes_left, unbegun
@@ -63,6 +65,7 @@ from research.lanes import lanes as known_lanes
 from research.lanes import lanes_of
 from research.lanes.catalogue import Catalogue, left_out
 from research.lanes.protocol import Proposer
+from research.ledger.kinds import Begun, Ended, Proposed, Resumed
 from research.ledger.session import Session, SessionError, default_session_dir
 from research.ledger.state import fold
 from research.outside.llm.lane import Llm
@@ -85,10 +88,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-Opened = tuple[Session, Track, dict[str, Any], Offer]
+Opened = tuple[Session, Track, Begun, Offer]
 
 
-def lanes_for(names: list[str], options: argparse.Namespace, llm: dict[str, Any] | None = None) -> dict[str, Proposer]:
+def lanes_for(names: Sequence[str], options: argparse.Namespace, llm: dict[str, Any] | None = None
+              ) -> dict[str, Proposer]:
     """The lanes by name. llm: what the session says of that lane, where it has begun."""
     known = known_lanes()
     if LLM in names:
@@ -105,25 +109,24 @@ def start(options: argparse.Namespace) -> Opened:
     track = load_track(options.track)
     source = options.track if options.track in tracks() else str(Path(options.track).resolve())
     offered, minutes = executors.offer(options, options.workers), options.minutes or MINUTES
-    accelerator = offered.device_bytes is None
-    refuse_too_short("--minutes", unbegun(track, {"accelerator": accelerator}), offered.workers, minutes)
+    begun = Begun(
+        track=track.name, source=source, contract=dump_full(track), track_hash=track.identity, data_hash="",
+        seed=options.seed, minutes=minutes, max_trials=options.max_trials, workers=offered.workers, lanes=tuple(lanes),
+        pid=os.getpid(), require_review=options.require_review, kills=options.kills, executor=options.executor,
+        accelerator=offered.device_bytes is None, llm=llm.about() if isinstance(llm, Llm) else None,
+        versions=machine.versions(), argv=tuple(sys.argv[1:]))
+    refuse_too_short("--minutes", unbegun(track, begun), offered.workers, minutes)
     corpus = data.load(track.base_recipe.data)
-    body = {"track": track.name, "source": source, "contract": dump_full(track), "track_hash": track.identity,
-            "data_hash": corpus.data_hash, "bytes_per_token": corpus.bytes_per_token(track.splits.search),
-            "seed": options.seed, "minutes": minutes,
-            "max_trials": options.max_trials, "workers": offered.workers, "lanes": lanes, "pid": os.getpid(),
-            "require_review": options.require_review, "kills": options.kills, "executor": options.executor,
-            "accelerator": accelerator,
-            "llm": llm.about() if isinstance(llm, Llm) else None,
-            "versions": machine.versions(), "argv": sys.argv[1:]}
+    begun = begun.model_copy(update={"data_hash": corpus.data_hash,
+                                     "bytes_per_token": corpus.bytes_per_token(track.splits.search)})
     if options.origin:
-        body |= inherit(options.origin, body)
+        begun = inherit(options.origin, begun)
     session = Session.create(options.session or default_session_dir(track.name))
-    session.ledger.append("session", "", body)
+    session.ledger.append("session", "", begun)
     if Catalogue.name in lanes:
         for line in left_out(track, ideas().values()):
             print(clean(line), flush=True)
-    return session, track, body, offered
+    return session, track, begun, offered
 
 
 def resume(options: argparse.Namespace) -> Opened:
@@ -134,24 +137,24 @@ def resume(options: argparse.Namespace) -> Opened:
     with ExitStack() as opened:
         opened.enter_context(session)
         state = fold(session.ledger.events())
-        if not (body := state.session):
+        if (begun := state.begun) is None:
             raise SessionError(f"{options.session}: its loop ended before it began; another folder would do")
-        track = load_track(body["source"])
+        track = load_track(begun.source)
         found = {"track_hash": track.identity, "data_hash": data.load(track.base_recipe.data).data_hash}
         for name, value in found.items():
-            if value != body[name]:
-                raise SessionError(f"{options.session}: {name} is {value[:12]} here, {body[name][:12]} there: "
+            if value != (there := getattr(begun, name)):
+                raise SessionError(f"{options.session}: {name} is {value[:12]} here, {there[:12]} there: "
                                    "another track or data; start a new session")
-        lanes_for(body["lanes"], options, body.get("llm"))
-        offered = executors.offer(options, options.workers or body["workers"])
+        lanes_for(begun.lanes, options, begun.llm)
+        offered = executors.offer(options, options.workers or begun.workers)
         snapshot = Belief(track).at(state)
         if state.end is not None and not pending(snapshot) and len(state.verifications) == len(state.sealed):
             option = "--minutes" if options.minutes else "--resume: minutes left"
             refuse_too_short(option, snapshot, offered.workers, options.minutes or minutes_left(state))
-        started = {"pid": os.getpid(), "workers": offered.workers, "executor": options.executor}
+        started = Resumed(pid=os.getpid(), workers=offered.workers, executor=options.executor)
         session.ledger.append("resume", "", started)
         opened.pop_all()
-    return session, track, body, offered
+    return session, track, begun, offered
 
 
 def refuse_too_short(option: str, snapshot: Snapshot, workers: int, minutes: float) -> None:
@@ -161,25 +164,25 @@ def refuse_too_short(option: str, snapshot: Snapshot, workers: int, minutes: flo
                         f"{snapshot.belief.track.name} and the report; --minutes {least:g} would do")
 
 
-def inherit(origin: Path, body: dict[str, Any]) -> dict[str, Any]:
-    """The champion of an earlier session as this one's incumbent, for the session's event: what has to be beaten.
+def inherit(origin: Path, begun: Begun) -> Begun:
+    """The session's event with an earlier session's champion as the incumbent: what has to be beaten.
 
     Raises: ValueError if it has none, or if track or data differ.
     """
     with Session.open(origin) as session:
         state = fold(session.ledger.events())
     for name in ("track_hash", "data_hash"):
-        if state.session.get(name) != body[name]:
+        if getattr(state.session, name) != getattr(begun, name):
             raise UserError(f"--from: {origin}: its {name} is another; a session of this track and data would do")
     if state.champion is None:
         raise UserError(f"--from: {origin}: it crowned no champion; a session that did would do")
-    known = validate(Proposal, state.proposals[state.champion]["proposal"])
-    base = load_track(body["source"]).base_recipe
+    known, base = state.proposals[state.champion].proposal, load_track(begun.source).base_recipe
     parts = live(base, known.parts)  # version 0.2 let edits pass that change nothing
     recipe = build(base, parts)
     proposal = Proposal(name=known.name, parts=parts, hypothesis=f"champion of {origin.name}", lane=FROM,
                         origin=origin.name)
-    return {"incumbent": recipe_id(recipe), "inherited": {"recipe": dump(recipe), "proposal": dump_full(proposal)}}
+    inherited = Proposed(recipe=dump(recipe), proposal=proposal)
+    return begun.model_copy(update={"incumbent": recipe_id(recipe), "inherited": inherited})
 
 
 def run(options: argparse.Namespace) -> int:
@@ -189,16 +192,16 @@ def run(options: argparse.Namespace) -> int:
     from research.show.report import write_report
     from research.show.view import View
 
-    session, track, body, offered = (resume if options.resume else start)(options)
+    session, track, begun, offered = (resume if options.resume else start)(options)
     state = fold(session.ledger.events())
-    minutes = options.minutes or body["minutes"]
+    minutes = options.minutes or begun.minutes
     spent_s = 0.0 if options.minutes or not options.resume else state.wall_s
-    lanes = lanes_for(body["lanes"], options, body.get("llm"))
+    lanes = lanes_for(begun.lanes, options, begun.llm)
     llm = lanes.get(LLM)
     executor = offered.start(session.workers, WARM, options.tensorboard)
     with session, closing(executor), View(sys.stdout) as view:
         scheduler = Scheduler(session, track, executor, lanes, budget_s=60 * minutes - spent_s,
-                              max_trials=options.max_trials or body["max_trials"],
+                              max_trials=options.max_trials or begun.max_trials,
                               device_bytes=offered.device_bytes, on_change=view.update,
                               on_crowned=partial(write_change, track))
         view.update(scheduler)
@@ -215,7 +218,7 @@ def run(options: argparse.Namespace) -> int:
             for number, handler in previous.items():
                 signal.signal(number, handler)
         shares = scheduler.state.shares()
-        scheduler.record("end", "", {"reason": reason, "shares": shares})
+        scheduler.record("end", "", Ended(reason=reason, shares=shares))
         session.tidy(scheduler.prover.needed())
         write_report(session.path, scheduler.state)
     view.close_with(scheduler, session.path)

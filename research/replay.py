@@ -26,6 +26,7 @@ if __name__ == "__main__":
 from jaxnano import data
 from jaxnano.config.base import validate
 from jaxnano.config.recipe import Recipe
+from research.contract.track import Track
 from research.execute.batch import job, run_batch
 from research.ledger.session import Session
 from research.ledger.state import State, TrialRecord, fold
@@ -57,23 +58,24 @@ def replay(session: Path, name: str) -> dict[str, Any]:
         state = fold(opened.ledger.events())
     trial = find(state, name)
     before, attempt = trial.result, trial.attempts[-1]
-    assert before is not None
-    recipe = validate(Recipe, state.proposals[trial.recipe_id]["recipe"])
-    splits = {split: state.session["contract"]["eval_tokens"] for split in before["loss"]}
+    assert before is not None and before.steps is not None
+    recipe = validate(Recipe, state.proposals[trial.recipe_id].recipe)
+    contract = validate(Track, state.session.contract)
+    splits = {split: contract.eval_tokens for split in trial.loss}
     if attempt.purpose == "verify":
-        splits[state.session["contract"]["splits"]["protected"]] = state.session["contract"]["proof_tokens"]
+        splits[contract.splits.protected] = contract.proof_tokens
     corpus = data.load(recipe.data)
-    if corpus.data_hash != before["fingerprint"]["data"]:
-        raise UserError(f"{session}: its data {before['fingerprint']['data'][:12]} is not this machine's "
+    if corpus.data_hash != before.fingerprint["data"]:
+        raise UserError(f"{session}: its data {before.fingerprint['data'][:12]} is not this machine's "
                         f"{corpus.data_hash[:12]}; the same versions of the wheels would do")
-    again = job(recipe, trial.horizon, trial.seed, before["steps"], splits, corpus.data_hash)
+    again = job(recipe, trial.horizon, trial.seed, before.steps, splits, corpus.data_hash)
     after = run_batch([again], 1, "replay")[trial.key]
     if after["outcome"] != "completed":
         raise Failure(f"{trial.key}: completed then, and {after['outcome']} now: {after['reason']}")
-    differs = {k: {"then": v, "now": after["fingerprint"].get(k)} for k, v in before["fingerprint"].items()
+    differs = {k: {"then": v, "now": after["fingerprint"].get(k)} for k, v in before.fingerprint.items()
                if after["fingerprint"].get(k) != v}
-    gap = max(abs(after["loss"].get(split, float("inf")) - loss) for split, loss in before["loss"].items())
-    return {"trial": trial.key, "then": before["loss"], "now": after["loss"], "difference": gap,
+    gap = max(abs(after["loss"].get(split, float("inf")) - loss) for split, loss in trial.loss.items())
+    return {"trial": trial.key, "then": trial.loss, "now": after["loss"], "difference": gap,
             "fingerprint_differs": differs, "holds": gap == 0.0 if not differs else gap <= TOLERANCE,
             "promise": f"within {TOLERANCE:g} nats, for other {', '.join(differs)}" if differs else "equal to the bit"}
 

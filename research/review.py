@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxnano.cli import UserError, report_errors
-from research.ledger.state import DECISIONS, LONGEST, State, fold
+from research.ledger.kinds import DECISIONS, LONGEST, Review
+from research.ledger.state import State, fold
 from research.text import by_seed, clean, count, effect, interval, spread
 
 
@@ -55,7 +56,8 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         recipe_id = find(facts.state, getattr(options, decision), f"--{decision}")
         reviewer = options.reviewer or getpass.getuser()
-        session.ledger.append("review", recipe_id, {"decision": decision, "reviewer": reviewer, "note": options.note})
+        said = Review(decision=decision, reviewer=reviewer, note=options.note)
+        session.ledger.append("review", recipe_id, said)
         after = Facts.of(fold(session.ledger.events()))
         print(clean(f"{recipe_id[:8]} {after.name(recipe_id)}: {after.said(recipe_id)}"))
         print(_consequence(after, recipe_id, decision, session.ledger.held()))

@@ -54,7 +54,7 @@ def share(session: Path, target: str) -> dict[str, Any]:
     """
     facts = _checked(session)
     about, track = card(facts), facts.track
-    recipe = validate(Recipe, facts.state.proposals[about["recipe_id"]]["recipe"])
+    recipe = validate(Recipe, facts.state.proposals[about["recipe_id"]].recipe)
     made = about["checkpoint"]
     with published.publishing(target) as folder:
         _copy(session / "champion" / checkpoint.FOLDER, folder / checkpoint.FOLDER,

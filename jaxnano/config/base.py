@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, TypeVar, get_args
 
@@ -21,6 +22,7 @@ from pydantic_core import PydanticCustomError
 
 from jaxnano.cli import UserError
 
+PATH = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$"  # what the path of an edit looks like
 MAX_PLACES, MAX_DEPTH, MAX_TEXT = 10_000, 32, 4096  # of plain data before anything looks inside
 
 
@@ -53,9 +55,8 @@ class Node(BaseModel):
 
     @model_validator(mode="after")
     def _in_range(self) -> Self:
-        for name, field in type(self).model_fields.items():
-            value, span = getattr(self, name), traced_range(field)
-            if span is None or value is None:
+        for name, span in _spans(type(self)):
+            if (value := getattr(self, name)) is None:
                 continue
             peaks = value.values() if isinstance(value, dict) else [getattr(value, "value", value)]
             for peak in peaks:
@@ -63,6 +64,12 @@ class Node(BaseModel):
                     nearest = span.low if peak < span.low else span.high
                     raise refuse(name, peak, f"between {span.low:g} and {span.high:g}; {nearest:g} would do")
         return self
+
+
+@cache
+def _spans(node: type[Node]) -> tuple[tuple[str, Range], ...]:
+    """The traced fields of a node: a ledger holds thousands of nodes without any."""
+    return tuple((name, span) for name, field in node.model_fields.items() if (span := traced_range(field)))
 
 
 class Problem(NamedTuple):
@@ -84,6 +91,11 @@ class ConfigError(UserError):
         self.problems = problems
         super().__init__("\n".join(f"{source + ': ' if source else ''}{p}" for p in problems))
 
+    @staticmethod
+    def of(error: ValidationError, data: Any, node: type[Node], source: str = "") -> ConfigError:
+        """What Pydantic says against plain data that should be a node."""
+        return ConfigError([_problem(e, data, node) for e in error.errors(include_url=False)], source)
+
 
 def refuse(path: str, value: Any, rule: str) -> PydanticCustomError:
     """The error a validator raises for a cross-field rule; `path` is relative to the node that validates."""
@@ -103,7 +115,7 @@ def validate(node: type[N], data: Any, source: str = "") -> N:
     try:
         return node.model_validate_json(json.dumps(data))
     except ValidationError as error:
-        raise ConfigError([_problem(e, data, node) for e in error.errors(include_url=False)], source) from None
+        raise ConfigError.of(error, data, node, source) from None
 
 
 def _not_plain(data: Any) -> Problem | None:
@@ -350,3 +362,13 @@ def to_yaml(data: Any) -> str:
 def finite(value: Any) -> bool:
     """Whether `value` is a finite number that a float can hold, and not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def overlap(a: str, b: str) -> bool:
+    """Whether one path is the other or a place below it."""
+    return is_under(a, b) or is_under(b, a)
+
+
+def is_under(path: str, prefix: str) -> bool:
+    """Whether `path` is `prefix` or a place below it."""
+    return path == prefix or path.startswith(prefix + ".")

@@ -7,10 +7,9 @@ from typing import Any, TypeGuard
 
 from pydantic import Field
 
-from jaxnano.config.base import ConfigError, Node, Problem, dump, dump_full, name_of, validate
+from jaxnano.config.base import ConfigError, Node, Problem, dump, dump_full, name_of, overlap, validate
 from jaxnano.config.recipe import Recipe
 
-PATH = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$"  # what the path of an edit looks like
 ABSENT = {"absent": True}  # stands for "nothing there" on either side of an edit; plain data, so that JSON carries it
 
 
@@ -170,16 +169,6 @@ def invert(recipe: Recipe, change: Diff) -> Diff:
 def conflicts(a: Diff, b: Diff) -> bool:
     """Whether a path of one is a prefix of a path of the other, so that the two cannot simply be combined."""
     return any(overlap(x.path, y.path) for x in a.edits for y in b.edits)
-
-
-def overlap(a: str, b: str) -> bool:
-    """Whether one path is the other or a place below it."""
-    return is_under(a, b) or is_under(b, a)
-
-
-def is_under(path: str, prefix: str) -> bool:
-    """Whether `path` is `prefix` or a place below it."""
-    return path == prefix or path.startswith(prefix + ".")
 
 
 def render(change: Diff) -> str:

@@ -95,7 +95,7 @@ class Victim:
         seen, since = -1, time.monotonic()
         while loop.poll() is None:
             events = self.events()
-            begun = any(e.kind in ("session", "resume") and e.body["pid"] == loop.pid for e in events)
+            begun = any(e.kind in ("session", "resume") and e.body.pid == loop.pid for e in events)
             if begun and sum(e.kind == "result" for e in events) >= results:
                 time.sleep(delay_s)
                 return loop.poll() is None
@@ -110,17 +110,17 @@ class Victim:
     def remember(self) -> int:
         """Take down what has completed so far: it must be there for ever. Returns: the number of runs in flight."""
         events = self.events()
-        results = {(e.subject, e.body["attempt"]): e.body for e in events if e.kind == "result"}
-        self.completed |= {key: body for key, body in results.items() if body["outcome"] == "completed"}
-        return sum(e.kind == "attempt" and (e.subject, e.body["attempt"]) not in results for e in events)
+        results = {(e.subject, e.body.attempt): e.body for e in events if e.kind == "result"}
+        self.completed |= {key: body for key, body in results.items() if body.outcome == "completed"}
+        return sum(e.kind == "attempt" and (e.subject, e.body.attempt) not in results for e in events)
 
     def check(self) -> None:
         """Once the session has ended: nothing lost, nothing twice, nothing left open."""
         events = self.events()
-        outcomes = Counter(e.body["outcome"] for e in events if e.kind == "result")
+        outcomes = Counter(e.body.outcome for e in events if e.kind == "result")
         self.summary = f"{len(events)} events; attempts: " + ", ".join(f"{n} {name}" for name, n in outcomes.items())
-        results = {(e.subject, e.body["attempt"]): e.body for e in events if e.kind == "result"}
-        completed = Counter(key for (key, _), body in results.items() if body["outcome"] == "completed")
+        results = {(e.subject, e.body.attempt): e.body for e in events if e.kind == "result"}
+        completed = Counter(key for (key, _), body in results.items() if body.outcome == "completed")
         self.faults += [f"{key}: {n} completed results" for key, n in completed.items() if n > 1]
         self.faults += [f"{key}: its result has changed or gone" for (key, attempt), body in self.completed.items()
                         if results.get((key, attempt)) != body]
@@ -128,8 +128,8 @@ class Victim:
             found = read_result(folder)
             if found and found["outcome"] == "completed" and not completed[folder.name]:
                 self.faults.append(f"{folder.name}: completed on disk, but the ledger does not say so")
-        self.faults += [f"{e.subject}: attempt {e.body['attempt']} has no result" for e in events
-                        if e.kind == "attempt" and (e.subject, e.body["attempt"]) not in results]
+        self.faults += [f"{e.subject}: attempt {e.body.attempt} has no result" for e in events
+                        if e.kind == "attempt" and (e.subject, e.body.attempt) not in results]
         if not events or events[-1].kind != "end":
             self.faults.append("the session has no end")
         with Ledger(self.folder / FILE) as ledger:

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from jaxnano.config.base import Node, Range, digest, dump, finite, name_of, traced_range
-from jaxnano.config.edit import is_under
+from jaxnano.config.base import Node, Range, digest, dump, finite, is_under, name_of, traced_range
 from jaxnano.config.model import Alibi, Injection, Rotary
 from jaxnano.config.optimizer import Group
 from jaxnano.config.recipe import Recipe

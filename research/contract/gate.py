@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
-from jaxnano.config.base import ConfigError, Problem, finite, kind_of, validate
-from jaxnano.config.edit import Diff, apply, diff, is_under, show
+from jaxnano.config.base import ConfigError, Problem, finite, is_under, kind_of, validate
+from jaxnano.config.edit import Diff, apply, diff, show
 from jaxnano.config.recipe import Recipe, recipe_id
 from jaxnano.config.schedule import Schedule
 from jaxnano.cost import preflight
 from research.contract.behaviour import behaviour, idle, needless
-from research.contract.proposal import Part, build, dead
+from research.contract.part import Part
+from research.contract.proposal import build, dead
 from research.contract.track import Track
 
 SCHEDULES = {kind_of(node) for node in get_args(Schedule)}  # their kinds

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from jaxnano.config.base import ConfigError, Node, Problem, read_yaml, validate
-from research.contract.proposal import IdeaEdit, Part
+from research.contract.part import IdeaEdit, Part
 
 FOLDER = Path(__file__).resolve().parent.parent / "lanes" / "ideas"
 

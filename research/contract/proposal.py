@@ -1,4 +1,4 @@
-"""What is proposed: parts, each a named diff applied in turn to the track's base.
+"""What parts make of the track's base, applied in turn; and what others submit.
 
 Parts are what is combined, reverted and ablated.
 """
@@ -6,83 +6,18 @@ Parts are what is combined, reverted and ablated.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Collection, Iterable, Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_serializer, model_validator
+from pydantic import Field, model_validator
 
-from jaxnano.config.base import ConfigError, Node, Problem, unique_names, validate
-from jaxnano.config.edit import PATH, Diff, Edit, apply, is_under, overlap, read
+from jaxnano.config.base import ConfigError, Problem, is_under, unique_names, validate
+from jaxnano.config.edit import Diff, Edit, apply, read
 from jaxnano.config.recipe import Recipe
 from research.contract.behaviour import idle, pruned
+from research.contract.part import CLAIM, MOST, IdeaEdit, Part, Proposal
 from research.contract.track import Track
-
-INBOX, LLM = "inbox", "llm"  # lanes of people and coding agents, and of a language model: others submit for these
-FROM = "from"  # the lane of an earlier session's champion, which is this one's incumbent
-CLAIM = 2.0  # of the track's epsilons: what a promise from outside may move the prior by
-MOST = 32  # edits of a part, and parts of a proposal: each part is built on the one before
-MAX_WHY = 2000  # characters of a reason
-
-
-class IdeaEdit(Node):
-    """path, and what to put there; before, after: the neighbour of a list's new item."""
-
-    path: str = Field(description="dotted; an item of a list by its name, or its kind where it has none: "
-                      "optimizer.groups.matrices.chain.adam.b1; `schema` tells of each place",
-                      json_schema_extra={"pattern": PATH})
-    new: object = Field(default=None, description="what to put there: a value, a node whole with its kind, or "
-                        "{absent: true} to remove an item of a list")
-    before: str | None = None
-    after: str | None = None
-
-    @cached_property
-    def _hash(self) -> int:
-        return hash((self.path, json.dumps(self.new, sort_keys=True)))
-
-    def __hash__(self) -> int:
-        return self._hash  # `new` may be a map; lanes look parts up by the thousand
-
-    @model_serializer
-    def _as_written(self) -> dict[str, Any]:
-        """Without the neighbours that are not named."""
-        return {name: value for name, value in self if value is not None or name == "new"}
-
-
-class Part(Node):
-    """One named change. What stood at an edit's path is read from the recipe it is applied to.
-
-    effect: expected, in nats, positive = better. source: a paper or a record. why: its reason, which it keeps wherever
-    it is taken: what a candidate of several parts claims is what they claim.
-    """
-
-    name: str
-    edits: tuple[IdeaEdit, ...] = Field(min_length=1, max_length=MOST)
-    effect: float = Field(default=0.0, ge=-1, le=1)
-    source: str = ""
-    why: str = Field(default="", max_length=MAX_WHY)  # none in a ledger of version 0.2
-
-
-class Proposal(Node):
-    """parts: in order, from the base. parents: recipe ids it grew from. origin: who or what proposed it.
-
-    expected_effect: what the parts promise together, nats; it follows from them, whatever was written.
-    """
-
-    name: str
-    parts: tuple[Part, ...] = Field(max_length=MOST)
-    hypothesis: str
-    lane: str
-    origin: str = ""
-    parents: tuple[str, ...] = ()
-
-    expected_effect: float = 0.0
-
-    @model_validator(mode="after")
-    def _expected(self) -> Self:
-        vars(self)["expected_effect"] = prior(self.parts)
-        return self
 
 
 class _Submitted(Proposal):
@@ -95,13 +30,6 @@ class _Submitted(Proposal):
     def _named(self) -> Self:
         unique_names(self.parts, "parts")
         return self
-
-
-def title(parts: Sequence[Part]) -> str:
-    """What a candidate is called: its ideas, and how often it was tuned."""
-    names = [part.name for part in parts if not part.name.startswith("tune ")]
-    tuned = [part.name for part in parts if part.name.startswith("tune ")]
-    return " + ".join(names + (tuned if len(tuned) < 2 else [f"{len(tuned)} x tuned"])) or "base"
 
 
 def build(base: Recipe, parts: Sequence[Part]) -> Recipe:
@@ -205,32 +133,14 @@ def replaces(new: Part, old: Part) -> bool:
     return all(any(is_under(e.path, n.path) for n in new.edits) for e in old.edits)
 
 
-def conflict(a: Part, b: Part) -> bool:
-    """Whether one writes to, above or below a place of the other, so that the later would undo or bend the earlier."""
-    return any(overlap(x.path, y.path) for x in a.edits for y in b.edits)
-
-
-def prior(parts: Sequence[Part]) -> float:
-    """Expected effect of parts together, nats."""
-    return sum(promises(parts))
-
-
-def promises(parts: Sequence[Part]) -> list[float]:
-    """What each part adds to the expected effect, nats: one that bends earlier ones adds only what is more."""
-    found = []
-    for index, part in enumerate(parts):
-        rivals = [other.effect for other in parts[:index] if conflict(part, other)]
-        found.append(max(0.0, part.effect - sum(rivals)) if rivals else part.effect)
-    return found
-
-
 def submitted(data: Any, track: Track, known: Collection[Part] = ()) -> Proposal:
     """The proposal that somebody has submitted. known: parts that keep their effect; see `claimed`.
 
     Raises: ConfigError if it is not one.
     """
     found = validate(_Submitted, data, "proposal")
-    return Proposal(**dict(found) | {"parts": claimed(found.parts, known, track)})
+    return Proposal(name=found.name, parts=claimed(found.parts, known, track), hypothesis=found.hypothesis,
+                    lane=found.lane, origin=found.origin, parents=found.parents)
 
 
 def claimed(parts: Sequence[Part], known: Collection[Part], track: Track) -> tuple[Part, ...]:

@@ -18,8 +18,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from jaxnano.config.base import ConfigError, Node, Problem, name_of, traced_range
-from jaxnano.config.edit import PATH, is_under, plain, show
+from jaxnano.config.base import PATH, ConfigError, Node, Problem, is_under, name_of, traced_range
+from jaxnano.config.edit import plain, show
 from jaxnano.config.expression import FUNCTIONS
 from jaxnano.config.recipe import Recipe
 from jaxnano.config.schedule import FormulaSchedule, Schedule

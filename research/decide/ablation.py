@@ -10,7 +10,7 @@ were clearly worth more. Parts that were not tested are named, with the reason.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 
 from jaxnano.config.recipe import Recipe, recipe_id
-from research.contract.proposal import Part, Proposal, build, title, without
+from research.contract.part import Part, Proposal, title
+from research.contract.proposal import build, without
 from research.contract.trial import Trial
 from research.decide.belief import Arm, Snapshot
 from research.learn.compare import compare, holm
+from research.ledger.kinds import Ablated
 
 REPLICATES = 3  # common seeds a candidate and its ablations are compared on
 LEAST = 2  # of them, for a verdict: the first is what the candidate was picked by
@@ -45,23 +47,19 @@ class Ablation:
     recipe_id: str
 
     @cached_property
-    def body(self) -> Mapping[str, Any]:
+    def body(self) -> Ablated:
         """The last `ablation` event's body; before the first, as if it had removed nothing yet."""
-        start = {"recipe_id": self.recipe_id, "rows": [], "removed": [], "trying": None, "more": True}
-        found = self.snapshot.state.ablations.get(self.recipe_id, start)
-        if found.get("trying") and "removing" not in found:  # version 0.2 said `removed` before it knew
-            return found | {"removing": found["removed"], "removed": []}
-        return found
+        return self.snapshot.state.ablations.get(self.recipe_id) or Ablated(recipe_id=self.recipe_id, more=True)
 
     @property
     def final(self) -> str | None:
         """The recipe to seal, once nothing more is to be tried."""
-        return None if self.body.get("trying") or self.body.get("more") else self.body["recipe_id"]
+        return None if self.body.trying or self.body.more else self.body.recipe_id
 
     @property
     def present(self) -> Arm:
         """The smallest recipe that is as good as the candidate, so far."""
-        return self.snapshot.arms[self.snapshot.index[self.body["recipe_id"]]]
+        return self.snapshot.arms[self.snapshot.index[self.body.recipe_id]]
 
     @property
     def _split(self) -> str:
@@ -89,7 +87,7 @@ class Ablation:
 
         The most doubtful first, so that what time is left goes to them.
         """
-        worth = {row["part"]: row["effect"] or 0.0 for row in self.body["rows"]}
+        worth = {row["part"]: row["effect"] or 0.0 for row in self.body.rows}
         names = [part.name for part in self.present.parts if worth.get(part.name, 0.0) <= CLEAR * self._epsilon]
         names.sort(key=lambda name: worth.get(name, 0.0))
         found = {name: self._less([name]) for name in names} if len(self.present.parts) > 1 else {}
@@ -100,8 +98,8 @@ class Ablation:
         if self.final is not None:
             return
         named = [(f"{name} earns its place", variant) for name, variant in self.variants.items()]
-        if self.body.get("trying"):
-            named = [(f"without {', '.join(self.body['removing'])} nothing is lost", self._less(self.body["removing"]))]
+        if self.body.trying:
+            named = [(f"without {', '.join(self.body.removing)} nothing is lost", self._less(self.body.removing))]
         for why, variant in named:
             if variant.recipe_id not in self.snapshot.state.proposals:
                 yield Proposal(name=title(variant.parts), parts=variant.parts, hypothesis=why, lane="ablation",
@@ -111,7 +109,7 @@ class Ablation:
         """Runs of this look, in order, with their purpose; over or not."""
         ids = {self.snapshot.arms[0].recipe_id: "replicate", self.recipe_id: "replicate"}
         ids |= {self.present.recipe_id: ids.get(self.present.recipe_id, "ablate")}
-        tried = [self.body["trying"]] if self.body.get("trying") else [v.recipe_id for v in self.variants.values()]
+        tried = [self.body.trying] if self.body.trying else [v.recipe_id for v in self.variants.values()]
         for recipe in tried if self.final is None else ():
             if recipe in self.snapshot.index and not self.snapshot.broken(recipe):
                 ids.setdefault(recipe, "ablate")
@@ -130,11 +128,11 @@ class Ablation:
         gap = float(np.mean([less[s] - full[s] for s in common])) if common else None
         return (gap if gap is not None and math.isfinite(gap) else None), len(common)
 
-    def settle(self) -> dict[str, Any]:
+    def settle(self) -> Ablated:
         """The `ablation` event that comes next, once no wanted run is left, or no time for them."""
-        if self.body.get("trying"):
+        if self.body.trying:
             return self._tried()
-        rows = {row["part"]: row for row in self.body["rows"]}
+        rows = {row["part"]: row for row in self.body.rows}
         small = []
         for name, variant in self.variants.items():
             gap, n = self._gap(variant.recipe_id)
@@ -146,13 +144,13 @@ class Ablation:
             if gap < self._epsilon:
                 small.append(name)
         kept = [part.name for part in self.present.parts]
-        told = [*kept, *self.body["removed"]]
-        body = {"rows": _adjusted([rows[name] for name in told if name in rows]), "kept": kept,
-                "removed": self.body["removed"], "recipe_id": self.present.recipe_id,
-                "untested": {name: self._why_not(name) for name in kept
-                             if name not in rows or (rows[name].get("of", self.recipe_id) != self.present.recipe_id
-                                                     and (rows[name]["effect"] or 0.0) < self._epsilon)}}
-        return self._try(body, sorted(small, key=lambda name: rows[name]["effect"]))
+        told = [*kept, *self.body.removed]
+        untested = {name: self._why_not(name) for name in kept
+                    if name not in rows or (rows[name].get("of", self.recipe_id) != self.present.recipe_id
+                                            and (rows[name]["effect"] or 0.0) < self._epsilon)}
+        look = Ablated(recipe_id=self.present.recipe_id, rows=_adjusted([rows[name] for name in told if name in rows]),
+                       kept=tuple(kept), removed=self.body.removed, untested=untested)
+        return self._try(look, sorted(small, key=lambda name: rows[name]["effect"]))
 
     def _why_not(self, name: str) -> str:
         """Why a part has not been run without."""
@@ -166,36 +164,35 @@ class Ablation:
         over = [t for t in self.snapshot.over.get(variant.recipe_id, ()) if t.horizon == 1.0]
         return "runs without it did not finish" if len(over) >= LEAST else "no time was left to run without it"
 
-    def _try(self, body: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    def _try(self, look: Ablated, names: Sequence[str]) -> Ablated:
         """The event that has a recipe without these parts tried, takes it if it has run, or ends the ablation."""
-        body |= {"trying": None, "removing": names, "more": False}
-        if not names:
-            return body
-        variant = self._less(names)
-        if len(names) > 1:
-            return body | {"trying": variant.recipe_id}
-        return self._removed(body, variant)
+        variant = self._less(names) if names else None
+        trying = variant.recipe_id if variant is not None and len(names) > 1 else None
+        look = look.model_copy(update={"trying": trying, "removing": tuple(names), "more": False})
+        return look if variant is None or trying else self._removed(look, variant)
 
-    def _removed(self, body: dict[str, Any], variant: Variant) -> dict[str, Any]:
-        gone = list(dict.fromkeys([*self.body["removed"], *variant.gone]))
-        kept = [part.name for part in variant.parts]
-        return body | {"recipe_id": variant.recipe_id, "removed": gone, "kept": kept, "trying": None, "more": True}
+    def _removed(self, look: Ablated, variant: Variant) -> Ablated:
+        gone = tuple(dict.fromkeys([*self.body.removed, *variant.gone]))
+        kept = tuple(part.name for part in variant.parts)
+        return look.model_copy(update={"recipe_id": variant.recipe_id, "removed": gone, "kept": kept, "trying": None,
+                                       "more": True})
 
-    def _tried(self) -> dict[str, Any]:
+    def _tried(self) -> Ablated:
         """The recipe without several parts has run, or was refused or had no time: is it as good?"""
-        names = list(self.body["removing"])
-        gap, n = self._gap(self.body["trying"])
-        body = dict(self.body) | {"reduced_effect": gap}
+        names, tried = self.body.removing, self.body.trying
+        assert tried is not None
+        gap, n = self._gap(tried)
+        look = self.body.model_copy(update={"reduced_effect": gap})
         if n >= LEAST and gap is not None and gap <= self._epsilon:
-            return self._removed(body, self._less(names))
-        return self._try(body, names[: len(names) // 2])
+            return self._removed(look, self._less(names))
+        return self._try(look, names[: len(names) // 2])
 
 
-def _adjusted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _adjusted(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
     """The rows, p-values adjusted for their number."""
     tested = [row for row in rows if "p_value" in row]
     levels = dict(zip((row["part"] for row in tested), holm([row["p_value"] for row in tested]), strict=True))
-    return [row | ({"p_adjusted": levels[row["part"]]} if row["part"] in levels else {}) for row in rows]
+    return tuple(row | ({"p_adjusted": levels[row["part"]]} if row["part"] in levels else {}) for row in rows)
 
 
 def compared(a: Mapping[int, float], b: Mapping[int, float], attempt: int = 0) -> dict[str, Any]:

@@ -12,12 +12,13 @@ import numpy as np
 from jaxnano.config.base import validate
 from jaxnano.config.recipe import Recipe, recipe_id, structure_id
 from jaxnano.cost import preflight
-from research.contract.proposal import INBOX, LLM, Part, Proposal, promises
+from research.contract.part import INBOX, LLM, Part, Proposal, promises
 from research.contract.track import Track
 from research.contract.trial import Trial
 from research.lanes.protocol import Knowledge, Known
 from research.learn.features import features
 from research.learn.posterior import Candidate, Fitted, Observation, Posterior
+from research.ledger.kinds import Proposed
 from research.ledger.state import FINAL, State
 
 SEEDS = 8  # common seeds 0 .. 7 of the search
@@ -60,8 +61,8 @@ class Belief:
         """Id of the track's base."""
         return recipe_id(self.track.base_recipe)
 
-    def _arm(self, rid: str, body: dict[str, Any]) -> Arm:
-        recipe, proposal = validate(Recipe, body["recipe"]), validate(Proposal, body["proposal"])
+    def _arm(self, rid: str, body: Proposed) -> Arm:
+        recipe, proposal = validate(Recipe, body.recipe), body.proposal
         candidate = Candidate(features(self.track.base_recipe, recipe), self._promise(proposal))
         cost = preflight(recipe)
         return Arm(rid, proposal.name, recipe, proposal.parts, candidate, proposal.lane,
@@ -103,7 +104,7 @@ class Snapshot:
     @property
     def incumbent(self) -> str:
         """The recipe a candidate has to beat: the champion, this session's or an earlier one's, or the base."""
-        return self.state.champion or self.state.session.get("incumbent") or self.arms[0].recipe_id
+        return self.state.champion or self.state.session.incumbent or self.arms[0].recipe_id
 
     @cached_property
     def fitted(self) -> Fitted:
@@ -113,14 +114,14 @@ class Snapshot:
             result, arm = trial.result, self.arm(trial.recipe_id)
             if arm is None or result is None or trial.seed >= SEEDS:
                 continue
-            common = {"features": arm.candidate.features, "horizon": trial.horizon, "seed": trial.seed,
-                      "promise": arm.candidate.promise}
-            match result["outcome"]:
+            common: dict[str, Any] = {"features": arm.candidate.features, "horizon": trial.horizon, "seed": trial.seed,
+                                      "promise": arm.candidate.promise}
+            match result.outcome:
                 case "completed":
-                    loss = result["loss"][self.belief.track.splits.search]
+                    loss = trial.loss[self.belief.track.splits.search]
                     observations.append(Observation(loss=loss, **common))
-                case "killed" if result.get("predicted"):
-                    mean, sd = result["predicted"]
+                case "killed" if result.predicted:
+                    mean, sd = result.predicted
                     observations.append(Observation(loss=mean, noise_sd=sd, **common))
                 case "diverged":
                     diverged.append(arm.candidate.features)
@@ -163,13 +164,13 @@ class Snapshot:
         found: dict[str, list[Trial]] = {}
         for trial in self.state.trials.values():
             if trial.outcome in FINAL:
-                found.setdefault(trial.recipe_id, []).append(Trial(trial.recipe_id, trial.horizon, trial.seed))
+                found.setdefault(trial.recipe_id, []).append(trial.trial)
         return found
 
     @cached_property
     def running(self) -> list[Trial]:
         """Runs in flight."""
-        return [Trial(t.recipe_id, t.horizon, t.seed) for t in self.state.trials.values() if t.outcome == "running"]
+        return [t.trial for t in self.state.trials.values() if t.outcome == "running"]
 
     def broken(self, recipe_id: str) -> bool:
         """Whether a recipe failed or ran out of time: it is not tried again."""

@@ -10,9 +10,12 @@ from jaxnano.config.recipe import Recipe
 from research.contract.track import Track
 from research.decide.belief import Belief, Snapshot
 from research.decide.price import Prices
-from research.ledger.events import Event, SessionError
+from research.ledger.events import Event
+from research.ledger.kinds import Body
 from research.ledger.session import Session
 from research.ledger.state import State, fold
+
+Seen = Callable[[Iterable[Event[Any]]], Iterable[Event[Any]]]
 
 
 class Book:
@@ -21,13 +24,13 @@ class Book:
     Args: seen: what of the events the reader may see; the loop sees all.
     """
 
-    def __init__(self, session: Session, track: Track, seen: Callable[[Iterable[Event]], Iterable[Event]] = iter):
+    def __init__(self, session: Session, track: Track, seen: Seen = iter):
         self.session, self.track, self.seen = session, track, seen
         self.state, self.belief = State(), Belief(track)
         self._prices: Prices | None = None
         self.refresh()
 
-    def record(self, kind: str, subject: str, body: Mapping[str, Any]) -> None:
+    def record(self, kind: str, subject: str, body: Body | Mapping[str, Any]) -> None:
         """Append an event and take it into the state."""
         self.session.ledger.append(kind, subject, body)
         self.refresh()
@@ -57,14 +60,12 @@ def track_of(state: State) -> Track:
 
     Raises: SessionError if the ledger has no `session` event yet.
     """
-    if "contract" not in state.session:
-        raise SessionError("the ledger holds no session event yet: nothing has happened")
-    track = validate(Track, state.session["contract"])
+    track = validate(Track, state.session.contract)
     if (base := base_id(state)) is not None:
-        vars(track)["base_recipe"] = validate(Recipe, state.proposals[base]["recipe"])  # fills the cached property
+        vars(track)["base_recipe"] = validate(Recipe, state.proposals[base].recipe)  # fills the cached property
     return track
 
 
 def base_id(state: State) -> str | None:
     """The base's recipe id, once it is proposed."""
-    return next((rid for rid, body in state.proposals.items() if body["proposal"]["lane"] == "base"), None)
+    return next((rid for rid, body in state.proposals.items() if body.proposal.lane == "base"), None)

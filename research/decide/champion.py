@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from jaxnano import checkpoint, data, evaluate
 from jaxnano.cli import UserError
 from jaxnano.config.file import save
 from research.contract.track import Track
 from research.decide.belief import Arm
-from research.ledger.events import decode, encode
+from research.ledger.events import encode, read
+from research.ledger.kinds import Crowned
 from research.ledger.session import Session, replace_file
 
 ABOUT = "crowned.json"
 
 
-def crown(session: Session, track: Track, arm: Arm, trial_key: str) -> dict[str, Any]:
+def crown(session: Session, track: Track, arm: Arm, trial_key: str) -> Crowned:
     """Make a verified recipe's folder beside the champion's; `install` puts it in its place once the ledger says so.
 
     A crash leaves the champion that the ledger knows. A folder that was finished before it is taken as it is: the
@@ -28,7 +27,7 @@ def crown(session: Session, track: Track, arm: Arm, trial_key: str) -> dict[str,
     Returns: the `crowned` event's body, with the loss of the one opening of the held-out split.
     """
     source, folder = session.trial_dir(trial_key) / "checkpoint", _beside(session)
-    if (made := _about(folder)) and made["trial"] == trial_key:
+    if (made := _about(folder)) and made.trial == trial_key:
         return made
     if not source.is_dir():
         raise UserError(f"{source}: missing, so {arm.recipe_id} cannot be crowned; research.review --veto "
@@ -40,13 +39,13 @@ def crown(session: Session, track: Track, arm: Arm, trial_key: str) -> dict[str,
     recipe, params, about = checkpoint.load(folder / "checkpoint")
     corpus = data.load(recipe.data)
     windows = evaluate.eval_windows(corpus, track.splits.heldout, recipe, track.proof_tokens)
-    body = {"trial": trial_key, "name": arm.name, "seed": about["seed"],
-            "heldout": evaluate.evaluate(recipe, params, windows)}
+    body = Crowned(trial=trial_key, name=arm.name, seed=about["seed"],
+                   heldout=evaluate.evaluate(recipe, params, windows))
     replace_file(folder / ABOUT, encode(body).encode())  # last: with it, the folder is whole
     return body
 
 
-def install(session: Session, crowned: Mapping[str, Any]) -> None:
+def install(session: Session, crowned: Crowned) -> None:
     """Put the folder of the recipe that the ledger crowned in its place; does nothing where it is there.
 
     Whatever this is killed at, done again it ends in the same: the new folder, alone.
@@ -55,7 +54,7 @@ def install(session: Session, crowned: Mapping[str, Any]) -> None:
     """
     new, old = _beside(session), session.path / "champion.old"
     made = _about(new)
-    if made is not None and made["trial"] == crowned["trial"]:
+    if made is not None and made.trial == crowned.trial:
         if session.champion.exists():
             shutil.rmtree(old, ignore_errors=True)
             session.champion.rename(old)
@@ -68,7 +67,7 @@ def _beside(session: Session) -> Path:
     return session.path / "champion.new"
 
 
-def _about(folder: Path) -> dict[str, Any] | None:
+def _about(folder: Path) -> Crowned | None:
     """What a folder that was finished says of itself; None of any other."""
     path = folder / ABOUT
-    return decode(path.read_text(encoding="utf-8"), str(path)) if path.is_file() else None
+    return read("crowned", path.read_text(encoding="utf-8"), str(path)) if path.is_file() else None  # type: ignore

@@ -7,16 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from research.contract.proposal import FROM, INBOX
+from research.contract.part import FROM, INBOX
 from research.contract.trial import Trial
 from research.decide.belief import SEEDS, Arm, Snapshot
 from research.decide.price import Prices
 from research.learn import allocate
+from research.ledger.kinds import Competitor, Decided
 
 POOL = 40  # candidates that compete for the next run
 STRONG = 2.0  # standard deviations that make up "may still be best"
 
-Chosen = tuple[Trial, dict[str, Any]]  # a run, and the body of its `decision` event
+Chosen = tuple[Trial, Decided]  # a run, and why it is the next one
 
 
 def pool(now: Snapshot) -> list[int]:
@@ -42,11 +43,11 @@ def rewards(now: Snapshot, lanes: Collection[str]) -> list[allocate.Reward]:
     best, found, base = 0.0, [], now.arms[0].recipe_id
     split = now.belief.track.splits.search
     for trial in now.state.trials.values():
-        lane = now.state.proposals.get(trial.recipe_id, {}).get("proposal", {}).get("lane")
+        lane = now.state.proposals[trial.recipe_id].proposal.lane if trial.recipe_id in now.state.proposals else ""
         level = now.state.losses(base, trial.horizon, split).get(trial.seed)
         if trial.loss and level is not None and lane in lanes:
             effect = level - trial.loss[split]
-            device_s = (trial.result or {}).get("device_s") or 1.0
+            device_s = (trial.result and trial.result.device_s) or 1.0
             found.append(allocate.Reward(lane, max(0.0, effect - best), device_s))
             best = max(best, effect)
     return found
@@ -74,17 +75,17 @@ def promised(prices: Prices, worker: int, left_s: float) -> Chosen | None:
     owed = [a for a in now.arms if a.lane in (FROM, INBOX) and a.recipe_id not in tried]
     arm = min(owed, key=lambda a: a.lane != FROM, default=None)
     horizon = min(now.belief.track.horizons)
-    kept = sum(bool(e.body.get("promised")) for e in now.state.decisions)
-    searched = sum(e.body["purpose"] == "search" for e in now.state.decisions)
+    kept = sum(e.body.promised for e in now.state.decisions)
+    searched = sum(e.body.purpose == "search" for e in now.state.decisions)
     if arm is None or now.broken(now.arms[0].recipe_id) or 2 * kept > searched:
         return None
     if prices.wall_s(arm, horizon, worker) > left_s:
         return None
     if (base := _base_first(now, worker, left_s, f"the base for {arm.name}")) or untimed(prices):
         return base
-    return Trial(arm.recipe_id, horizon, 0), {
-        "purpose": "search", "promised": True, "worker": worker, "left_s": left_s, "as_of": now.state.seq,
-        "why": f"first run of {arm.name}, {'the incumbent' if arm.lane == FROM else 'proposed from outside'}"}
+    return Trial(arm.recipe_id, horizon, 0), Decided(
+        purpose="search", promised=True, worker=worker, left_s=left_s, as_of=now.state.seq,
+        why=f"first run of {arm.name}, {'the incumbent' if arm.lane == FROM else 'proposed from outside'}")
 
 
 def _base_first(now: Snapshot, worker: int, left_s: float, why: str) -> Chosen | None:
@@ -92,7 +93,7 @@ def _base_first(now: Snapshot, worker: int, left_s: float, why: str) -> Chosen |
     base = Trial(now.arms[0].recipe_id, min(now.belief.track.horizons), 0)
     if base in now.running or base in now.over.get(base.recipe_id, ()):
         return None
-    return base, {"purpose": "base", "worker": worker, "left_s": left_s, "as_of": now.state.seq, "why": why}
+    return base, Decided(purpose="base", worker=worker, left_s=left_s, as_of=now.state.seq, why=why)
 
 
 def decide(prices: Prices, seed: int, worker: int, left_s: float) -> Chosen | None:
@@ -122,19 +123,19 @@ def decide(prices: Prices, seed: int, worker: int, left_s: float) -> Chosen | No
     if chosen is None:
         return None
     trial = Trial(arms[chosen.action.candidate].recipe_id, chosen.action.horizon, chosen.action.seed)
-    return trial, {"purpose": chosen.purpose, "worker": worker, "left_s": left_s, "as_of": now.state.seq,
-                   **_reasons(now, arms, chosen)}
+    return trial, Decided(purpose=chosen.purpose, worker=worker, left_s=left_s, as_of=now.state.seq,
+                          **_reasons(now, arms, chosen))
 
 
 def _reasons(now: Snapshot, arms: list[Arm], chosen: allocate.Decision) -> dict[str, Any]:
     """What the winner was worth, and the runners-up, for the ledger."""
-    def scored(one: allocate.Scored) -> dict[str, Any]:
+    def scored(one: allocate.Scored) -> Competitor:
         arm = arms[one.run.candidate]
-        return {"trial": Trial(arm.recipe_id, one.run.horizon, one.run.seed).key, "name": arm.name, "eig": one.eig,
-                "improvement": one.improvement, "cost_s": one.cost_s}
+        key = Trial(arm.recipe_id, one.run.horizon, one.run.seed).key
+        return Competitor(trial=key, name=arm.name, eig=one.eig, improvement=one.improvement, cost_s=one.cost_s)
 
     best, winner = chosen.winner, arms[chosen.winner.run.candidate]
     mean, sd = (float(values[now.index[winner.recipe_id]]) for values in now.effects)
     return {"eig": best.eig, "improvement": best.improvement, "cost_s": best.cost_s, "score": best.score,
             "why": f"{winner.name}: effect {mean:+.3f} +- {sd:.3f}", "winner": scored(best),
-            "runners_up": [scored(one) for one in chosen.runners_up]}
+            "runners_up": tuple(scored(one) for one in chosen.runners_up)}

@@ -7,6 +7,7 @@ publishes.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,13 +17,14 @@ import numpy as np
 
 from jaxnano.config.base import ConfigError, validate
 from jaxnano.config.recipe import Recipe
-from research.contract.proposal import Proposal, dead
+from research.contract.proposal import dead
 from research.decide.ablation import Ablation, compared
 from research.decide.belief import Belief, Snapshot
 from research.decide.book import track_of
 from research.decide.proof import Proof
 from research.ledger import invariants
-from research.ledger.events import Event, Ledger
+from research.ledger.events import Event, Ledger, encode
+from research.ledger.kinds import Body, Crowned
 from research.ledger.state import State
 
 CLOSE = 1e-6  # relative: another processor, or another SciPy, ends in other digits
@@ -40,7 +42,7 @@ def violations(ledger: Ledger, session: Path) -> Iterator[str]:
     yield from _dead_edits(events)
 
 
-def broken_claims(events: Iterable[Event]) -> Iterator[str]:
+def broken_claims(events: Iterable[Event[Any]]) -> Iterator[str]:
     """One line for each event that claims what does not follow from the events before it."""
     checks = {"ablation": _ablation, "sealed": _sealed, "verification": _verification, "crowned": _crowned}
     state, belief = State(), None
@@ -55,16 +57,17 @@ def broken_claims(events: Iterable[Event]) -> Iterator[str]:
         state.apply(event)
 
 
-def _ablation(snapshot: Snapshot, event: Event) -> Iterator[str]:
+def _ablation(snapshot: Snapshot, event: Event[Any]) -> Iterator[str]:
     """What is tried, removed and kept follows too, but in a ledger of version 0.2, which decided otherwise. A row was
     true when it was written first: later runs of the same recipes do not change it."""
-    if "more" in event.body:
-        yield from _differences(Ablation(snapshot, event.subject).settle(), event.body)
+    if event.body.more is not None:
+        yield from _unlike(Ablation(snapshot, event.subject).settle(), event.body)
         return
     split = snapshot.belief.track.splits.search
-    before = snapshot.state.ablations.get(event.subject, {"rows": []})
-    known = [{name: row.get(name) for name in ("part", "recipe_id", "of", *ROWS)} for row in before["rows"]]
-    for row in event.body["rows"]:
+    before = snapshot.state.ablations.get(event.subject)
+    rows = before.rows if before is not None else ()
+    known = [{name: row.get(name) for name in ("part", "recipe_id", "of", *ROWS)} for row in rows]
+    for row in event.body.rows:
         if {name: row.get(name) for name in ("part", "recipe_id", "of", *ROWS)} in known:
             continue
         less, full = (snapshot.state.losses(recipe, 1.0, split)
@@ -75,40 +78,45 @@ def _ablation(snapshot: Snapshot, event: Event) -> Iterator[str]:
         yield from _differences(expected, row, f"part {row['part']}: ")
 
 
-def _sealed(snapshot: Snapshot, event: Event) -> Iterator[str]:
+def _sealed(snapshot: Snapshot, event: Event[Any]) -> Iterator[str]:
     track, state = snapshot.belief.track, snapshot.state
-    if track.identity != state.session["track_hash"]:
-        yield f"the session's contract is {track.identity[:12]}, its track_hash says {state.session['track_hash'][:12]}"
+    if track.identity != state.session.track_hash:
+        yield f"the session's contract is {track.identity[:12]}, its track_hash says {state.session.track_hash[:12]}"
     proof = _proof(snapshot, event)
-    yield from _differences(proof.seal(snapshot.incumbent, event.body.get("best_single")), event.body)
+    yield from _unlike(proof.seal(snapshot.incumbent, event.body.best_single), event.body)
     if proof.final != event.subject:
         yield f"the ablation ended in {proof.final}"
 
 
-def _verification(snapshot: Snapshot, event: Event) -> Iterator[str]:
+def _verification(snapshot: Snapshot, event: Event[Any]) -> Iterator[str]:
     proof = _proof(snapshot, event)
     assert proof.sealed is not None
-    yield from _differences(proof.verify(), event.body)
+    yield from _unlike(proof.verify(), event.body)
     if proof.sealed.subject != event.subject:
         yield f"{proof.sealed.subject} was sealed"
 
 
-def _crowned(snapshot: Snapshot, event: Event) -> Iterator[str]:
-    passed = [e for e in snapshot.state.verifications if e.subject == event.subject and e.body["passed"]]
+def _crowned(snapshot: Snapshot, event: Event[Any]) -> Iterator[str]:
+    passed = [e for e in snapshot.state.verifications if e.subject == event.subject and e.body.passed]
     if not passed:
         return  # the order of events is looked at elsewhere
     proof = _proof(snapshot, passed[-1])
     assert proof.sealed is not None and proof.shipped is not None
-    expected = {"trial": proof.shipped.key} | ({"seed": proof.shipped.seed} if "seed" in event.body else {})
-    yield from _differences(expected, event.body)
-    if proof.sealed.body["incumbent"] != snapshot.incumbent:
-        yield f"it beat {proof.sealed.body['incumbent']}, but {snapshot.incumbent} was to be beaten"
+    seed = proof.shipped.seed if event.body.seed is not None else None
+    yield from _unlike(Crowned(trial=proof.shipped.key, seed=seed), event.body)
+    if proof.sealed.body.incumbent != snapshot.incumbent:
+        yield f"it beat {proof.sealed.body.incumbent}, but {snapshot.incumbent} was to be beaten"
 
 
-def _proof(snapshot: Snapshot, event: Event) -> Proof:
+def _proof(snapshot: Snapshot, event: Event[Any]) -> Proof:
     """The proof that a `sealed` or `verification` event belongs to."""
-    named = [e for e in snapshot.state.nominated if e.body["number"] == event.body["nomination"]]
+    named = [e for e in snapshot.state.nominated if e.body.number == event.body.nomination]
     return Proof(snapshot, named[0].subject, named[0].body)
+
+
+def _unlike(expected: Body, found: Body) -> Iterator[str]:
+    """Where an event is not what was expected, as JSON."""
+    yield from _differences(json.loads(encode(expected)), json.loads(encode(found)))
 
 
 def _differences(expected: Any, found: Any, path: str = "") -> Iterator[str]:
@@ -130,16 +138,16 @@ def _same(expected: Any, found: Any) -> bool:
     return type(expected) is type(found) and expected == found
 
 
-def _dead_edits(events: list[Event]) -> Iterator[str]:
+def _dead_edits(events: list[Event[Any]]) -> Iterator[str]:
     """What was accepted changes how the base trains, edit by edit."""
-    accepted = {event.subject for event in events if event.kind == "verdict" and event.body["accepted"]}
+    accepted = {event.subject for event in events if event.kind == "verdict" and event.body.accepted}
     base = None
     for event in (e for e in events if e.kind == "proposal" and e.subject in accepted):
         try:
-            parts = validate(Proposal, event.body["proposal"]).parts
+            parts = event.body.proposal.parts
             if not parts and base is None:
-                base = validate(Recipe, event.body["recipe"])
+                base = validate(Recipe, event.body.recipe)
             for problem in dead(base, parts) if base is not None else ():
                 yield f"event {event.seq}: proposal {event.subject} has a dead edit, {problem}"
-        except (ConfigError, KeyError, TypeError):
+        except (ConfigError, KeyError):
             continue  # what is wrong with it is another rule's finding

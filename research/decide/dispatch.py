@@ -15,6 +15,8 @@ from research.decide.retry import Retries
 from research.execute import Executor, Job, Message
 from research.execute.trial import TARGET
 from research.learn import watch
+from research.ledger.events import node_of
+from research.ledger.kinds import Decided, Started
 
 NEW = -1  # a worker that has compiled nothing, to prices
 
@@ -54,7 +56,7 @@ class Dispatcher:
         """The worker as prices see it: what a process had compiled that has been replaced since is gone."""
         return NEW if worker in self._new else worker
 
-    def send(self, worker: int, trial: Trial, decision: dict[str, Any], *, shipped: bool, left_s: float) -> None:
+    def send(self, worker: int, trial: Trial, decision: Decided, *, shipped: bool, left_s: float) -> None:
         """Have a worker run a trial; its decision is an event first.
 
         Args: shipped: whether its checkpoint is wanted. left_s: of the session; after it nobody needs the run.
@@ -65,22 +67,22 @@ class Dispatcher:
         predicted_s = prices.wall_s(arm, trial.horizon, self.priced(worker))
         attempt = len(state.trials[trial.key].attempts) + 1 if trial.key in state.trials else 1
         splits = {track.splits.search: track.eval_tokens}
-        if decision["purpose"] == "verify":
+        if decision.purpose == "verify":
             splits = {track.splits.protected: track.proof_tokens} | splits
         folder = self.book.session.trial_dir(trial.key)
         self.book.record("decision", trial.key, decision)
-        self.book.record("attempt", trial.key, {
-            "attempt": attempt, "worker": worker, "pid": self.executor.pid(worker), **trial._asdict(),
-            "purpose": decision["purpose"], "splits": splits, "steps": steps})
-        told = state.proposals[trial.recipe_id]["proposal"]
-        about = {"recipe": trial.recipe_id, "name": told["name"], "hypothesis": told["hypothesis"]}
+        self.book.record("attempt", trial.key, Started(
+            attempt=attempt, worker=worker, pid=self.executor.pid(worker), **trial._asdict(),
+            purpose=decision.purpose, splits=splits, steps=steps))
+        told = state.proposals[trial.recipe_id].proposal
+        about = {"recipe": trial.recipe_id, "name": told.name, "hypothesis": told.hypothesis}
         args = {"recipe": dump(arm.recipe), "total_steps": steps, "seconds": prices.budget_s(arm, trial.horizon),
-                "seed": trial.seed, "splits": splits, "data_hash": state.session["data_hash"],
+                "seed": trial.seed, "splits": splits, "data_hash": state.session.data_hash,
                 "checkpoint": str(folder / "checkpoint") if shipped else None}
         self.executor.submit(worker, Job(id=trial.key, attempt=attempt, dir=str(folder), target=TARGET, about=about,
                                          args=args))
         self._new.discard(worker)
-        self.flights[worker] = Flight(trial, decision["purpose"], attempt, time.monotonic(), predicted_s)
+        self.flights[worker] = Flight(trial, decision.purpose, attempt, time.monotonic(), predicted_s)
         self.flights[worker].first_message_s = max(min(PATIENCE_S.values()), min(prices.first_message_s(arm), left_s))
 
     def handle(self, message: Message) -> None:
@@ -117,7 +119,7 @@ class Dispatcher:
         if flight.audited is not None:
             body["audit"] = {"predicted": [flight.audited.final_mean, flight.audited.final_sd]}
         key, purpose = flight.trial.key, flight.purpose
-        self.book.record("result", key, self.retries.judge(self.book.state, key, purpose, body))
+        self.book.record("result", key, self.retries.judge(self.book.state, key, purpose, node_of("result", body)))
         self.stopping = self.stopping or bool(self.retries.trouble)
 
     def watch(self) -> None:
@@ -127,7 +129,7 @@ class Dispatcher:
                 continue
             running = watch.Running(flight.curve, flight.started_s, flight.predicted_s, flight.messages_s,
                                     flight.first_message_s)
-            judged = self.book.state.session.get("kills") and flight.purpose == "search"
+            judged = self.book.state.session.kills and flight.purpose == "search"
             references = self._references(flight.trial) if judged else []
             verdict = watch.watch(running, references, time.monotonic())
             if verdict.kind == "hopeless" and watch.is_audited(flight.trial.key):
@@ -141,7 +143,7 @@ class Dispatcher:
                 self.executor.cancel(worker, verdict.reason)
 
     def _references(self, trial: Trial) -> list[watch.Reference]:
-        return [watch.Reference(t.result["curve"], t.loss[self.book.track.splits.search])
+        return [watch.Reference(t.result.points, t.loss[self.book.track.splits.search])
                 for t in self.book.state.trials.values()
                 if t.loss and (t.horizon, t.seed) == (trial.horizon, trial.seed) and t.result]
 

@@ -12,12 +12,14 @@ import numpy as np
 from jaxnano.config.base import ConfigError, Problem, dump, validate
 from jaxnano.config.recipe import Recipe, recipe_id
 from research.contract.gate import Gate, Verdict
-from research.contract.proposal import INBOX, LLM, Proposal, build, submitted
+from research.contract.part import INBOX, LLM, Proposal
+from research.contract.proposal import build, submitted
 from research.contract.track import Track
 from research.decide.book import Book
 from research.decide.choose import contenders, rewards
 from research.lanes.protocol import Beside, Proposer
 from research.learn import allocate
+from research.ledger.kinds import Proposed
 
 ROOM, JUDGE_S = 256, 1.0  # submitted proposals that may wait for a run; seconds for judging at a time
 STOCK, REFILL = 24, 3  # arms without a run that may be the next best; proposals asked for at a time
@@ -42,10 +44,10 @@ class Intake:
         base = self.book.track.base_recipe
         if recipe_id(base) not in self.book.state.accepted:
             self._submit(base_proposal(self.book.track), base, Verdict(base))
-        inherited = self.book.state.session.get("inherited")
-        if inherited and self.book.state.session["incumbent"] not in self.book.state.accepted:
-            proposal, recipe = validate(Proposal, inherited["proposal"]), validate(Recipe, inherited["recipe"])
-            self._submit(proposal, recipe, Verdict(recipe))
+        session = self.book.state.session
+        if session.inherited is not None and session.incumbent not in self.book.state.accepted:
+            recipe = validate(Recipe, session.inherited.recipe)
+            self._submit(session.inherited.proposal, recipe, Verdict(recipe))
         self.judge()
 
     def stock(self) -> None:
@@ -58,14 +60,14 @@ class Intake:
             return
         asked: dict[str, int] = {}
         for body in state.proposals.values():
-            asked[body["proposal"]["lane"]] = asked.get(body["proposal"]["lane"], 0) + 1
+            asked[body.proposal.lane] = asked.get(body.proposal.lane, 0) + 1
         view, earned, open_ = snapshot.view(), rewards(snapshot, self.lanes), list(self.lanes)
         for _ in range(min(STOCK - contenders(snapshot), STOCK if not state.decisions else REFILL)):
             proposal = None
             while open_ and proposal is None:
                 lane = allocate.next_lane(allocate.share(open_, earned), asked)
                 asked[lane] = asked.get(lane, 0) + 1
-                proposal = self.lanes[lane].propose(view, np.random.default_rng([state.session["seed"], state.seq]))
+                proposal = self.lanes[lane].propose(view, np.random.default_rng([state.session.seed, state.seq]))
                 if proposal is None:
                     open_.remove(lane)
             if proposal is not None:
@@ -94,16 +96,16 @@ class Intake:
         """Judge what a loop that died had proposed, and what others have submitted, for about JUDGE_S."""
         state, until_s = self.book.state, time.monotonic() + JUDGE_S
         for subject in [s for s in state.proposals if s not in state.judged]:
-            self._judged(subject, self.gate.judge(state.proposals[subject]["recipe"]))
+            self._judged(subject, self.gate.judge(state.proposals[subject].recipe))
         waiting = state.unanswered()
         known = {part for body in (state.proposals.values() if waiting else ())
-                 for part in validate(Proposal, body["proposal"]).parts}
+                 for part in body.proposal.parts}
         for number, body in waiting.items():
             if time.monotonic() > until_s:
                 return  # the workers wait: the others come next time
             try:
                 self._room()
-                proposal = submitted(body.get("proposal"), self.book.track, known)
+                proposal = submitted(body.proposal, self.book.track, known)
                 if self.consider(proposal, submission=number).accepted:
                     known.update(proposal.parts)
             except ConfigError as error:
@@ -112,14 +114,13 @@ class Intake:
     def _room(self) -> None:
         """Raises: ConfigError while so many proposals from outside wait for a run that the belief would slow down."""
         state, ran = self.book.state, {trial.recipe_id for trial in self.book.state.trials.values()}
-        waiting = sum(subject in state.accepted and subject not in ran and body["proposal"]["lane"] in (INBOX, LLM)
+        waiting = sum(subject in state.accepted and subject not in ran and body.proposal.lane in (INBOX, LLM)
                       for subject, body in state.proposals.items())
         if waiting >= ROOM:
             raise ConfigError([Problem("", waiting, f"fewer than {ROOM} proposals may wait for a run; later would do")])
 
     def _submit(self, proposal: Proposal, recipe: Recipe, verdict: Verdict, **about: Any) -> None:
-        body = {"proposal": proposal, "recipe": dump(recipe)}
-        self.book.record("proposal", recipe_id(recipe), body)
+        self.book.record("proposal", recipe_id(recipe), Proposed(proposal=proposal, recipe=dump(recipe)))
         self._judged(recipe_id(recipe), verdict, **about)
 
     def _judged(self, subject: str, verdict: Verdict, **about: Any) -> None:

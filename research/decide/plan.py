@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import Any
 
-from jaxnano.config.base import dump, dump_full
+from jaxnano.config.base import dump
 from jaxnano.config.recipe import recipe_id
 from research.contract.track import Track
 from research.decide.ablation import REPLICATES
@@ -14,6 +12,7 @@ from research.decide.belief import Belief, Snapshot
 from research.decide.choose import fitting, untimed
 from research.decide.intake import base_proposal
 from research.decide.price import Prices
+from research.ledger.kinds import Begun, Proposed
 from research.ledger.state import State
 
 REPORT_S = 15.0  # kept back for the champion's folder and the report
@@ -24,17 +23,17 @@ ROUND_MINUTES = 20.0  # a longer session proves a candidate about so often
 TENTHS = 10  # of a minute, in which the least time is told
 
 
-def unbegun(track: Track, session: Mapping[str, Any]) -> Snapshot:
+def unbegun(track: Track, session: Begun) -> Snapshot:
     """The belief of a session, its event's body given, that knows the base and nothing else."""
-    base, state = recipe_id(track.base_recipe), State(session=dict(session))
-    state.proposals[base] = {"proposal": dump_full(base_proposal(track)), "recipe": dump(track.base_recipe)}
+    base, state = recipe_id(track.base_recipe), State(begun=session)
+    state.proposals[base] = Proposed(proposal=base_proposal(track), recipe=dump(track.base_recipe))
     state.accepted.add(base)
     return Belief(track).at(state)
 
 
 def minutes_left(state: State) -> float:
     """What a session that is resumed without --minutes has left."""
-    return max(0.0, state.session["minutes"] - state.wall_s / 60)
+    return max(0.0, state.session.minutes - state.wall_s / 60)
 
 
 def least_minutes(snapshot: Snapshot, workers: int, minutes: float) -> float:
@@ -60,7 +59,7 @@ def least_minutes(snapshot: Snapshot, workers: int, minutes: float) -> float:
 def resuming(snapshot: Snapshot, session: object = "SESSION") -> str:
     """The command that goes on with a session, with the time that it has to be given where too little is left."""
     left = minutes_left(snapshot.state)
-    least = least_minutes(snapshot, snapshot.state.session["workers"], left)
+    least = least_minutes(snapshot, snapshot.state.session.workers, left)
     return f"python -m research.loop --resume --session {session}" + (f" --minutes {least:g}" if least > left else "")
 
 

@@ -44,8 +44,8 @@ class Prices:
     def base_step_s(self) -> float | None:
         """Seconds of the base's step, the median over its runs; None before the first."""
         base = self.snapshot.arms[0]
-        rates = [t.result["tokens_per_s"] for t in self.snapshot.state.trials.values()
-                 if t.recipe_id == base.recipe_id and t.loss and t.result and t.result["tokens_per_s"]]
+        rates = [t.result.tokens_per_s for t in self.snapshot.state.trials.values()
+                 if t.recipe_id == base.recipe_id and t.loss and t.result and t.result.tokens_per_s]
         return base.recipe.data.batch * base.recipe.data.length / float(np.median(rates)) if rates else None
 
     @cached_property
@@ -53,7 +53,7 @@ class Prices:
         """The workers whose present process was given each structure; none where only others, now gone, were."""
         found: dict[str, set[int]] = {}
         attempts = sorted((a for t in self.snapshot.state.trials.values() for a in t.attempts), key=lambda a: a.seq)
-        latest = {a.worker: 0 if "exit" in (a.result or {}) else a.pid for a in attempts}  # 0: it died with its run
+        latest = {a.worker: 0 if a.result and a.result.exit is not None else a.pid for a in attempts}  # 0: it died
         for trial in self.snapshot.state.trials.values():
             if (arm := self.snapshot.arm(trial.recipe_id)) is not None:
                 found.setdefault(arm.structure, set()).update(
@@ -74,8 +74,8 @@ class Prices:
         if not done:
             return LONG_PATIENCE_S
         deeper = max(1.0, arm.recipe.model.depth / self.snapshot.arms[0].recipe.model.depth)
-        least = max(PATIENCE_S.get(r.get("fingerprint", {}).get("backend", "cpu"), LONG_PATIENCE_S) for r in done)
-        return max(least, PATIENT * deeper * max(r.get("compile_s") or 0.0 for r in done))
+        least = max(PATIENCE_S.get(r.fingerprint.get("backend", "cpu"), LONG_PATIENCE_S) for r in done)
+        return max(least, PATIENT * deeper * max(r.compile_s or 0.0 for r in done))
 
     @property
     def full_run_s(self) -> float:
@@ -90,19 +90,19 @@ class Prices:
         rates, compiles = [], []
         for trial in self.snapshot.state.trials.values():
             result, arm = trial.result, self.snapshot.arm(trial.recipe_id)
-            if arm and result and result["outcome"] == "completed" and result.get("device_s"):
+            if arm and result and result.outcome == "completed" and result.device_s:
                 tokens = arm.recipe.data.batch * arm.recipe.data.length
-                if result["tokens_per_s"]:
-                    rates.append(tokens / (result["tokens_per_s"] * arm.flops))
-                compiles += [result["compile_s"]] if result["compile_s"] > 1.0 else []
-        guess = ON_ACCELERATOR if self.snapshot.state.session.get("accelerator") else SECONDS_PER_FLOP
+                if result.tokens_per_s:
+                    rates.append(tokens / (result.tokens_per_s * arm.flops))
+                compiles += [result.compile_s] if result.compile_s and result.compile_s > 1.0 else []
+        guess = ON_ACCELERATOR if self.snapshot.state.session.accelerator else SECONDS_PER_FLOP
         return (float(np.median(rates)) if rates else guess,
                 float(np.median(compiles)) if compiles else COMPILE_S)
 
     @cached_property
     def slowdown(self) -> float:
         """Seconds that pass per device-second of a run, at the median: above 1 where others use the machine."""
-        ratios = [t.result["wall_s"] / t.result["device_s"] for t in self.snapshot.state.trials.values()
-                  if t.loss and t.result and t.result.get("device_s") and t.result.get("wall_s")]
+        ratios = [t.result.wall_s / t.result.device_s for t in self.snapshot.state.trials.values()
+                  if t.loss and t.result and t.result.device_s and t.result.wall_s]
         ratios = ratios[FIRST_RUNS:]  # a worker's first run imports what it needs
         return max(1.0, float(np.median(ratios))) if ratios else SLOWDOWN

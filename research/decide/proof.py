@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from research.contract.trial import FRESH, Trial
 from research.decide.ablation import Ablation, compared
 from research.decide.belief import Arm, Snapshot
 from research.learn.compare import alpha_for_attempt
+from research.ledger.events import Event
+from research.ledger.kinds import Nominated, Sealed, Verified
+from research.ledger.state import State
 
 
 @dataclass
@@ -23,10 +25,10 @@ class Proof:
 
     snapshot: Snapshot
     recipe_id: str
-    nominated: Mapping[str, Any]
+    nominated: Nominated
 
     @property
-    def _state(self):
+    def _state(self) -> State:
         return self.snapshot.state
 
     @property
@@ -48,14 +50,14 @@ class Proof:
         return self.ablation.final
 
     @property
-    def sealed(self):
+    def sealed(self) -> Event[Sealed] | None:
         """The seal's event, if there is one for this nomination."""
-        return next((e for e in self._state.sealed if e.body["nomination"] == self.nominated["number"]), None)
+        return next((e for e in self._state.sealed if e.body.nomination == self.nominated.number), None)
 
     @property
-    def verified(self):
+    def verified(self) -> Event[Verified] | None:
         """The verification's event, if there is one for this nomination."""
-        return next((e for e in self._state.verifications if e.body["nomination"] == self.nominated["number"]), None)
+        return next((e for e in self._state.verifications if e.body.nomination == self.nominated.number), None)
 
     @property
     def done(self) -> bool:
@@ -80,8 +82,8 @@ class Proof:
     def contenders(self) -> dict[str, str]:
         """What the sealed recipe is run beside: the incumbent, and the best single catalogue idea: role -> id."""
         assert self.sealed is not None
-        roles = {"incumbent": self.sealed.body["incumbent"], "candidate": self.sealed.subject}
-        single = self.sealed.body.get("best_single")
+        roles = {"incumbent": self.sealed.body.incumbent, "candidate": self.sealed.subject}
+        single = self.sealed.body.best_single
         return roles | ({"best_single": single} if single else {})
 
     def wanted(self) -> list[tuple[Trial, str]]:
@@ -105,34 +107,31 @@ class Proof:
         seeds = self.seeds()
         return {seed: loss for seed, loss in self.losses(recipe_id, split).items() if seed in seeds}
 
-    def seal(self, incumbent: str, best_single: str | None) -> dict[str, Any]:
+    def seal(self, incumbent: str, best_single: str | None) -> Sealed:
         """The `sealed` event of attempt k, written before any fresh seed exists."""
         k, rule = len(self._state.sealed) + 1, self.snapshot.belief.track.significance
-        return {"attempt": k, "alpha": alpha_for_attempt(k, rule.alpha), "n": rule.n, "incumbent": incumbent,
-                "best_single": best_single, "nomination": self.nominated["number"]}
+        return Sealed(attempt=k, alpha=alpha_for_attempt(k, rule.alpha), n=rule.n, incumbent=incumbent,
+                      best_single=best_single, nomination=self.nominated.number)
 
-    def verify(self) -> dict[str, Any]:
+    def verify(self) -> Verified:
         """The `verification` event: the sealed test on the protected split, and what else is worth knowing."""
         assert self.sealed is not None
         seal, split = self.sealed.body, self.snapshot.belief.track.splits.protected
         roles = self.contenders()
         fresh = {role: self._fresh(rid, split) for role, rid in roles.items()}
         candidate = fresh["candidate"]
-        body: dict[str, Any] = {"attempt": seal["attempt"], "alpha": seal["alpha"], "seeds": self.seeds(),
-                                "nomination": seal["nomination"], "passed": False, "comparisons": {}}
-        for role in ("incumbent", "best_single"):
-            if role in roles:
-                body["comparisons"][role] = compared(fresh[role], candidate, seal["attempt"])
-        body["losses"] = {role: _by_seed(losses) for role, losses in fresh.items()}
-        if (met := self.snapshot.belief.track.objective.met(candidate.values())) is not None:
-            body["official"] = met
-        test = body["comparisons"]["incumbent"]
-        complete = test.get("n") == seal["n"]  # a run of either that diverged leaves nothing proven
-        body["passed"] = bool(complete and test and test["p_value"] <= seal["alpha"] and test["effect"] > 0)
-        return body
+        comparisons = {role: compared(fresh[role], candidate, seal.attempt)
+                       for role in ("incumbent", "best_single") if role in roles}
+        met, test = self.snapshot.belief.track.objective.met(candidate.values()), comparisons["incumbent"]
+        complete = test.get("n") == seal.n  # a run of either that diverged leaves nothing proven
+        return Verified(
+            attempt=seal.attempt, alpha=seal.alpha, nomination=seal.nomination, seeds=tuple(self.seeds()),
+            passed=bool(complete and test and test["p_value"] <= seal.alpha and test["effect"] > 0),
+            comparisons=comparisons, losses={role: _by_seed(losses) for role, losses in fresh.items()},
+            **({} if met is None else {"official": met}))
 
 
-def _by_seed(losses: Mapping[int, float]) -> dict[str, float]:
+def _by_seed(losses: Mapping[int, float]) -> dict[str, float | None]:
     return {str(seed): loss for seed, loss in losses.items()}
 
 
@@ -142,12 +141,12 @@ def pending(snapshot: Snapshot, vetoed: bool = False) -> list[Proof]:
     What they beat is still the incumbent, and no person vetoed them; with `vetoed`, those too: the last word counts.
     """
     found = []
-    for event in (e for e in snapshot.state.verifications if e.body["passed"]):
-        named = next(e for e in snapshot.state.nominated if e.body["number"] == event.body["nomination"])
+    for event in (e for e in snapshot.state.verifications if e.body.passed):
+        named = next(e for e in snapshot.state.nominated if e.body.number == event.body.nomination)
         proof = Proof(snapshot, named.subject, named.body)
-        beaten = proof.sealed is not None and proof.sealed.body["incumbent"] == snapshot.incumbent
+        beaten = proof.sealed is not None and proof.sealed.body.incumbent == snapshot.incumbent
         if beaten and (vetoed or snapshot.state.review(event.subject) != "veto"):
-            test = event.body.get("comparisons", {}).get("incumbent", {})  # outsiders do not see it
+            test = event.body.comparisons.get("incumbent", {})  # outsiders do not see it
             found.append((test.get("effect", 0.0), event.seq, proof))
     return [proof for _, _, proof in sorted(found, reverse=True, key=lambda row: row[:2])]
 

@@ -11,6 +11,7 @@ from research.decide.champion import crown, install
 from research.decide.intake import Intake
 from research.decide.plan import Plan
 from research.decide.proof import Proof, best_single, pending
+from research.ledger.kinds import Nominated
 
 
 class Prover:
@@ -51,8 +52,8 @@ class Prover:
             self._declined += 1  # the next round searches on
             return None
         best = able[0]
-        self.book.record("nominated", best.recipe_id, {"number": len(state.nominated) + 1, "mean": best.mean,
-                                                       "sd": best.sd, "parts": [p.name for p in best.parts]})
+        self.book.record("nominated", best.recipe_id, Nominated(
+            number=len(state.nominated) + 1, mean=best.mean, sd=best.sd, parts=tuple(p.name for p in best.parts)))
         proof = self.proof()
         assert proof is not None
         return self.prepare(proof)
@@ -82,7 +83,7 @@ class Prover:
         now, state = self.book.snapshot, self.book.state
         for proof in pending(now):
             assert proof.sealed is not None and proof.shipped is not None
-            review, required = state.review(proof.sealed.subject), state.session.get("require_review")
+            review, required = state.review(proof.sealed.subject), state.session.require_review
             if review == "approve" or (review is None and not required):
                 arm = now.arms[now.index[proof.sealed.subject]]
                 body = crown(self.book.session, self.book.track, arm, proof.shipped.key)

@@ -6,10 +6,8 @@ run cannot be had, or one run after another fails, the loop has to stop, and the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from research.ledger.state import FINAL, State, lost
+from research.ledger.kinds import Result
+from research.ledger.state import FINAL, State
 
 TRIES = 3  # attempts at a trial in one sitting of the loop, and such ends in a row that it bears
 DECIDED = frozenset({"completed", "diverged"})  # how a verification run ends that the verdict may rest on
@@ -22,33 +20,33 @@ class Retries:
         self.trouble = ""
         self._in_a_row = 0
 
-    def judge(self, state: State, key: str, purpose: str, result: Mapping[str, Any]) -> dict[str, Any]:
-        """The body of the `result` event of a trial's attempt that has just ended; sets `trouble` if it has to.
+    def judge(self, state: State, key: str, purpose: str, result: Result) -> Result:
+        """The `result` event of a trial's attempt that has just ended; sets `trouble` if it has to.
 
         Args: state: with the attempt open. purpose: of the attempt. result: how it ended.
         """
         body = unless_undecided(purpose, result)
-        self._in_a_row = self._in_a_row + 1 if body.get("machine") else 0
-        if not lost(body):
+        self._in_a_row = self._in_a_row + 1 if body.machine else 0
+        if not body.says_nothing:
             return body
-        sitting, reason = state.stretches[-1].start, body.get("reason") or "no reason given"
+        sitting, reason = state.stretches[-1].start, body.reason or "no reason given"
         tries = 1 + sum(a.lost and a.started >= sitting for a in state.trials[key].attempts)
         if self._in_a_row >= TRIES:
             self.trouble = f"{TRIES} runs in a row: {reason}"
         elif tries >= TRIES and purpose == "verify":
             self.trouble = f"{TRIES} attempts at verification run {key}: {reason}"
         elif tries >= TRIES:
-            body["outcome"] = "failed"
+            return body.model_copy(update={"outcome": "failed"})
         return body
 
 
-def unless_undecided(purpose: str, result: Mapping[str, Any]) -> dict[str, Any]:
+def unless_undecided(purpose: str, result: Result) -> Result:
     """The result, as the machine's doing if it is a verification run's that neither completed nor diverged.
 
     What ran in the search and does not run here (its data is not there, say, or the processor is taken) has shown no
     effect.
     """
-    if purpose != "verify" or result["outcome"] not in FINAL - DECIDED:
-        return dict(result)
-    reason = f"{result['outcome']}: {result.get('reason') or 'no reason given'}"
-    return {**result, "outcome": "interrupted", "machine": True, "reason": reason}
+    if purpose != "verify" or result.outcome not in FINAL - DECIDED:
+        return result
+    reason = f"{result.outcome}: {result.reason or 'no reason given'}"
+    return result.model_copy(update={"outcome": "interrupted", "machine": True, "reason": reason})

@@ -15,7 +15,7 @@ from research.contract.track import Track
 from research.contract.trial import Trial
 from research.decide.belief import Arm, Snapshot
 from research.decide.book import Book
-from research.decide.choose import decide, promised
+from research.decide.choose import Chosen, decide, promised
 from research.decide.dispatch import Dispatcher, Flight
 from research.decide.intake import Intake
 from research.decide.plan import Plan
@@ -24,8 +24,10 @@ from research.decide.prove import Prover
 from research.decide.retry import unless_undecided
 from research.execute import Executor
 from research.lanes.protocol import Proposer
+from research.ledger.events import node_of
+from research.ledger.kinds import Body, Decided
 from research.ledger.session import Session, read_result
-from research.ledger.state import State
+from research.ledger.state import State, ended_with_the_loop
 
 SEARCH = ("search", "base")  # purposes of the runs that --max-trials counts
 LONGEST_WAIT_S = 30.0  # for the last search runs before a nomination
@@ -78,7 +80,7 @@ class Scheduler:
         """What of the machine ended the loop, if it did."""
         return self.dispatcher.retries.trouble
 
-    def record(self, kind: str, subject: str, body: Mapping[str, Any]) -> None:
+    def record(self, kind: str, subject: str, body: Body | Mapping[str, Any]) -> None:
         """Append an event and take it into the state."""
         self.book.record(kind, subject, body)
 
@@ -91,8 +93,8 @@ class Scheduler:
             for attempt in trial.attempts:
                 if attempt.result is None:
                     found = read_result(self.session.trial_dir(trial.key), attempt.number, trial.key)
-                    found = found or {"attempt": attempt.number, "outcome": "interrupted", "reason": "the loop ended"}
-                    self.record("result", trial.key, unless_undecided(attempt.purpose, found))
+                    result = node_of("result", found) if found else ended_with_the_loop(attempt.number)
+                    self.record("result", trial.key, unless_undecided(attempt.purpose, result))
         if (proof := self.prover.proof()) is not None:
             self.prover.prepare(proof)
 
@@ -113,15 +115,15 @@ class Scheduler:
 
     @property
     def _trials_left(self) -> bool:
-        done = {e.subject for e in self.state.decisions if e.body["purpose"] in SEARCH}
+        done = {e.subject for e in self.state.decisions if e.body.purpose in SEARCH}
         return self.max_trials is None or len(done - {trial.key for trial in self._orphans()}) < self.max_trials
 
     def _orphans(self) -> list[Trial]:
         """Search runs whose worker was lost, in the order they were decided; nobody has taken them up again yet."""
-        return [Trial(t.recipe_id, t.horizon, t.seed) for t in self.state.trials.values()
+        return [t.trial for t in self.state.trials.values()
                 if t.outcome == "interrupted" and t.attempts[-1].lost and t.attempts[-1].purpose in SEARCH]
 
-    def _search(self, worker: int, left_s: float) -> tuple[Trial, dict[str, Any]] | None:
+    def _search(self, worker: int, left_s: float) -> Chosen | None:
         """A run that lost its worker, the first one of an outsider's proposal whose turn it is, or else the search run
         that tells most; of those that fit."""
         if not self._trials_left:
@@ -130,16 +132,16 @@ class Scheduler:
         for trial in self._orphans():
             if prices.wall_s(arms[self.snapshot.index[trial.recipe_id]], trial.horizon, priced) <= left_s:
                 purpose = self.state.trials[trial.key].attempts[-1].purpose
-                return trial, {"purpose": purpose, "worker": worker, "why": "once more: its worker was lost"}
+                return trial, Decided(purpose=purpose, worker=worker, why="once more: its worker was lost")
         seq, most_s = self._nothing.get(worker, (0, 0.0))
         if seq == self.state.seq and left_s <= most_s:
             return None  # as a moment ago: only the time has become less
-        found = promised(prices, priced, left_s) or decide(prices, self.state.session["seed"], priced, left_s)
+        found = promised(prices, priced, left_s) or decide(prices, self.state.session.seed, priced, left_s)
         if found is None:
             self._nothing[worker] = self.state.seq, left_s
             return None
         trial, body = found
-        return trial, body | {"worker": worker, "priced": priced}
+        return trial, body.model_copy(update={"worker": worker, "priced": priced})
 
     def run(self) -> str:
         """Until the time is up, nothing is left to do, or `stopping`. Returns: why it ended."""
@@ -182,7 +184,7 @@ class Scheduler:
         """Have `run` start nothing more and end what runs, as interrupted. Signal handlers may call this."""
         self.dispatcher.stopping = True
 
-    def _assignment(self, worker: int) -> tuple[Trial, dict[str, Any]] | None:
+    def _assignment(self, worker: int) -> Chosen | None:
         """The next run for a worker and its decision; events that need no run are written on the way."""
         if self.searching and self.prover.proof() is None:
             decision = self._search(worker, self.search_left_s)
@@ -198,18 +200,18 @@ class Scheduler:
             wanted = [] if late else [w for w in proof.wanted() if w[0] not in self.dispatcher.trials()]
             if wanted:
                 trial, purpose = wanted[0]
-                return trial, {"purpose": purpose, "worker": worker, "why": f"proof of {proof.candidate.name}"}
+                return trial, Decided(purpose=purpose, worker=worker, why=f"proof of {proof.candidate.name}")
             if not late and proof.wanted():
                 return self._filler(worker)
             proof = self.prover.advance(proof)
         return None
 
-    def _dispatch(self, worker: int, trial: Trial, decision: dict[str, Any]) -> None:
-        proof = self.prover.proof() if decision["purpose"] == "verify" else None
+    def _dispatch(self, worker: int, trial: Trial, decision: Decided) -> None:
+        proof = self.prover.proof() if decision.purpose == "verify" else None
         self.dispatcher.send(worker, trial, decision, left_s=self.left_s,
                              shipped=proof is not None and trial == proof.shipped)
 
-    def _filler(self, worker: int) -> tuple[Trial, dict[str, Any]] | None:
+    def _filler(self, worker: int) -> Chosen | None:
         """A short search run for a worker that would only wait for the proof's last runs."""
         if self.left_s < self.plan.verification_s(self.book.prices):
             return None  # there is no later round that could use it

@@ -10,7 +10,8 @@ import numpy as np
 from jaxnano.config.base import ConfigError, Problem
 from jaxnano.config.recipe import Recipe, recipe_id
 from research.contract.idea import Idea, ideas, part
-from research.contract.proposal import Part, Proposal, build, conflict, prior, replaces, title, try_build
+from research.contract.part import Part, Proposal, conflict, prior, title
+from research.contract.proposal import build, replaces, try_build
 from research.contract.track import Track, load_track, tracks
 from research.lanes.protocol import Knowledge
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from jaxnano.config.base import ConfigError
 from jaxnano.config.recipe import Recipe, recipe_id
-from research.contract.proposal import Part, Proposal, build, live
+from research.contract.part import Part, Proposal
+from research.contract.proposal import build, live
 from research.contract.track import Track
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from research.contract.proposal import Part, Proposal, conflict, title, try_build
+from research.contract.part import Part, Proposal, conflict, title
+from research.contract.proposal import try_build
 from research.lanes.protocol import Knowledge, Known
 
 STACK = 8  # parts in one candidate

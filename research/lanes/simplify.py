@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from research.contract.proposal import Proposal, title
+from research.contract.part import Proposal, title
 from research.lanes.protocol import Knowledge
 
 

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxnano.config.base import Leaf, leaves
-from jaxnano.config.edit import is_under
+from jaxnano.config.base import Leaf, is_under, leaves
 from research.contract.behaviour import unread
-from research.contract.proposal import IdeaEdit, Part, Proposal, title
+from research.contract.part import IdeaEdit, Part, Proposal, title
 from research.lanes.protocol import Knowledge, Known
 
 STEPS = (0.35, 0.7, 1.1)  # factors of e^step on logarithmic scales: 1.4, 2 and 3

@@ -26,20 +26,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from jaxnano.cli import Failure, UserError
+from jaxnano.config.base import ConfigError
 from research import machine
+from research.ledger.kinds import KINDS, LOOP_KINDS, OLDER, OPEN_KINDS, Body
 
 SCHEMA_VERSION = 1
 FILE = "ledger.sqlite"
-OPEN_KINDS = frozenset({"submission", "review", "call", "opening"})  # any process may append these
-LOOP_KINDS = frozenset(
-    {"session", "resume", "proposal", "verdict", "decision", "attempt", "result", "nominated", "ablation", "sealed"}
-    | {"verification", "crowned", "end"}
-)
 BUSY_TIMEOUT_S = 30.0
 
 _SCHEMA = f"""
@@ -70,15 +67,19 @@ class StaleFence(SessionError):
     """This process lost its lease (or never had one) and may not append as the loop."""
 
 
+B = TypeVar("B")
+
+
 @dataclass(frozen=True)
-class Event:
-    """One row. seq: 1, 2, 3 ... time: Unix seconds. fence: the loop's token, None for other processes."""
+class Event(Generic[B]):
+    """One row. seq: 1, 2, 3 ... time: Unix seconds. body: the node of its kind. fence: the loop's token, None for other
+    processes."""
 
     seq: int
     time: float
     kind: str
     subject: str
-    body: dict[str, Any]
+    body: B
     fence: int | None = None
 
 
@@ -136,17 +137,17 @@ class Ledger:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def append(self, kind: str, subject: str, body: Mapping[str, Any]) -> int:
+    def append(self, kind: str, subject: str, body: Body | Mapping[str, Any]) -> int:
         """Append one event durably.
 
-        Args: subject: what the event is about (a recipe id, a trial key or ""). body: JSON data; NumPy numbers are
-        taken, and a number that is not finite is stored as null.
+        Args: subject: what the event is about (a recipe id, a trial key or ""). body: its node, or JSON data; NumPy
+        numbers are taken, and a number that is not finite is stored as null.
         Returns: its seq.
         Raises: StaleFence if the kind is the loop's and this process does not hold the lease. ValueError for an
         unknown kind. LedgerFailure if it cannot be written; then nothing of it is.
         """
-        if kind not in OPEN_KINDS | LOOP_KINDS:
-            raise ValueError(f"unknown event kind {kind!r}; known: {', '.join(sorted(OPEN_KINDS | LOOP_KINDS))}")
+        if kind not in KINDS:
+            raise ValueError(f"unknown event kind {kind!r}; known: {', '.join(sorted(KINDS))}")
         text = encode(body)
         with self._transaction() as db:
             if self.fence is not None or kind in LOOP_KINDS:
@@ -156,15 +157,15 @@ class Ledger:
             assert cursor.lastrowid is not None
             return cursor.lastrowid
 
-    def events(self, kind: str | None = None, since: int = 0) -> list[Event]:
+    def events(self, kind: str | None = None, since: int = 0) -> list[Event[Any]]:
         """Events after seq `since`, of one kind or all, in order.
 
-        Raises: SessionError if a body is not a JSON object; LedgerFailure if they cannot be read.
+        Raises: SessionError if a body is not what its kind holds; LedgerFailure if they cannot be read.
         """
         where, values = ("seq > ?", (since,)) if kind is None else ("seq > ? AND kind = ?", (since, kind))
         rows = self._read(f"SELECT * FROM events WHERE {where} ORDER BY seq", values)
         return [
-            Event(seq, at, kind, subject, decode(text, f"{self.path}: event {seq}"), fence)
+            Event(seq, at, kind, subject, read(kind, text, f"{self.path}: event {seq}"), fence)
             for seq, at, kind, subject, text, fence in rows
         ]
 
@@ -260,7 +261,7 @@ class Ledger:
             raise LedgerFailure(f"{self.path}: cannot be {what}: {error}; what it held before is kept") from error
 
 
-def encode(body: Mapping[str, Any]) -> str:
+def encode(body: Body | Mapping[str, Any]) -> str:
     """Canonical JSON of one object: sorted keys, no spaces, null for a number that is not finite (JSON has none)."""
     return json.dumps(_plain(body), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
@@ -279,8 +280,34 @@ def decode(text: str, where: str) -> dict[str, Any]:
     return body
 
 
+def read(kind: str, text: str, where: str = "it") -> Body:
+    """The node of a kind in JSON text.
+
+    Raises: SessionError, beginning with `where`, if the text holds no such thing; what anybody may append is then as if
+    it held nothing.
+    """
+    node = KINDS.get(kind, Body)
+    try:
+        return node.model_validate_json(encode(OLDER[kind](decode(text, where))) if kind in OLDER else text)
+    except ValidationError as error:
+        body = decode(text, where)
+        if kind in OPEN_KINDS:
+            return node()
+        problems = ConfigError.of(error, body, node).problems
+        missing = ", ".join(problem.path for problem in problems if problem.value == "absent")
+        fault = f"without {missing}" if missing else f"with {problems[0]}"
+        raise SessionError(f"{where}: {'an' if kind[0] in 'ae' else 'a'} {kind} {fault}") from None
+
+
+def node_of(kind: str, body: Mapping[str, Any]) -> Any:
+    """The node of a kind from plain data, as a reader will get it once it is written."""
+    return read(kind, encode(body), kind)
+
+
 def _plain(value: Any) -> Any:
     match value:
+        case Body():
+            return _plain(value.written())
         case None | bool() | int() | str():
             return value
         case float():

@@ -4,6 +4,7 @@ What is claimed is computed again from the results (research/decide/claims.py). 
 in the ledger and in their files, keep every rule: only running them again would tell.
 """
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -11,19 +12,10 @@ from typing import Any
 
 from jaxnano.config.base import validate
 from jaxnano.config.recipe import Recipe, recipe_id
-from research.ledger.events import LOOP_KINDS, OPEN_KINDS, Event, Ledger, SessionError, decode
+from research.ledger.events import Event, Ledger, SessionError, encode, read
+from research.ledger.kinds import KINDS, LOOP_KINDS
 from research.ledger.session import read_result
 
-REQUIRED = {  # of the loop's events; what anybody may append holds anything, and breaks no rule of the session
-    "session": ("track", "data_hash", "seed", "workers"),
-    "proposal": ("proposal", "recipe"),
-    "verdict": ("accepted",),
-    "decision": ("purpose",),
-    "attempt": ("attempt", "worker", "recipe_id", "horizon", "seed", "purpose"),
-    "result": ("attempt", "outcome"),
-    "sealed": ("attempt", "alpha", "n"),
-    "verification": ("passed",),
-}
 OUTCOMES = frozenset({"completed", "killed", "diverged", "failed", "interrupted", "timeout"})
 
 
@@ -44,32 +36,27 @@ def violations(ledger: Ledger, session: Path, identify: Callable[[Mapping[str, A
     yield from _recipes(events, identify or _recipe_id)
 
 
-def readable(ledger: Ledger) -> tuple[list[Event], list[str]]:
+def readable(ledger: Ledger) -> tuple[list[Event[Any]], list[str]]:
     """The events up to the first gap that hold what their kind has to hold, and a line for each of the others."""
-    events: list[Event] = []
+    events: list[Event[Any]] = []
     faults: list[str] = []
     for place, (seq, time, kind, subject, text, fence) in enumerate(ledger.raw(), start=1):
         if seq != place:
             faults.append(f"event {seq}: seq is not contiguous, {place} was expected")
             break
         try:
-            body = decode(text, f"event {seq}")
+            events.append(Event(seq, time, kind, subject, read(kind, text, f"event {seq}"), fence))
         except SessionError as error:
             faults.append(str(error))
-            continue
-        if missing := [name for name in REQUIRED.get(kind, ()) if name not in body]:
-            faults.append(f"event {seq}: a {kind} without {', '.join(missing)}")
-        else:
-            events.append(Event(seq, time, kind, subject, body, fence))
     return events, faults
 
 
-def _order(events: list[Event]) -> Iterator[str]:
+def _order(events: list[Event[Any]]) -> Iterator[str]:
     """Known kinds, one session event before the loop's others, growing fences, no work after the end."""
     fence, sessions, ended = 0, 0, False
     for event in events:
         where = f"event {event.seq} ({event.kind} {event.subject})".replace(" )", ")")
-        if event.kind not in OPEN_KINDS | LOOP_KINDS:
+        if event.kind not in KINDS:
             yield f"{where}: unknown kind"
         if event.kind in LOOP_KINDS:
             if event.fence is None or event.fence < fence:
@@ -84,31 +71,31 @@ def _order(events: list[Event]) -> Iterator[str]:
         fence = max(fence, event.fence or 0)
 
 
-def _attempts(events: list[Event]) -> Iterator[str]:
+def _attempts(events: list[Event[Any]]) -> Iterator[str]:
     """Decision -> attempts 1, 2, ... -> one result each; one completed result a trial; none left open by an end."""
     decided: set[str] = set()
     open_attempts: dict[str, int] = {}
     started: dict[str, int] = defaultdict(int)
     completed: set[str] = set()
     for event in events:
-        key, number = event.subject, event.body.get("attempt")
+        key, body = event.subject, event.body
         if event.kind == "decision":
             decided.add(key)
         elif event.kind == "attempt":
             if key not in decided:
                 yield f"event {event.seq}: attempt at {key} without a decision"
             if key in open_attempts:
-                yield f"event {event.seq}: attempt {number} at {key} while attempt {open_attempts[key]} is open"
-            if number != started[key] + 1:
-                yield f"event {event.seq}: attempt {number} at {key}, {started[key] + 1} was expected"
-            started[key] = max(started[key] + 1, number if isinstance(number, int) else 0)
+                yield f"event {event.seq}: attempt {body.attempt} at {key} while attempt {open_attempts[key]} is open"
+            if body.attempt != started[key] + 1:
+                yield f"event {event.seq}: attempt {body.attempt} at {key}, {started[key] + 1} was expected"
+            started[key] = max(started[key] + 1, body.attempt)
             open_attempts[key] = started[key]
         elif event.kind == "result":
-            if open_attempts.pop(key, None) != number:
-                yield f"event {event.seq}: result of {key} for attempt {number}, which is not open"
-            if event.body["outcome"] not in OUTCOMES:
-                yield f"event {event.seq}: result of {key} with unknown outcome {event.body['outcome']!r}"
-            if event.body["outcome"] == "completed":
+            if open_attempts.pop(key, None) != body.attempt:
+                yield f"event {event.seq}: result of {key} for attempt {body.attempt}, which is not open"
+            if body.outcome not in OUTCOMES:
+                yield f"event {event.seq}: result of {key} with unknown outcome {body.outcome!r}"
+            if body.outcome == "completed":
                 if key in completed:
                     yield f"event {event.seq}: a second completed result of {key}"
                 completed.add(key)
@@ -117,7 +104,7 @@ def _attempts(events: list[Event]) -> Iterator[str]:
                 yield f"event {event.seq}: the end leaves attempt {attempt} at {trial} open"
 
 
-def _proof(events: list[Event]) -> Iterator[str]:
+def _proof(events: list[Event[Any]]) -> Iterator[str]:
     """Verification runs on seeds nobody saw before the sealing; only what was sealed and passed is crowned."""
     used: set[int] = set()
     used_before_seal: set[int] | None = None
@@ -128,54 +115,52 @@ def _proof(events: list[Event]) -> Iterator[str]:
             used_before_seal = set(used)
             sealed.add(event.subject)
         elif event.kind == "attempt":
-            seed = event.body["seed"]
-            if event.body["purpose"] == "verify" and used_before_seal is None:
+            seed = event.body.seed
+            if event.body.purpose == "verify" and used_before_seal is None:
                 yield f"event {event.seq}: verification of {event.subject} before any recipe was sealed"
-            elif event.body["purpose"] == "verify" and seed in (used_before_seal or ()):
+            elif event.body.purpose == "verify" and seed in (used_before_seal or ()):
                 yield f"event {event.seq}: verification of {event.subject} on seed {seed}, used before the sealing"
             used.add(seed)
         elif event.kind == "verification":
             if event.subject not in sealed:
                 yield f"event {event.seq}: verification of {event.subject}, which was not sealed"
-            passed |= {event.subject} if event.body["passed"] else set()
+            passed |= {event.subject} if event.body.passed else set()
         elif event.kind == "crowned" and event.subject not in passed:
             yield f"event {event.seq}: {event.subject} crowned without a passed verification"
 
 
-def _files(events: list[Event], session: Path) -> Iterator[str]:
+def _files(events: list[Event[Any]], session: Path) -> Iterator[str]:
     """The result files of trials are whole and say what their events say."""
     latest = {event.subject: event for event in events if event.kind == "result"}
     for key, event in latest.items():
         folder = session / "trials" / key
         if not (folder / "result.json").is_file():
-            if event.body["outcome"] == "completed":
+            if event.body.outcome == "completed":
                 yield f"trial {key}: completed, but {folder / 'result.json'} is missing"
             continue
         result = read_result(folder)
         if result is None:
             yield f"trial {key}: {folder / 'result.json'} is damaged (its checksum does not hold)"
-        elif result["attempt"] == event.body["attempt"] and "interrupted" not in (result["outcome"],
-                event.body["outcome"]) and result["outcome"] != "killed":  # of these the loop knows what they mean
-            for name in sorted(result.keys() & event.body.keys()):
-                if result[name] != event.body[name]:
+        elif result["attempt"] == event.body.attempt and "interrupted" not in (result["outcome"],
+                event.body.outcome) and result["outcome"] != "killed":  # of these the loop knows what they mean
+            told = json.loads(encode(event.body))
+            for name in sorted(result.keys() & told.keys()):
+                if result[name] != told[name]:
                     yield f"trial {key}: {name} differs between result.json and event {event.seq}"
 
 
-def _recipes(events: list[Event], identify: Callable[[Mapping[str, Any]], str]) -> Iterator[str]:
+def _recipes(events: list[Event[Any]], identify: Callable[[Mapping[str, Any]], str]) -> Iterator[str]:
     """A proposal's subject is the id of the recipe it holds, and a trial's key begins with its recipe's id."""
     for event in events:
         if event.kind == "proposal":
             try:
-                found = identify(event.body["recipe"])
+                found = identify(event.body.recipe)
             except Exception as error:  # whatever is wrong with the recipe is the finding
                 found = f"no valid recipe ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
             if found != event.subject:
                 yield f"event {event.seq}: proposal {event.subject} holds {found}"
-        elif event.kind == "attempt":
-            body = event.body
-            key = f"{body['recipe_id']}-{body['horizon']:g}-{body['seed']}"
-            if key != event.subject:
-                yield f"event {event.seq}: attempt at {event.subject}, but its body says {key}"
+        elif event.kind == "attempt" and (key := event.body.trial.key) != event.subject:
+            yield f"event {event.seq}: attempt at {event.subject}, but its body says {key}"
 
 
 def _recipe_id(recipe: Mapping[str, Any]) -> str:

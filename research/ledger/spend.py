@@ -7,11 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxnano.config.base import finite
 from research.ledger.events import Event
+from research.ledger.kinds import Call
 
 EXHAUSTED = "exhausted"  # the outcome of an event that is no request: the budget does not hold one more
-MOST, SHOWN = 1e15, 80  # of a number, so that sums stay finite; characters of a name: anybody may append a call
 
 
 @dataclass
@@ -32,24 +31,24 @@ class Spend:
     models: Counter[str] = field(default_factory=Counter)
 
     @staticmethod
-    def of(calls: Iterable[Event]) -> Spend:
-        """The sum of a ledger's `call` events; fields that are no numbers count as 0: anybody may append a call."""
+    def of(calls: Iterable[Event[Call]]) -> Spend:
+        """The sum of a ledger's `call` events."""
         spend = Spend()
         for event in calls:
             spend.add(event.body)
         return spend
 
-    def add(self, body: dict[str, Any]) -> None:
+    def add(self, call: Call) -> None:
         """Count one more call."""
-        self.tokens_in += int(_number(body, "tokens_in"))
-        self.tokens_out += int(_number(body, "tokens_out"))
-        self.seconds += _number(body, "wall_s")
-        self.proposals += int(_number(body, "proposals"))
-        self.passed += int(_number(body, "accepted"))
-        self.outcomes[str(body.get("outcome"))[:SHOWN]] += 1
-        self.models[str(body.get("model"))[:SHOWN]] += 1
-        self.cost += _number(body, "cost")
-        self.priced += finite(body.get("cost"))
+        self.tokens_in += call.tokens_in
+        self.tokens_out += call.tokens_out
+        self.seconds += call.wall_s
+        self.proposals += call.proposals
+        self.passed += call.accepted
+        self.outcomes[call.outcome] += 1
+        self.models[call.model] += 1
+        self.cost += call.cost or 0.0
+        self.priced += call.cost is not None
 
     @property
     def tokens(self) -> int:
@@ -70,7 +69,3 @@ class Spend:
                 "proposals": self.proposals, "accepted": accepted, "tokens_per_accepted": per(self.tokens),
                 "cost_per_accepted": per(cost)}
 
-
-def _number(body: dict[str, Any], name: str) -> float:
-    value: Any = body.get(name)
-    return min(max(0.0, value), MOST) if finite(value) else 0.0

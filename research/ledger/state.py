@@ -6,20 +6,15 @@ idleness.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
-from research.ledger.events import LOOP_KINDS, Event
+from research.contract.trial import Trial
+from research.ledger import kinds
+from research.ledger.events import Event, SessionError
 
-DECISIONS = ("approve", "veto", "hold")  # what a person may say of a recipe; the last word counts
-LONGEST = 1000  # characters of what a reviewer says
 FINAL = frozenset({"completed", "killed", "diverged", "failed", "timeout"})  # an `interrupted` run is run again
-
-
-def lost(result: Mapping[str, Any]) -> bool:
-    """Whether a result is the machine's doing (a worker that died, a full disk): it says nothing of a recipe."""
-    return result.get("outcome") == "interrupted" and ("exit" in result or bool(result.get("machine")))
 
 
 @dataclass
@@ -32,47 +27,63 @@ class Attempt:
     started: float
     seq: int
     ended: float | None = None
-    result: dict[str, Any] | None = None
+    result: kinds.Result | None = None
     pid: int = 0
 
     @property
     def lost(self) -> bool:
         """Whether the machine ended it."""
-        return lost(self.result or {})
+        return self.result is not None and self.result.says_nothing
 
 
 @dataclass
 class TrialRecord:
-    """One (recipe, horizon, seed) and all that was done about it."""
+    """A trial and all that was done about it. trial: nobody's until its first attempt says whose."""
 
     key: str
-    recipe_id: str = ""
-    horizon: float = 0.0
-    seed: int = 0
-    decisions: list[Event] = field(default_factory=list)
+    trial: Trial = Trial("", 0.0, 0)
+    decisions: list[Event[kinds.Decided]] = field(default_factory=list)
     attempts: list[Attempt] = field(default_factory=list)
 
     @property
-    def result(self) -> dict[str, Any] | None:
+    def recipe_id(self) -> str:
+        """What was run."""
+        return self.trial.recipe_id
+
+    @property
+    def horizon(self) -> float:
+        """For how long, as a share of the full horizon."""
+        return self.trial.horizon
+
+    @property
+    def seed(self) -> int:
+        """On which seed."""
+        return self.trial.seed
+
+    @property
+    def result(self) -> kinds.Result | None:
         """The completed result if there is one, else the last one that came in, else None."""
         results = [attempt.result for attempt in self.attempts if attempt.result is not None]
-        completed = [result for result in results if result.get("outcome") == "completed"]
+        completed = [result for result in results if result.outcome == "completed"]
         return (completed or results or [None])[-1]
 
     @property
     def outcome(self) -> str:
         """`decided` (not started), `running`, or a result's outcome."""
-        if self.result and self.result.get("outcome") == "completed":
+        result = self.result
+        if result is not None and result.outcome == "completed":
             return "completed"
         if any(attempt.result is None for attempt in self.attempts):
             return "running"
-        return str(self.result.get("outcome")) if self.result else "decided"
+        return result.outcome if result is not None else "decided"
 
     @property
     def loss(self) -> dict[str, float]:
         """Loss by split, in nats per byte (per token for BPE), of a completed trial; empty otherwise."""
-        result = self.result if self.outcome == "completed" else None
-        return dict(result.get("loss") or {}) if result else {}
+        result = self.result
+        if result is None or result.outcome != "completed":
+            return {}
+        return {split: loss for split, loss in result.loss.items() if loss is not None}
 
 
 @dataclass
@@ -89,28 +100,35 @@ class State:
     """The session as of event `seq`. Mappings are by recipe id or trial key, in the order of their first event."""
 
     seq: int = 0
-    session: dict[str, Any] = field(default_factory=dict)
+    begun: kinds.Begun | None = None
     stretches: list[Stretch] = field(default_factory=list)
     trials: dict[str, TrialRecord] = field(default_factory=dict)
-    proposals: dict[str, dict[str, Any]] = field(default_factory=dict)
+    proposals: dict[str, kinds.Proposed] = field(default_factory=dict)
     verdicts: Counter[str] = field(default_factory=Counter)  # accepted, refused
     refusals: Counter[str] = field(default_factory=Counter)  # by rule
     judged: set[str] = field(default_factory=set)  # recipe ids
-    submissions: dict[int, dict[str, Any]] = field(default_factory=dict)  # by their events' seq
-    answers: dict[int, tuple[str, dict[str, Any]]] = field(default_factory=dict)  # to these: recipe id ("") and verdict
-    calls: list[Event] = field(default_factory=list)  # of language models
+    submissions: dict[int, kinds.Submission] = field(default_factory=dict)  # by their events' seq
+    answers: dict[int, tuple[str, kinds.Judgement]] = field(default_factory=dict)  # to these; "" for no recipe
+    calls: list[Event[kinds.Call]] = field(default_factory=list)  # of language models
     accepted: set[str] = field(default_factory=set)  # of these, those that may run
-    decisions: list[Event] = field(default_factory=list)
-    nominated: list[Event] = field(default_factory=list)
-    ablations: dict[str, dict[str, Any]] = field(default_factory=dict)
-    sealed: list[Event] = field(default_factory=list)
-    verifications: list[Event] = field(default_factory=list)
-    crowned: list[Event] = field(default_factory=list)
-    reviews: list[Event] = field(default_factory=list)
+    decisions: list[Event[kinds.Decided]] = field(default_factory=list)
+    nominated: list[Event[kinds.Nominated]] = field(default_factory=list)
+    ablations: dict[str, kinds.Ablated] = field(default_factory=dict)
+    sealed: list[Event[kinds.Sealed]] = field(default_factory=list)
+    verifications: list[Event[kinds.Verified]] = field(default_factory=list)
+    crowned: list[Event[kinds.Crowned]] = field(default_factory=list)
+    reviews: list[Event[kinds.Review]] = field(default_factory=list)
     _losses: dict[tuple[str, float, str], dict[int, float]] = field(default_factory=dict)  # by recipe, horizon, split
-    openings: list[Event] = field(default_factory=list)  # of the protected split, beside those of verification runs
+    openings: list[Event[kinds.Opening]] = field(default_factory=list)  # of the protected split, beside proofs
     _said: dict[str, str] = field(default_factory=dict)  # the last decision by recipe id
-    end: dict[str, Any] | None = None  # None while the session runs, and again after a resume
+    end: kinds.Ended | None = None  # None while the session runs, and again after a resume
+
+    @property
+    def session(self) -> kinds.Begun:
+        """The session's first event. Raises: SessionError if there is none yet."""
+        if self.begun is None:
+            raise SessionError("the ledger holds no session event yet: nothing has happened")
+        return self.begun
 
     @property
     def wall_s(self) -> float:
@@ -120,14 +138,14 @@ class State:
     @property
     def device_s(self) -> float:
         """Device-seconds reported by the trials' results."""
-        return sum(attempt.result.get("device_s") or 0.0 for attempt in self.attempts() if attempt.result)
+        return sum(attempt.result.device_s or 0.0 for attempt in self.attempts() if attempt.result)
 
     @property
     def champion(self) -> str | None:
         """The recipe id crowned last, if any."""
         return self.crowned[-1].subject if self.crowned else None
 
-    def unanswered(self) -> dict[int, dict[str, Any]]:
+    def unanswered(self) -> dict[int, kinds.Submission]:
         """Submissions that the loop has not judged yet."""
         return {seq: body for seq, body in self.submissions.items() if seq not in self.answers}
 
@@ -143,7 +161,7 @@ class State:
         """Take what runs for interrupted, as the next loop will: the one that ran it is dead."""
         for attempt in self.attempts():
             if attempt.result is None:
-                attempt.result = {"attempt": attempt.number, "outcome": "interrupted", "reason": "the loop ended"}
+                attempt.result = ended_with_the_loop(attempt.number)
 
     def counts(self) -> dict[str, int]:
         """Number of trials by outcome."""
@@ -171,12 +189,12 @@ class State:
         for attempt in self.attempts():
             end = last if attempt.ended is None else attempt.ended
             assigned = sum(_overlap(stretch, attempt.started, end) for stretch in self.stretches)
-            result = attempt.result or {}
             busy += assigned
-            used["compile"] += result.get("compile_s") or 0.0
             used["replicate"] += assigned * (attempt.purpose == "replicate")
             used["verification"] += assigned * (attempt.purpose == "verify")
-            used["kill"] += assigned * (result.get("outcome") == "killed")
+            if attempt.result is not None:
+                used["compile"] += attempt.result.compile_s or 0.0
+                used["kill"] += assigned * (attempt.result.outcome == "killed")
         used["idle"] = max(0.0, total - busy)
         return {name: used[name] / total if total else 0.0 for name in names}
 
@@ -185,19 +203,19 @@ class State:
         """Share of core-seconds between first dispatch and last result with no trial assigned."""
         return self.shares()["idle"]
 
-    def apply(self, event: Event) -> None:
+    def apply(self, event: Event[Any]) -> None:
         """Take in the next event; events at or before `seq` were taken in already and change nothing."""
         if event.seq <= self.seq:
             return
         body, subject = event.body, event.subject
         if event.kind in ("session", "resume"):
             before = self.stretches[-1].workers if self.stretches else 1
-            self.stretches.append(Stretch(event.time, event.time, int(body.get("workers") or before)))
-        elif self.stretches and event.kind in LOOP_KINDS:  # what other processes write does not show that the loop ran
+            self.stretches.append(Stretch(event.time, event.time, body.workers or before))
+        elif self.stretches and event.kind in kinds.LOOP_KINDS:  # others' events do not show that it ran
             self.stretches[-1].end = max(self.stretches[-1].end, event.time)
         match event.kind:
             case "session":
-                self.session = body
+                self.begun = body
             case "resume":
                 self.end = None
             case "submission":
@@ -225,10 +243,9 @@ class State:
                 self.verifications.append(event)
             case "crowned":
                 self.crowned.append(event)
-            case "review" if body.get("decision") in DECISIONS:  # any process may write one
-                said = {name: str(body[name] or "")[:LONGEST] for name in ("reviewer", "note") if name in body}
-                self.reviews.append(replace(event, body={"decision": body["decision"], **said}))
-                self._said[subject] = body["decision"]
+            case "review" if body.decision:
+                self.reviews.append(event)
+                self._said[subject] = body.decision
             case "opening":
                 self.openings.append(event)
             case "end":
@@ -238,35 +255,37 @@ class State:
     def _trial(self, key: str) -> TrialRecord:
         return self.trials.setdefault(key, TrialRecord(key))
 
-    def _apply_verdict(self, recipe_id: str, body: dict[str, Any]) -> None:
+    def _apply_verdict(self, recipe_id: str, body: kinds.Judgement) -> None:
         self.judged.add(recipe_id)
-        if "submission" in body:
-            self.answers[body["submission"]] = recipe_id, body
-        if body.get("accepted"):
+        if body.submission is not None:
+            self.answers[body.submission] = recipe_id, body
+        if body.accepted:
             self.verdicts["accepted"] += 1
             self.accepted.add(recipe_id)
         else:
             self.verdicts["refused"] += 1
-            self.refusals.update(str(refusal.get("rule")) for refusal in body.get("refusals") or [])
+            self.refusals.update(refusal.rule for refusal in body.refusals)
 
-    def _apply_attempt(self, event: Event) -> None:
-        trial, body = self._trial(event.subject), event.body
-        trial.recipe_id, trial.horizon, trial.seed = body["recipe_id"], float(body["horizon"]), int(body["seed"])
-        attempt = Attempt(int(body["attempt"]), int(body["worker"]), body["purpose"], event.time, event.seq,
-                          pid=body.get("pid", 0))
-        trial.attempts.append(attempt)
+    def _apply_attempt(self, event: Event[kinds.Started]) -> None:
+        record, body = self._trial(event.subject), event.body
+        record.trial = body.trial
+        record.attempts.append(Attempt(body.attempt, body.worker, body.purpose, event.time, event.seq, pid=body.pid))
 
-    def _apply_result(self, event: Event) -> None:
+    def _apply_result(self, event: Event[kinds.Result]) -> None:
         trial = self._trial(event.subject)
         for attempt in trial.attempts:
-            if attempt.number == event.body["attempt"] and attempt.result is None:
+            if attempt.number == event.body.attempt and attempt.result is None:
                 attempt.result, attempt.ended = event.body, event.time
         for split, loss in trial.loss.items():
-            if loss is not None:
-                self._losses.setdefault((trial.recipe_id, trial.horizon, split), {})[trial.seed] = loss
+            self._losses.setdefault((trial.recipe_id, trial.horizon, split), {})[trial.seed] = loss
 
 
-def fold(events: Iterable[Event], state: State | None = None) -> State:
+def ended_with_the_loop(attempt: int) -> kinds.Result:
+    """How an attempt ended whose loop died."""
+    return kinds.Result(attempt=attempt, outcome="interrupted", reason="the loop ended")
+
+
+def fold(events: Iterable[Event[Any]], state: State | None = None) -> State:
     """The state after `events`, which follow those already in `state` (a new one by default, else changed in place)."""
     state = State() if state is None else state
     for event in events:

@@ -115,10 +115,10 @@ class Desk:
         state, running, best = facts.state, self.inbox.running, self.inbox.parts_on("best")[0]
         rows = [self._row(facts, row) for row in facts.frontier(len(facts.snapshot.arms))]
         by_id = {row.recipe_id: row for row in rows}
-        spoken = {e.body["nomination"]: e.body["passed"] for e in state.verifications}
-        attempts = [SealedRow(e.subject, facts.name(e.subject), e.body["attempt"], spoken.get(e.body["nomination"]),
+        spoken = {e.body.nomination: e.body.passed for e in state.verifications}
+        attempts = [SealedRow(e.subject, facts.name(e.subject), e.body.attempt, spoken.get(e.body.nomination),
                             state.review(e.subject)) for e in state.sealed]
-        ended = state.end["reason"] if state.end else None if running else GONE
+        ended = state.end.reason if state.end else None if running else GONE
         return Standing(stage(facts.snapshot) if running else "ended", running, ended,
                         self._seconds_left(), facts.unit, facts.base or "", by_id.get(state.champion or ""),
                         by_id.get(best or ""), rows[:FRONTIER], attempts, state.counts(),
@@ -129,7 +129,7 @@ class Desk:
         """Of the session's minutes; an event of the loop is the last that is known to have used them."""
         state = self.inbox.state
         since = time.time() - state.stretches[-1].end if self.inbox.running else 0.0
-        return round(max(0.0, 60 * (state.session.get("minutes") or 0.0) - state.wall_s - since), 1)
+        return round(max(0.0, 60 * state.session.minutes - state.wall_s - since), 1)
 
     def _row(self, facts: Facts, row: dict[str, Any]) -> Row:
         changes = [f"{e['path']}: {show(e['old'])} -> {show(e['new'])}" for e in facts.edits(row["recipe_id"])]
@@ -163,8 +163,8 @@ class Desk:
         at = facts.snapshot.index.get(trial.recipe_id, 0)
         effect = [float(values[at]) for values in facts.snapshot.effects] if at else None
         return RunRow(key=trial.key, recipe_id=trial.recipe_id, name=facts.name(trial.recipe_id),
-                   lane=facts.proposal(trial.recipe_id).get("lane", ""), purpose=trial.attempts[0].purpose,
-                   effect=effect, device_s=(trial.result or {}).get("device_s"), **facts.run(trial))
+                   lane=facts.proposal(trial.recipe_id).lane, purpose=trial.attempts[0].purpose,
+                   effect=effect, device_s=trial.result.device_s if trial.result else None, **facts.run(trial))
 
     def explain(self, asked: Subject) -> Lines:
         """Why a trial was run, what came out and what it taught; or the same of a recipe."""
@@ -205,7 +205,7 @@ class Desk:
 def _check(asked: Which, facts: Facts) -> None:
     """Raises: ConfigError for a filter that nothing could pass: it says what there is."""
     state = facts.state
-    known = {"lane": {body["proposal"]["lane"] for body in state.proposals.values()}, "horizon": facts.track.horizons,
+    known = {"lane": {body.proposal.lane for body in state.proposals.values()}, "horizon": facts.track.horizons,
              "seed": {trial.seed for trial in state.trials.values() if trial.attempts}}
     problems = [Problem(name, value, f"{', '.join(map(str, sorted(there))) or 'nothing yet'} would do")
                 for name, there in known.items() if (value := getattr(asked, name)) not in ("", None, *there)]

@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from jaxnano.config.base import Node
-from jaxnano.config.edit import PATH
+from jaxnano.config.base import PATH, Node
 
 
 class Nothing(Node):

@@ -17,26 +17,18 @@ from typing import Any
 
 from pydantic import Field
 
-from jaxnano.config.base import ConfigError, Problem
+from jaxnano.config.base import ConfigError, Problem, dump_full
 from jaxnano.config.recipe import Recipe, recipe_id
 from research.contract.gate import Gate, Verdict
 from research.contract.idea import Idea, part
-from research.contract.proposal import (
-    INBOX,
-    MAX_WHY,
-    MOST,
-    IdeaEdit,
-    Part,
-    Proposal,
-    claimed,
-    replaces,
-    title,
-)
+from research.contract.part import INBOX, MAX_WHY, MOST, IdeaEdit, Part, Proposal, title
+from research.contract.proposal import claimed, replaces
 from research.contract.track import Track
 from research.contract.trial import Trial
 from research.decide.belief import Snapshot
 from research.decide.book import Book, track_of
 from research.ledger.events import Event
+from research.ledger.kinds import Crowned, Review, Submission, Verified
 from research.ledger.session import Session
 from research.ledger.state import FINAL, State, fold
 from research.show.facts import Facts
@@ -58,19 +50,20 @@ class Ask(Idea):
     on: str = "best"
 
 
-def visible(events: Iterable[Event], track: Track) -> Iterator[Event]:
+def visible(events: Iterable[Event[Any]], track: Track) -> Iterator[Event[Any]]:
     """The events as outsiders see them: of the protected and the held-out split only whether a candidate passed."""
-    kept = {"attempt", "alpha", "n", "nomination", "passed", "trial", "name"}
     for event in events:
         body = event.body
         match event.kind:
-            case "result" if body.get("loss"):
+            case "result":
                 split = track.splits.search
-                body = body | {"loss": {name: loss for name, loss in body["loss"].items() if name == split}}
-            case "verification" | "crowned":
-                body = {name: value for name, value in body.items() if name in kept}
+                body = body.model_copy(update={"loss": {n: loss for n, loss in body.loss.items() if n == split}})
+            case "verification":
+                body = Verified(passed=body.passed, attempt=body.attempt, alpha=body.alpha, nomination=body.nomination)
+            case "crowned":
+                body = Crowned(trial=body.trial, name=body.name)
             case "review":  # who reviews has seen the proof, and a note, or whatever else stands there, may quote it
-                body = {name: value for name, value in body.items() if name == "decision"}
+                body = Review(decision=body.decision)
         yield replace(event, body=body)
 
 
@@ -185,7 +178,7 @@ class Inbox:
         self.refresh()
         proposal = self.compose(ask, lane, origin)
         verdict = self.judge(proposal)
-        number = self.session.ledger.append("submission", "", {"proposal": proposal})
+        number = self.session.ledger.append("submission", "", Submission(proposal=proposal))
         if verdict.recipe is None:
             return Submitted(number, proposal, verdict, None)
         self._remember(verdict.recipe)  # before the loop has said so: asked again at once, it is a duplicate
@@ -205,8 +198,9 @@ class Inbox:
         if answer is None:
             return None
         found, body = answer
-        about = {"accepted": body["accepted"], "recipe_id": found or None, "refusals": body["refusals"]}
-        if not body["accepted"]:
+        about = {"accepted": body.accepted, "recipe_id": found or None,
+                 "refusals": [dump_full(refusal) for refusal in body.refusals]}
+        if not body.accepted:
             return about | {"runs": {}}
         facts = Facts(self.snapshot)
         runs = {trial.key: facts.run(trial) for trial in self.state.trials.values()

@@ -67,10 +67,10 @@ def candidate(facts: Facts, recipe_id: str) -> CandidateRow:
     base, own = (facts.state.losses(rid or "", 1.0, facts.track.splits.search) for rid in (facts.base, recipe_id))
     search = compare(base, own).as_dict() if len(base.keys() & own.keys()) > 1 else None
     gains = _gains(facts, recipe_id)
-    reviews = [dict(e.body) for e in facts.state.reviews if e.subject == recipe_id]
+    reviews = [e.body.written() for e in facts.state.reviews if e.subject == recipe_id]
     return CandidateRow(
-        recipe_id, facts.name(recipe_id), status(facts, recipe_id), proposal.get("lane", ""),
-        proposal.get("origin", ""), facts.claim(recipe_id), facts.parts(recipe_id), facts.edits(recipe_id), mean, sd,
+        recipe_id, facts.name(recipe_id), status(facts, recipe_id), proposal.lane,
+        proposal.origin, facts.claim(recipe_id), facts.parts(recipe_id), facts.edits(recipe_id), mean, sd,
         search,
         [row for row in facts.verifications() if row["recipe_id"] == recipe_id], _cost(facts, recipe_id),
         _cost(facts, facts.base or recipe_id), gains, _trend(gains, facts.track.epsilon), reviews)
@@ -98,8 +98,8 @@ def status(facts: Facts, recipe_id: str) -> str:
 def _cost(facts: Facts, recipe_id: str) -> Spent:
     arm = facts.snapshot.arms[facts.snapshot.index[recipe_id]]
     step = arm.recipe.data.batch * arm.recipe.data.length
-    spent = [t.result["steps"] * step / t.result["tokens_per_s"] for t in facts.state.trials.values()
-             if t.recipe_id == recipe_id and t.loss and t.horizon == 1.0 and t.result and t.result.get("tokens_per_s")]
+    spent = [(t.result.steps or 0) * step / t.result.tokens_per_s for t in facts.state.trials.values()
+             if t.recipe_id == recipe_id and t.loss and t.horizon == 1.0 and t.result and t.result.tokens_per_s]
     return Spent(preflight(arm.recipe).parameters, arm.flops, float(np.mean(spent)) if spent else None)
 
 

@@ -35,8 +35,9 @@ def card(facts: Facts) -> dict[str, Any]:
     champion, state, track = facts.champion(), facts.state, facts.track
     if champion is None:
         raise UserError("no champion was crowned")
-    crowned, shipped = state.crowned[-1], state.trials[state.crowned[-1].body["trial"]]
-    result = shipped.result or {}
+    crowned, shipped = state.crowned[-1], state.trials[state.crowned[-1].body.trial]
+    result = shipped.result
+    assert result is not None
     against = facts.side(champion["against"], beside=champion["recipe_id"])
     test = {key: champion[key] for key in ("effect", "interval", "p_value", "p_adjusted", "alpha", "attempt", "n")}
     return {
@@ -44,7 +45,7 @@ def card(facts: Facts) -> dict[str, Any]:
         "name": champion["name"],
         "recipe_id": champion["recipe_id"],
         "crowned": datetime.fromtimestamp(crowned.time, UTC).isoformat(timespec="seconds"),
-        "track": {"name": track.name, "summary": track.summary, "hash": state.session["track_hash"],
+        "track": {"name": track.name, "summary": track.summary, "hash": state.session.track_hash,
                   "objective": dump_full(track.objective)},
         "base": facts.base,
         "diff": champion["diff"],
@@ -55,14 +56,14 @@ def card(facts: Facts) -> dict[str, Any]:
                                                              "name": against["name"]}, **test},
         "over_base": champion["over_base"],
         "losses": {"champion": champion["loss"], "against": against["loss"]},
-        "heldout": crowned.body["heldout"],
-        "checkpoint": {"trial": shipped.key, "seed": shipped.seed, "steps": result["steps"], "loss": shipped.loss,
-                       "fingerprint": result["fingerprint"]},
-        "data_hash": state.session["data_hash"],
-        "versions": state.session["versions"],
+        "heldout": crowned.body.heldout,
+        "checkpoint": {"trial": shipped.key, "seed": shipped.seed, "steps": result.steps, "loss": shipped.loss,
+                       "fingerprint": result.fingerprint},
+        "data_hash": state.session.data_hash,
+        "versions": state.session.versions,
         "rerun": [
             f"python -m research.replay SESSION {shipped.key}",
-            f"python -m jaxnano.train --config recipe.yaml --steps {result['steps']} --seed {shipped.seed} --out AGAIN",
+            f"python -m jaxnano.train --config recipe.yaml --steps {result.steps} --seed {shipped.seed} --out AGAIN",
         ],
         "tried": tried(facts),
     }

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from jaxnano.config.edit import show
 from research.decide.belief import Belief, Snapshot
 from research.decide.book import track_of
 from research.ledger.events import Event
+from research.ledger.kinds import Decided
 from research.ledger.state import Attempt, TrialRecord, fold
 from research.show.facts import Facts
 from research.text import effect, loss, spread
@@ -80,12 +80,12 @@ def _over(facts: Facts, trial: TrialRecord) -> str:
 
 def _what(facts: Facts, recipe_id: str) -> Iterator[str]:
     proposal = facts.proposal(recipe_id)
-    yield f"recipe {recipe_id}: {proposal.get('name', 'unknown')}"
-    yield f"  lane {proposal.get('lane')}, from {proposal.get('origin') or 'nowhere in particular'}"
-    yield f"  hypothesis: {proposal.get('hypothesis')}"
-    for part in proposal.get("parts", ()):
-        why = f": {part['why']}" if part.get("why") else ""
-        yield f"  part {part['name']} ({part['source'] or 'no source'}, expected {part['effect']:+.3f}){why}"
+    yield f"recipe {recipe_id}: {proposal.name or 'unknown'}"
+    yield f"  lane {proposal.lane}, from {proposal.origin or 'nowhere in particular'}"
+    yield f"  hypothesis: {proposal.hypothesis}"
+    for part in proposal.parts:
+        why = f": {part.why}" if part.why else ""
+        yield f"  part {part.name} ({part.source or 'no source'}, expected {part.effect:+.3f}){why}"
     for edit in facts.edits(recipe_id):
         yield f"    {edit['path']}: {show(edit['old'])} -> {show(edit['new'])}"
 
@@ -97,13 +97,13 @@ def _trial(facts: Facts, events: Sequence[Event], trial: TrialRecord) -> Iterato
     yield from _what(facts, recipe_id)
     for decision in trial.decisions:
         yield ""
-        known = decision.body.get("as_of", decision.seq - 1)
+        known = decision.seq - 1 if decision.body.as_of is None else decision.body.as_of
         yield from _why(facts, before(events, known + 1), decision, recipe_id)
     for attempt in trial.attempts:
         yield ""
         yield from _outcome(facts, trial, attempt)
         end = next((e for e in events if e.kind == "result" and e.subject == trial.key
-                    and e.body["attempt"] == attempt.number), None)
+                    and e.body.attempt == attempt.number), None)
         if end is not None:
             yield from _lesson(before(events, end.seq), before(events, end.seq + 1), recipe_id)
 
@@ -114,24 +114,24 @@ def before(events: Sequence[Event], seq: int) -> Snapshot:
     return Belief(track_of(state)).at(state)
 
 
-def _why(facts: Facts, then: Snapshot, decision: Event, recipe_id: str) -> Iterator[str]:
+def _why(facts: Facts, then: Snapshot, decision: Event[Decided], recipe_id: str) -> Iterator[str]:
     body = decision.body
-    yield f"decision (event {decision.seq}): {body['purpose']} on worker {body.get('worker')}; {body.get('why', '')}"
+    yield f"decision (event {decision.seq}): {body.purpose} on worker {body.worker}; {body.why}"
     yield f"  belief then: {_belief(then, recipe_id)}"
-    if body.get("eig") is None:
+    if body.eig is None or body.winner is None:
         return
     yield f"  promised {_promise(body)}"
-    if body["winner"]["trial"] != decision.subject:
-        yield f"  it came first because {body['winner']['trial']} ({body['winner']['name']}) needs the base in its cell"
-    for other in body.get("runners_up", ()):
-        promise = f"{other['eig']:.3g} nats, {other['improvement']:.3g}, {other['cost_s']:.1f} s"
-        yield f"  rather than {other['trial']} ({other['name']}): {promise}"
+    if body.winner.trial != decision.subject:
+        yield f"  it came first because {body.winner.trial} ({body.winner.name}) needs the base in its cell"
+    for other in body.runners_up:
+        promise = f"{other.eig:.3g} nats, {other.improvement:.3g}, {other.cost_s:.1f} s"
+        yield f"  rather than {other.trial} ({other.name}): {promise}"
 
 
-def _promise(scored: Mapping[str, Any]) -> str:
+def _promise(scored: Decided) -> str:
     """What a run was expected to bring and to cost; a new cell's price holds the base's run."""
-    return (f"{scored['eig']:.3g} nats of information about the best value and an improvement of "
-            f"{scored['improvement']:.3g} for {scored['cost_s']:.1f} device-seconds")
+    return (f"{scored.eig:.3g} nats of information about the best value and an improvement of "
+            f"{scored.improvement:.3g} for {scored.cost_s:.1f} device-seconds")
 
 
 def _outcome(facts: Facts, trial: TrialRecord, attempt: Attempt) -> Iterator[str]:
@@ -139,19 +139,19 @@ def _outcome(facts: Facts, trial: TrialRecord, attempt: Attempt) -> Iterator[str
     if result is None:
         yield f"attempt {attempt.number}: running on worker {attempt.worker}"
         return
-    reason = f": {result['reason']}" if result.get("reason") else ""
-    yield f"attempt {attempt.number}: {result['outcome']}{reason}"
-    for split, value in (result.get("loss") or {}).items():
+    reason = f": {result.reason}" if result.reason else ""
+    yield f"attempt {attempt.number}: {result.outcome}{reason}"
+    for split, value in result.loss.items():
         yield f"  {split} loss {loss(value)} {facts.unit}"
-    if result["outcome"] == "completed":
+    if result.outcome == "completed":
         if trial.recipe_id != facts.base:
             yield f"  gain{_over(facts, trial) or ' over the base in its cell: no base run there'}"
-        yield (f"  {result['steps']} steps in {result['device_s']:.1f} device-seconds, "
-               f"{result['compile_s']:.1f} of them compiling")
-    if predicted := result.get("predicted"):
+        yield (f"  {result.steps} steps in {result.device_s or 0.0:.1f} device-seconds, "
+               f"{result.compile_s or 0.0:.1f} of them compiling")
+    if predicted := result.predicted:
         yield f"  its predicted final loss was {predicted[0]:.4f} ± {predicted[1]:.4f}"
-    if audit := result.get("audit"):
-        mean, sd = audit["predicted"]
+    if result.audit is not None and result.audit.predicted:
+        mean, sd = result.audit.predicted
         yield f"  found hopeless and finished for the audit; its predicted final loss was {mean:.4f} ± {sd:.4f}"
 
 

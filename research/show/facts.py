@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxnano.config.base import validate
+from jaxnano.config.base import dump_full, validate
 from jaxnano.config.edit import diff
 from jaxnano.config.recipe import Recipe
-from research.contract.proposal import INBOX, LLM
+from research.contract.part import INBOX, LLM, Proposal
 from research.contract.track import Measured, Track
 from research.contract.trial import FRESH
 from research.decide.belief import Belief, Snapshot
@@ -22,9 +22,11 @@ from research.decide.price import Prices
 from research.decide.proof import pending
 from research.learn.compare import compare
 from research.ledger.events import Event
+from research.ledger.kinds import Result, Sealed, Verified
 from research.ledger.spend import Spend
 from research.ledger.state import State, TrialRecord
 
+NOTHING = Proposal(name="", parts=(), hypothesis="", lane="")
 NORMAL_95 = 1.96  # standard deviations to either side of a Gaussian's 95 % interval
 
 
@@ -62,19 +64,19 @@ class Facts:
     @property
     def unit(self) -> str:
         """What losses are measured in."""
-        return "nats per byte" if self.state.session.get("bytes_per_token", 1.0) == 1.0 else "nats per token"
+        return "nats per byte" if self.state.session.bytes_per_token in (None, 1.0) else "nats per token"
 
-    def proposal(self, recipe_id: str) -> dict[str, Any]:
-        """What was proposed under a recipe id: name, parts, hypothesis, lane ...; empty if nothing was."""
-        return self.state.proposals.get(recipe_id, {}).get("proposal", {})
+    def proposal(self, recipe_id: str) -> Proposal:
+        """What was proposed under a recipe id; nothing, without a name, if nothing was."""
+        return self.state.proposals[recipe_id].proposal if recipe_id in self.state.proposals else NOTHING
 
     def name(self, recipe_id: str) -> str:
         """A recipe's name, or its id where it has none."""
-        return self.proposal(recipe_id).get("name") or recipe_id
+        return self.proposal(recipe_id).name or recipe_id
 
     def edits(self, recipe_id: str) -> list[dict[str, Any]]:
         """What separates a recipe from the base: {path, old, new}."""
-        recipe = validate(Recipe, self.state.proposals[recipe_id]["recipe"])
+        recipe = validate(Recipe, self.state.proposals[recipe_id].recipe)
         return [{"path": e.path, "old": e.old, "new": e.new} for e in diff(self.track.base_recipe, recipe).edits]
 
     @cached_property
@@ -85,7 +87,7 @@ class Facts:
 
     def parent(self, recipe_id: str) -> str | None:
         """The recipe another was put on; None for the base."""
-        return next(iter(self.proposal(recipe_id).get("parents") or ()), None if recipe_id == self.base else self.base)
+        return next(iter(self.proposal(recipe_id).parents), None if recipe_id == self.base else self.base)
 
     def gains(self, recipe_id: str, over: str | None = None, horizon: float = 1.0) -> dict[int, float]:
         """By seed, a rival's loss less the recipe's, on the search split: every gain that is shown comes from here.
@@ -109,10 +111,10 @@ class Facts:
 
         predicted: [mean, sd] of its final loss when it was found hopeless.
         """
-        result, parent = trial.result or {}, self.parent(trial.recipe_id)
-        predicted = result.get("predicted") or (result.get("audit") or {}).get("predicted")
+        result, parent = trial.result, self.parent(trial.recipe_id)
+        predicted = result and (result.predicted or (result.audit and result.audit.predicted))
         return {"horizon": trial.horizon, "seed": trial.seed, "outcome": trial.outcome,
-                "reason": result.get("reason") or "", "loss": trial.loss.get(self.track.splits.search),
+                "reason": result.reason if result else "", "loss": trial.loss.get(self.track.splits.search),
                 "gain": self.gain(trial), "parent": parent,
                 "gain_over_parent": self.gain(trial, parent) if parent else None, "leader": self.leader,
                 "gain_over_leader": self.gain(trial, self.leader) if self.leader else None,
@@ -129,8 +131,8 @@ class Facts:
         search = {seed: loss for seed, loss in search.items() if not protected or seed in protected}
         found = {splits.protected: protected, splits.search: search}
         for event in self.state.crowned:
-            if event.subject == recipe_id and event.body.get("heldout") is not None:
-                found[splits.heldout] = {event.body["seed"]: event.body["heldout"]}
+            if event.subject == recipe_id and event.body.heldout is not None:
+                found[splits.heldout] = {event.body.seed or 0: event.body.heldout}
         others = self.losses(beside) if beside and beside != recipe_id else {}
         for split, losses in found.items():
             common = {seed: loss for seed, loss in losses.items() if seed in others.get(split, ())}
@@ -143,7 +145,7 @@ class Facts:
         by_horizon = {h: list(self.state.losses(recipe_id, h, split).values()) for h in self.track.horizons}
         means = {h: float(np.mean(losses)) for h, losses in by_horizon.items() if losses}
         step_s = Prices(self.snapshot).base_step_s if objective.waits_for_base else None
-        per_token = self.state.session.get("bytes_per_token")
+        per_token = self.state.session.bytes_per_token
         return objective.measure(Measured(means, self.track.full_steps, per_token, step_s))
 
     def side(self, recipe_id: str, comparison: Mapping[str, Any] | None = None,
@@ -165,10 +167,10 @@ class Facts:
         """The champion's side, compared with the recipe it had to beat; None if none was crowned."""
         if (recipe_id := self.state.champion) is None:
             return None
-        event = next(e for e in reversed(self.state.verifications) if e.subject == recipe_id and e.body["passed"])
-        incumbent = self.seal(event)["incumbent"]
-        side = self.side(recipe_id, event.body["comparisons"]["incumbent"], incumbent)
-        body = {"attempt": event.body["attempt"], "alpha": event.body["alpha"], "n": len(event.body["seeds"]),
+        event = next(e for e in reversed(self.state.verifications) if e.subject == recipe_id and e.body.passed)
+        incumbent = self.seal(event).incumbent
+        side = self.side(recipe_id, event.body.comparisons["incumbent"], incumbent)
+        body = {"attempt": event.body.attempt, "alpha": event.body.alpha, "n": len(event.body.seeds),
                 "against": incumbent}
         return side | body | {"over_base": self.over_base(recipe_id), "parts": self.parts(recipe_id)}
 
@@ -181,14 +183,13 @@ class Facts:
         event = next((e for e in reversed(self.state.reviews) if e.subject == recipe_id), None)
         if event is None:
             return ""
-        done = {"approve": "approved", "veto": "vetoed", "hold": "held"}[event.body["decision"]]
-        note = f": {event.body['note']}" if event.body.get("note") else ""
-        return f"{done} by {event.body.get('reviewer') or 'somebody'}{note}"
+        done = {"approve": "approved", "veto": "vetoed", "hold": "held"}[event.body.decision]
+        note = f": {event.body.note}" if event.body.note else ""
+        return f"{done} by {event.body.reviewer or 'somebody'}{note}"
 
-    def seal(self, verification: Event) -> dict[str, Any]:
+    def seal(self, verification: Event[Verified]) -> Sealed:
         """The seal that a verification opened."""
-        number = verification.body["nomination"]
-        return next(e.body for e in self.state.sealed if e.body["nomination"] == number)
+        return next(e.body for e in self.state.sealed if e.body.nomination == verification.body.nomination)
 
     def over_base(self, recipe_id: str) -> dict[str, Any] | None:
         """Comparison with the base on the seeds that both ran in full: the protected split where they share any."""
@@ -202,19 +203,19 @@ class Facts:
         """The parts of a recipe: name, source, why, edits, and the ablation's row, or why it was not ablated."""
         rows: dict[str, Any] = {}
         untested: dict[str, str] = {}
-        for ablation in (a for a in self.state.ablations.values() if a["recipe_id"] == recipe_id):
-            rows.update({row["part"]: row for row in ablation["rows"]})
-            untested.update(ablation.get("untested", {}))
-        return [{"name": p["name"], "source": p["source"], "why": p.get("why") or self._older_why(p["name"]),
-                 "edits": p["edits"], "ablation": rows.get(p["name"]), "untested": untested.get(p["name"])}
-                for p in self.proposal(recipe_id).get("parts", ())]
+        for ablation in (a for a in self.state.ablations.values() if a.recipe_id == recipe_id):
+            rows.update({row["part"]: row for row in ablation.rows})
+            untested.update(ablation.untested)
+        return [{"name": p.name, "source": p.source, "why": p.why or self._older_why(p.name),
+                 "edits": [dump_full(edit) for edit in p.edits], "ablation": rows.get(p.name),
+                 "untested": untested.get(p.name)} for p in self.proposal(recipe_id).parts]
 
     def _older_why(self, part: str) -> str:
         """A part's reason in a ledger of 0.2, whose parts do not hold it: that of the proposal that brought it."""
-        for proposal in (body["proposal"] for body in self.state.proposals.values()):
-            alone = len(proposal["parts"]) == 1 or proposal["lane"] in ("catalogue", INBOX, LLM)
-            if alone and proposal["parts"] and proposal["parts"][-1]["name"] == part:  # what it is about comes last
-                return proposal["hypothesis"]
+        for proposal in (body.proposal for body in self.state.proposals.values()):
+            alone = len(proposal.parts) == 1 or proposal.lane in ("catalogue", INBOX, LLM)
+            if alone and proposal.parts and proposal.parts[-1].name == part:  # what it is about comes last
+                return proposal.hypothesis
         return ""
 
     def claim(self, recipe_id: str) -> str:
@@ -223,21 +224,20 @@ class Facts:
         An ablation, or a move of numbers, proposes a whole recipe for a reason that is about a part of it alone.
         """
         parts, proposal = [part for part in self.parts(recipe_id) if part["why"]], self.proposal(recipe_id)
-        if not parts or (len(parts) == 1 and proposal["lane"] not in ("ablation", "simplify")):
-            return proposal.get("hypothesis", "")
+        if not parts or (len(parts) == 1 and proposal.lane not in ("ablation", "simplify")):
+            return proposal.hypothesis
         return "; ".join(f"{part['name']}: {part['why']}" for part in parts)
 
     def verifications(self) -> list[dict[str, Any]]:
         """Every sealed attempt: what was tested, at which level, and what came out (`passed` None: not decided)."""
-        spoken = {e.body["nomination"]: e.body for e in self.state.verifications}
+        spoken = {e.body.nomination: e.body for e in self.state.verifications}
         rows = []
         for number, event in enumerate(self.state.sealed, start=1):
-            body = spoken.get(event.body["nomination"], {})
+            seal, body = event.body, spoken.get(event.body.nomination)
             rows.append({"recipe_id": event.subject, "name": self.name(event.subject), "attempt": number,
-                         "alpha": event.body["alpha"], "n": event.body["n"], "incumbent": event.body["incumbent"],
-                         "best_single": event.body.get("best_single"), "passed": body.get("passed"),
-                         "seeds": body.get("seeds", []), "losses": body.get("losses", {}),
-                         "comparisons": body.get("comparisons", {})})
+                         "alpha": seal.alpha, "n": seal.n, "incumbent": seal.incumbent, "best_single": seal.best_single,
+                         "passed": body.passed if body else None, "seeds": list(body.seeds) if body else [],
+                         "losses": body.losses if body else {}, "comparisons": body.comparisons if body else {}})
         return rows
 
     def best_single(self) -> dict[str, Any] | None:
@@ -279,15 +279,15 @@ class Facts:
         rows: dict[str, dict[str, Any]] = {}
         best = {row["lane"]: [row["mean"], row["sd"]] for row in reversed(self.frontier(len(self.snapshot.arms)))}
         for recipe_id in self.state.proposals:
-            row = rows.setdefault(self.proposal(recipe_id)["lane"],
+            row = rows.setdefault(self.proposal(recipe_id).lane,
                                   {"proposed": 0, "accepted": 0, "runs": 0, "device_seconds": 0.0,
-                                   "best_effect": best.get(self.proposal(recipe_id)["lane"])})
+                                   "best_effect": best.get(self.proposal(recipe_id).lane)})
             row["proposed"] += 1
             row["accepted"] += recipe_id in self.state.accepted
         for trial, result in self.results():
-            if (row := rows.get(self.proposal(trial.recipe_id).get("lane", ""))) is not None:
+            if (row := rows.get(self.proposal(trial.recipe_id).lane)) is not None:
                 row["runs"] += 1
-                row["device_seconds"] += result.get("device_s") or 0.0
+                row["device_seconds"] += result.device_s or 0.0
         return rows
 
     def llm(self) -> dict[str, Any] | None:
@@ -298,7 +298,7 @@ class Facts:
         accepted = self.lanes().get(LLM, {}).get("accepted", 0)
         return Spend.of(self.state.calls).as_dict(accepted) if self.state.calls else None
 
-    def results(self) -> Iterator[tuple[TrialRecord, dict[str, Any]]]:
+    def results(self) -> Iterator[tuple[TrialRecord, Result]]:
         """Every result with its trial, interrupted attempts too."""
         for trial in self.state.trials.values():
             for attempt in trial.attempts:
@@ -317,5 +317,5 @@ class Facts:
         """Runs found hopeless but finished all the same: what was predicted of them, and how they ended."""
         split = self.track.splits.search
         return [{"trial": trial.key, "final": trial.loss.get(split), "gain": self.gain(trial),
-                 **dict(zip(("predicted", "sd"), result["audit"]["predicted"], strict=True))}
-                for trial, result in self.results() if result.get("audit")]
+                 **dict(zip(("predicted", "sd"), result.audit.predicted, strict=True))}
+                for trial, result in self.results() if result.audit and result.audit.predicted]

@@ -65,7 +65,7 @@ def progress(facts: Facts, events: Sequence[Event]) -> Figure | None:
     spent, at = 0.0, {}
     for event in events:
         if event.kind == "result":
-            spent += event.body.get("device_s") or 0.0
+            spent += event.body.device_s or 0.0
             at[event.subject] = spent
     found = [(at[t.key], gain, t) for t in facts.state.trials.values()
              if t.horizon == 1.0 and (gain := facts.gain(t)) is not None]
@@ -116,7 +116,7 @@ def _common_seeds(facts: Facts, recipe_ids: Sequence[str]) -> set[int]:
 def _mean_curve(facts: Facts, recipe_id: str, seeds: set[int]) -> tuple[list[float], list[float]] | None:
     seeds = seeds or {seed for by_seed in facts.losses(recipe_id).values() for seed in by_seed}
     full = [t for t in facts.state.trials.values() if (t.recipe_id, t.horizon) == (recipe_id, 1.0)]
-    runs = [t.result["curve"] for t in full if t.seed in seeds and t.result and t.result.get("curve")]
+    runs = [t.result.curve for t in full if t.seed in seeds and t.result and t.result.curve]
     if not runs:
         return None
     grid = np.linspace(CURVES_FROM, 1.0, 60)
@@ -145,7 +145,7 @@ def allocation(facts: Facts) -> Figure | None:
     for trial in facts.state.trials.values():
         for attempt in trial.attempts:
             row = spent.setdefault(trial.horizon, {})
-            row[attempt.purpose] = row.get(attempt.purpose, 0.0) + ((attempt.result or {}).get("device_s") or 0.0)
+            row[attempt.purpose] = row.get(attempt.purpose, 0.0) + ((attempt.result and attempt.result.device_s) or 0.0)
     used = [p for p in PURPOSES if any(row.get(p) for row in spent.values())]
     if not used:
         return None
@@ -160,12 +160,12 @@ def information(facts: Facts) -> Figure | None:
     by_horizon: dict[float, list[Event]] = {}
     for event in facts.state.decisions:
         trial = facts.state.trials[event.subject]
-        if (event.body.get("eig") or 0.0) > 0 and trial.attempts:
+        if (event.body.eig or 0.0) > 0 and trial.attempts:
             by_horizon.setdefault(trial.horizon, []).append(event)
     series = [
         Series(f"horizon {horizon:g}", [e.time - start for e in found],
-               [e.body["eig"] / e.body["cost_s"] for e in found], "dots",
-               titles=[f"{e.body['why']}: {e.body['eig']:.3g} nats in {e.body['cost_s']:.1f} s" for e in found],
+               [e.body.eig / e.body.cost_s for e in found], "dots",
+               titles=[f"{e.body.why}: {e.body.eig:.3g} nats in {e.body.cost_s:.1f} s" for e in found],
                targets=[trial_id(e.subject) for e in found])
         for horizon, found in sorted(by_horizon.items())
     ]

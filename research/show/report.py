@@ -48,13 +48,13 @@ def leading(facts: Facts) -> dict[str, Any]:
     sides = {facts.name(rid): facts.measure(rid) for rid in (facts.base, shown) if rid}
     standing = "The champion" if state.champion else "Verified, not crowned" if waiting else \
         "The leading candidate, not proven"
-    worth = [(nominee, body, {row["part"]: row for row in body["rows"]}) for nominee, body in state.ablations.items()]
+    worth = [(nominee, body, {row["part"]: row for row in body.rows}) for nominee, body in state.ablations.items()]
     ran = dict.fromkeys(trial.recipe_id for trial in state.trials.values() if trial.attempts)
     return {"leader": state.champion or next(iter(waiting), best), "standing": standing, "ran": list(ran),
             "measured": [f"{name}: {text}" for name, text in sides.items() if text],
             "outcomes": sorted(state.counts().items(), key=lambda item: -item[1]),
             "barnacles": [(name, nominee, rows.get(name, {})) for nominee, body, rows in worth
-                          for name in body["removed"]]}
+                          for name in body.removed]}
 
 
 def attempts(facts: Facts) -> Iterator[dict[str, Any]]:
@@ -84,7 +84,7 @@ def _by_seed(row: dict[str, Any], roles: dict[str, str]) -> list[dict[str, Any]]
 def endings(facts: Facts) -> dict[str, Any]:
     """Runs that did not finish, and those that were found hopeless and finished all the same."""
     audits = facts.audit()
-    return {"ended": [(t, r) for t, r in facts.results() if r["outcome"] not in ("completed", "interrupted")],
+    return {"ended": [(t, r) for t, r in facts.results() if r.outcome not in ("completed", "interrupted")],
             "audits": audits,
             "hits": sum(a["final"] is not None and abs(a["final"] - a["predicted"]) <= NORMAL_95 * a["sd"]
                         for a in audits)}
@@ -93,16 +93,16 @@ def endings(facts: Facts) -> dict[str, Any]:
 def again(facts: Facts) -> dict[str, Any]:
     """Commands that run something again, and where the results come from."""
     state, session = facts.state, facts.state.session
-    crowned = state.crowned[-1].body["trial"] if state.crowned else None
+    crowned = state.crowned[-1].body.trial if state.crowned else None
     done = [key for key, trial in state.trials.items() if trial.outcome == "completed"]
     key = crowned or (done[-1] if done else None)
     rerun = [f"python -m research.explain SESSION {key}", f"python -m research.replay SESSION {key}"] if key else []
     rerun += ["python -m jaxnano.sample SESSION/champion/checkpoint --prompt 'Returns'"] if crowned else []
-    prints = sorted({tuple(sorted(r["fingerprint"].items())) for _, r in facts.results() if r.get("fingerprint")})
+    prints = sorted({tuple(sorted(r.fingerprint.items())) for _, r in facts.results() if r.fingerprint})
     return {"rerun": rerun, "environments": prints, "origin": [
-        ("track", f"{session['track']}, {session['track_hash'][:16]}"), ("data", session["data_hash"][:16]),
-        ("seed of the researcher", session["seed"]),
-        ("command", "python -m research.loop " + " ".join(session["argv"])),
+        ("track", f"{session.track}, {session.track_hash[:16]}"), ("data", session.data_hash[:16]),
+        ("seed of the researcher", session.seed),
+        ("command", "python -m research.loop " + " ".join(session.argv)),
         *((name, value) for found in prints for name, value in found if name != "data")]}
 
 

@@ -26,10 +26,10 @@ def verdict(facts: Facts) -> tuple[str, str]:
         return (kind if found else "open"), f"Not ended yet: {where}, after {ran}. {found}".strip()
     if found:
         return kind, found
-    told = "; ".join([", ".join(f"{n} {outcome}" for outcome, n in counts.items()), state.end["reason"]])
+    told = "; ".join([", ".join(f"{n} {outcome}" for outcome, n in counts.items()), state.end.reason])
     if state.nominated:
         return "none", ("No improvement proven: the session ended before the proof did "
-                        f"({where}; after {ran}; {state.end['reason']}).")
+                        f"({where}; after {ran}; {state.end.reason}).")
     best = facts.frontier(1)
     if best and best[0]["mean"] > facts.track.epsilon:
         gain = spread(best[0]["mean"], best[0]["sd"])
@@ -93,11 +93,11 @@ def stage(snapshot: Snapshot) -> str:
     started = seal.seq if seal else state.nominated[-1].seq
     purposes = ("verify",) if seal else ("replicate", "ablate")
     runs = [a for a in state.attempts() if a.seq > started and a.purpose in purposes]
-    done = sum((a.result or {}).get("outcome") in FINAL for a in runs)
+    done = sum(a.result is not None and a.result.outcome in FINAL for a in runs)
     if seal:
-        roles = {seal.subject, seal.body["incumbent"], seal.body.get("best_single")} - {None}
-        return f"attempt {seal.body['attempt']} sealed at alpha {seal.body['alpha']:.2g}: verifying, " \
-               f"{done} of {len(roles) * seal.body['n']} runs done"
+        roles = {seal.subject, seal.body.incumbent, seal.body.best_single} - {None}
+        return f"attempt {seal.body.attempt} sealed at alpha {seal.body.alpha:.2g}: verifying, " \
+               f"{done} of {len(roles) * seal.body.n} runs done"
     what = "trying without barnacles" if nominee in state.ablations else "replicating and ablating"
     return f"{what}, {count(done, 'run')} done"
 
@@ -109,7 +109,7 @@ def summary(facts: Facts) -> dict[str, Any]:
     return {
         "track": facts.track.name,
         "unit": facts.unit,
-        "ended": state.end["reason"] if state.end else None,
+        "ended": state.end.reason if state.end else None,
         "verdict": dict(zip(("kind", "text"), verdict(facts), strict=True)),
         "trials": state.counts(),
         "purposes": facts.purposes(),

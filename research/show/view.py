@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,6 +18,7 @@ from jaxnano.cli import lost
 from jaxnano.config.edit import show
 from research.decide.plan import resuming
 from research.ledger.events import Event
+from research.ledger.kinds import Judgement
 from research.ledger.state import Attempt, TrialRecord
 from research.show.facts import Facts
 from research.show.verdict import stage, verdict
@@ -43,7 +44,7 @@ class View:
         self._facts: Facts | None = None
         self._seen = 0  # events shown so far
         self._next_s = 0.0
-        self._refused: list[dict[str, Any]] = []
+        self._refused: list[Judgement] = []
 
     def __enter__(self) -> View:
         if self._console.is_terminal and not self._console.is_dumb_terminal:
@@ -75,7 +76,7 @@ class View:
         events = [e for e in scheduler.session.ledger.events(since=since) if e.seq <= self._seen]
         self._facts = facts = Facts(scheduler.snapshot)
         for event in events:
-            if event.kind == "verdict" and not event.body["accepted"]:
+            if event.kind == "verdict" and not event.body.accepted:
                 self._refused = [*self._refused[-3:], event.body]
             if self._live is None and (line := line_of(event, facts)):
                 self._say(f"{clock(event.time - facts.state.stretches[0].start):>6}  {line}")
@@ -109,44 +110,44 @@ class View:
             lost(self.file)
 
 
-def line_of(event: Event, facts: Facts) -> str | None:
+def line_of(event: Event[Any], facts: Facts) -> str | None:
     """One line for the end of a run, a stage of the proof, or a model that did not answer; None for other events."""
     body = event.body
     match event.kind:
         case "result":
             trial = facts.state.trials[event.subject]
-            return _run(facts, trial, next(a for a in trial.attempts if a.number == body["attempt"]))
+            return _run(facts, trial, next(a for a in trial.attempts if a.number == body.attempt))
         case "nominated":
-            return f"to be proven: {facts.name(event.subject)}, expected {spread(body['mean'], body['sd'])}"
+            return f"to be proven: {facts.name(event.subject)}, expected {spread(body.mean, body.sd)}"
         case "ablation":
-            return f"ablation: {', '.join(body['removed']) or 'nothing'} to be removed"
+            return f"ablation: {', '.join(body.removed) or 'nothing'} to be removed"
         case "sealed":
-            return f"sealed: attempt {body['attempt']} at alpha {body['alpha']:.2g}, {body['n']} fresh seeds"
+            return f"sealed: attempt {body.attempt} at alpha {body.alpha:.2g}, {body.n} fresh seeds"
         case "verification":
-            test = body["comparisons"].get("incumbent")
+            test = body.comparisons.get("incumbent")
             found = f", effect {effect(test['effect'])}, p = {test['p_value']:.2g}" if test else ""
-            return f"verification: {'passed' if body['passed'] else 'failed'}{found}"
+            return f"verification: {'passed' if body.passed else 'failed'}{found}"
         case "crowned":
             return f"champion: {facts.name(event.subject)}"
-        case "call" if body.get("outcome") != "ok":
-            return f"llm: {body.get('outcome')}: {body.get('reason')}"[:160]
+        case "call" if body.outcome != "ok":
+            return f"llm: {body.outcome}: {body.reason}"[:160]
     return None
 
 
 def _run(facts: Facts, trial: TrialRecord, attempt: Attempt) -> str:
-    result = attempt.result or {}
-    value = (result.get("loss") or {}).get(facts.track.splits.search)
+    result = attempt.result
+    value = result.loss.get(facts.track.splits.search) if result else None
     gains = facts.run(trial) if value is not None else {}
     leads = effect(gains.get("gain_over_leader"))
     numbers = f"{loss(value):>7} {effect(gains.get('gain')):>8} {f'({leads})' if leads else '':>10}"
     what = f"{attempt.purpose} {trial.horizon:g}/{trial.seed}"
-    return f"{what:<19} {result.get('outcome', ''):<11} {numbers}  {facts.name(trial.recipe_id)}"
+    return f"{what:<19} {result.outcome if result else '':<11} {numbers}  {facts.name(trial.recipe_id)}"
 
 
 class Frame:
     """Draws a scheduler. Whatever does not fit into the terminal's height is left out, the least telling first."""
 
-    def __init__(self, scheduler: Any, facts: Facts, refused: Sequence[Mapping[str, Any]]):
+    def __init__(self, scheduler: Any, facts: Facts, refused: Sequence[Judgement]):
         """refused: bodies of the last refusing verdicts, newest last."""
         self.scheduler, self.facts, self.refused = scheduler, facts, refused
 
@@ -190,14 +191,14 @@ class Frame:
         return "frontier: expected effect at the full horizon", rows
 
     def _chosen(self):
-        chosen = [e for e in self.facts.state.decisions if e.body.get("eig") is not None]
+        chosen = [e for e in self.facts.state.decisions if e.body.winner is not None]
         if not chosen:
             return "", []
         body = chosen[-1].body
-        scored = [body["winner"], *body["runners_up"][:RUNNERS_UP]]
-        rows = [[_plain("before" if i else "chosen", "dim"), _right(f"{s['eig']:.2g} nats"),
-                 _right(f"{s['improvement']:.2g}"), _right(f"{s['cost_s']:.1f} s"),
-                 _plain("/".join(s["trial"].split("-")[1:]), "dim"), _plain(s["name"])] for i, s in enumerate(scored)]
+        scored = [body.winner, *body.runners_up[:RUNNERS_UP]]
+        rows = [[_plain("before" if i else "chosen", "dim"), _right(f"{s.eig:.2g} nats"),
+                 _right(f"{s.improvement:.2g}"), _right(f"{s.cost_s:.1f} s"),
+                 _plain("/".join(s.trial.split("-")[1:]), "dim"), _plain(s.name)] for i, s in enumerate(scored)]
         return "last choice: information gained, improvement expected, price", rows
 
     def _incumbent(self):
@@ -211,8 +212,8 @@ class Frame:
         return ("champion" if recipe_id else "leader") + f" against the base: {self.facts.name(shown)}", rows
 
     def _refusals(self):
-        rows = [[_plain(f"{r['path'] or 'recipe'}: {r['rule']}", "dim")] for body in self.refused[-REFUSED:]
-                for r in body["refusals"][:1]]
+        rows = [[_plain(f"{r.path or 'recipe'}: {r.rule}", "dim")] for body in self.refused[-REFUSED:]
+                for r in body.refusals[:1]]
         return "last refusals", rows
 
 

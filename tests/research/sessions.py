@@ -13,7 +13,8 @@ import numpy as np
 from jaxnano.config.base import dump, dump_full
 from jaxnano.config.recipe import recipe_id
 from research.contract.idea import ideas, part
-from research.contract.proposal import IdeaEdit, Part, Proposal, build
+from research.contract.part import IdeaEdit, Part, Proposal
+from research.contract.proposal import build
 from research.contract.track import load_track
 from research.contract.trial import FRESH, Trial
 from research.decide.ablation import REPLICATES
@@ -21,6 +22,7 @@ from research.decide.belief import Belief
 from research.decide.price import Prices
 from research.decide.proof import Proof, best_single
 from research.ledger.events import FILE, Ledger, encode
+from research.ledger.kinds import Nominated, Proposed
 from research.ledger.session import Session
 from research.ledger.state import fold
 
@@ -93,7 +95,7 @@ class Story:
         name, lane = (" + ".join(p.name for p in parts), "catalogue") if parts else ("base", "base")
         recipe = build(self.track.base_recipe, parts)
         proposal = Proposal(**{"name": name, "parts": tuple(parts), "hypothesis": "it helps", "lane": lane} | more)
-        self.write("proposal", recipe_id(recipe), {"proposal": proposal, "recipe": dump(recipe)})
+        self.write("proposal", recipe_id(recipe), Proposed(proposal=proposal, recipe=dump(recipe)))
         self.write("verdict", recipe_id(recipe), {"accepted": True, "refusals": [], "ms": 3.0})
         self.worth[recipe_id(recipe)] = worth
         return recipe_id(recipe)
@@ -141,7 +143,7 @@ class Story:
 
     def nominate(self):
         """Replicates and the ablation of the best."""
-        body = {"number": 1, "mean": 0.4, "sd": 0.01, "parts": ["rotary", "relu-squared"]}
+        body = Nominated(number=1, mean=0.4, sd=0.01, parts=("rotary", "relu-squared"))
         self.write("nominated", self.best, body)
         proof = Proof(self.snapshot(), self.best, body)
         for trial, purpose in proof.wanted():
@@ -159,7 +161,7 @@ class Story:
             assert trial.seed >= FRESH
             self.run(trial, purpose)
         self.write("verification", self.best, (found := Proof(self.snapshot(), self.best, body).verify()))
-        if found["passed"]:
+        if found.passed:
             seed = proof.seeds()[0]
             self.write("crowned", self.best, {"trial": Trial(self.best, 1.0, seed).key, "name": EVIL, "seed": seed,
                                               "heldout": 1.9})

@@ -7,10 +7,11 @@ from unittest import mock
 from stand_in import MICRO, StandIn, completed
 
 from jaxnano.config.base import dump_full
-from research.contract.proposal import IdeaEdit
+from research.contract.part import IdeaEdit
 from research.contract.track import load_track
 from research.decide.scheduler import Scheduler
 from research.lanes import lanes, lanes_of
+from research.ledger.kinds import Crowned
 from research.ledger.session import Session
 from research.outside.inbox import Ask
 
@@ -50,7 +51,7 @@ def created(folder, **body):
 
 def _crown(session, track, arm, key):
     """No checkpoint is made up, so none is installed."""
-    return {"trial": key, "name": arm.name, "seed": int(key.split("-")[-1]), "heldout": 3.14159265}
+    return Crowned(trial=key, name=arm.name, seed=int(key.split("-")[-1]), heldout=3.14159265)
 
 
 def loop(session, executor=None, *, max_trials=6, budget_s=600.0, names=("tuner", "recombine")):

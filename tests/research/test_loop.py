@@ -1,6 +1,5 @@
 """A real session on the smallest track, stopped by Ctrl-C and resumed, from the first run to the report."""
 
-import json
 import os
 import re
 import select
@@ -24,7 +23,7 @@ from research.decide.belief import Belief
 from research.decide.choose import decide
 from research.decide.claims import violations
 from research.decide.price import Prices
-from research.ledger.events import FILE, Ledger, encode
+from research.ledger.events import FILE, Ledger, node_of
 from research.ledger.session import Session
 from research.ledger.state import fold
 from research.machine import ROOT, process_identity
@@ -43,7 +42,7 @@ def completed(folder):
     """Completed runs in the ledger of a session that may not be there yet."""
     try:
         with Ledger(folder / FILE) as ledger:
-            return sum(e.body["outcome"] == "completed" for e in ledger.events("result"))
+            return sum(e.body.outcome == "completed" for e in ledger.events("result"))
     except ValueError:
         return 0
 
@@ -97,7 +96,7 @@ def test_a_closed_terminal_ends_a_session_cleanly(tmp_path):
         process.kill()
     with Session.open(folder) as session:
         events = session.ledger.events()
-        assert events[-1].kind == "end" and events[-1].body["reason"] == "stopped"
+        assert events[-1].kind == "end" and events[-1].body.reason == "stopped"
         assert list(violations(session.ledger, folder)) == []
         assert not session.ledger.held()
     assert fold(events).counts().keys() <= {"completed", "interrupted", "killed", "diverged"}
@@ -107,19 +106,19 @@ def test_a_closed_terminal_ends_a_session_cleanly(tmp_path):
 def test_ctrl_c_ends_cleanly(stopped):
     folder, status, events, found = stopped
     assert status == 0 and found == []
-    assert events[-1].kind == "end" and events[-1].body["reason"] == "stopped"
+    assert events[-1].kind == "end" and events[-1].body.reason == "stopped"
     state = fold(events)
     assert state.counts().keys() <= {"completed", "interrupted"} and state.counts()["completed"] >= 2
-    assert all(process_identity(e.body["pid"]) is None for e in events if e.kind == "attempt")
+    assert all(process_identity(e.body.pid) is None for e in events if e.kind == "attempt")
     assert (folder / "report.html").is_file()
 
 
 def test_a_stopped_session_is_resumed_to_its_end(stopped, ended):
     _, status, events, found = ended
-    assert status == 0 and found == [] and events[-1].body["reason"] == "finished"
+    assert status == 0 and found == [] and events[-1].body.reason == "finished"
     assert events[: len(stopped[2])] == stopped[2]
     assert [e.kind for e in events if e.kind in ("session", "resume", "end")] == ["session", "end", "resume", "end"]
-    searched = {e.subject for e in events if e.kind == "decision" and e.body["purpose"] in ("search", "base")}
+    searched = {e.subject for e in events if e.kind == "decision" and e.body.purpose in ("search", "base")}
     assert len(searched) == TRIALS
 
 
@@ -128,20 +127,20 @@ def test_the_crowned_recipe_is_the_sealed_one(ended):
     state = fold(events)
     (crowned,), seal = state.crowned, state.sealed[-1]
     assert crowned.subject == seal.subject == state.verifications[-1].subject
-    assert state.verifications[-1].body["passed"]
+    assert state.verifications[-1].body.passed
     assert recipe_id(load(folder / "champion" / "recipe.yaml")) == seal.subject
-    assert seal.body["alpha"] == 0.2 * 2.0 ** -seal.body["attempt"]
+    assert seal.body.alpha == 0.2 * 2.0 ** -seal.body.attempt
 
 
 def test_verification_seeds_are_fresh(ended):
     events = ended[2]
     seal = next(e.seq for e in events if e.kind == "sealed")
     attempts = [e for e in events if e.kind == "attempt"]
-    verify = [e for e in attempts if e.body["purpose"] == "verify"]
-    fresh = {e.body["seed"] for e in verify}
+    verify = [e for e in attempts if e.body.purpose == "verify"]
+    fresh = {e.body.seed for e in verify}
     assert len(fresh) == 4 and min(fresh) >= FRESH and all(e.seq > seal for e in verify)
-    assert all(e.body["seed"] < FRESH for e in attempts if e not in verify)
-    protected = [e for e in events if e.kind == "result" and "protected" in (e.body.get("loss") or {})]
+    assert all(e.body.seed < FRESH for e in attempts if e not in verify)
+    protected = [e for e in events if e.kind == "result" and "protected" in e.body.loss]
     assert {e.subject for e in protected} <= {e.subject for e in verify}
 
 
@@ -149,7 +148,7 @@ def test_the_checkpoint_reproduces_the_verified_loss(ended):
     folder, _, events, _ = ended
     state, track = fold(events), load_track(MICRO)
     recipe, params, about = checkpoint.load(folder / "champion")
-    verified = state.trials[state.crowned[-1].body["trial"]]
+    verified = state.trials[state.crowned[-1].body.trial]
     assert (recipe_id(recipe), about["seed"]) == (verified.recipe_id, verified.seed)
     assert "```diff\n- optimizer.groups.all." in (folder / "champion" / "diff.md").read_text()
     corpus = data.load(recipe.data)
@@ -160,15 +159,15 @@ def test_the_checkpoint_reproduces_the_verified_loss(ended):
 
 def test_every_decision_follows_from_the_ledger_before_it(ended):
     events, track = ended[2], load_track(MICRO)
-    made = [e for e in events if e.kind == "decision" and "eig" in e.body]
+    made = [e for e in events if e.kind == "decision" and e.body.eig is not None]
     assert len(made) >= TRIALS
     for event in made:
-        state = fold(e for e in events if e.seq <= event.body["as_of"])
-        worker = {name: event.body[name] for name in ("worker", "priced")}
-        prices, seed, left_s = Prices(Belief(track).at(state)), state.session["seed"], event.body["left_s"]
+        state = fold(e for e in events if e.seq <= event.body.as_of)
+        worker = {"worker": event.body.worker, "priced": event.body.priced}
+        prices, seed, left_s = Prices(Belief(track).at(state)), state.session.seed, event.body.left_s
         trial, body = decide(prices, seed, worker["priced"], left_s)
         assert trial.key == event.subject
-        assert json.loads(encode(body | worker)) == event.body
+        assert node_of("decision", body.model_copy(update=worker)) == event.body
 
 
 def refusal(capsys, *argv):
@@ -182,7 +181,7 @@ def refusal(capsys, *argv):
 
 def test_a_session_in_use_is_refused(capsys, tmp_path):
     with Session.create(tmp_path / "s") as session:
-        session.ledger.append("session", "", {"track": "micro"})
+        session.ledger.append("session", "", {"track": "micro", "data_hash": "d", "seed": 0, "workers": 1})
         code, line = refusal(capsys, "--session", str(session.path), "--resume")
         assert code == 2 and "in use by process" in line
         code, line = refusal(capsys, "--session", str(session.path), "--track", MICRO)

@@ -17,7 +17,7 @@ from jaxnano.config.base import validate
 from jaxnano.config.recipe import Recipe, recipe_id
 from research import explain, replay, report, share, status
 from research.ledger import __main__
-from research.ledger.events import FILE, Ledger
+from research.ledger.events import FILE, Ledger, encode
 from research.ledger.state import fold
 
 CROWNED = "7bae8c5a1425c70c"
@@ -38,9 +38,9 @@ def state(old):
 @pytest.fixture(scope="module")
 def same_data(state):
     """Whether this machine's packages are those whose text the session was trained on."""
-    crowned = state.proposals[CROWNED]["recipe"]
+    crowned = state.proposals[CROWNED].recipe
     recipe = validate(Recipe, crowned)
-    return data.load(recipe.data).data_hash == state.session["data_hash"]
+    return data.load(recipe.data).data_hash == state.session.data_hash
 
 
 def test_its_rules_hold(old, capsys):
@@ -49,22 +49,33 @@ def test_its_rules_hold(old, capsys):
 
 
 def test_its_state_is_read(old, state, capsys):
-    assert state.champion == CROWNED and len(state.ablations[CROWNED]["rows"]) == 3
+    assert state.champion == CROWNED and len(state.ablations[CROWNED].rows) == 3
     assert report_errors(lambda: status.main([str(old), "--json"])) == 0
     found = json.loads(capsys.readouterr().out)
     assert CROWNED in json.dumps(found)
 
 
+def test_what_was_read_would_be_written_again_and_what_it_did_not_say_has_a_default(old, state):
+    with Ledger(old / FILE) as opened:
+        for event, (*_, text, _) in zip(opened.events(), opened.raw(), strict=True):
+            told = json.loads(text)
+            for part in told.get("proposal", {}).get("parts", ()):
+                part["why"] = ""  # what is new since
+            assert json.loads(encode(event.body)) == told
+    assert not state.session.kills and state.ablations[CROWNED].more is None
+    assert {decision.body.priced for decision in state.decisions} == {None}
+
+
 def test_its_report_and_its_trials_are_explained(old, state, capsys):
     assert report_errors(lambda: report.main([str(old)])) == 0
     assert "Improvement proven: 3 x tuned" in (old / "report.md").read_text()
-    for key in (state.crowned[-1].body["trial"], next(iter(state.trials))):
+    for key in (state.crowned[-1].body.trial, next(iter(state.trials))):
         assert report_errors(lambda key=key: explain.main([str(old), key])) == 0
         assert key in capsys.readouterr().out
 
 
 def test_its_champions_run_is_run_again(old, state, same_data, capsys):
-    code = report_errors(lambda: replay.main([str(old), state.crowned[-1].body["trial"], "--json"]))
+    code = report_errors(lambda: replay.main([str(old), state.crowned[-1].body.trial, "--json"]))
     out, err = capsys.readouterr()
     if same_data:
         assert code == 0 and json.loads(out)["holds"]

@@ -54,7 +54,7 @@ def test_edits_of_a_file_go_first(capsys, session, tmp_path):
     code, out, _ = propose(capsys, session, "--file", str(tmp_path / "diff.yaml"), "--why", "cheaper", "--on", "base",
                            "--set", "model.attention.qk_norm=true", "--json")
     number = json.loads(out)["number"]
-    (part,) = next(e for e in session.ledger.events("submission") if e.seq == number).body["proposal"]["parts"]
+    (part,) = next(e for e in session.ledger.events("submission") if e.seq == number).body.proposal["parts"]
     assert code == 0 and part["edits"] == [{"path": "model.norm", "new": {"kind": "rmsnorm"}},
                                            {"path": "model.attention.qk_norm", "new": True}]
 

@@ -68,13 +68,13 @@ def run(session, clock, when=None, **options):
 
 
 def searched(events, after):
-    return [e for e in events if e.seq > after and e.kind == "decision" and e.body["purpose"] == "search"]
+    return [e for e in events if e.seq > after and e.kind == "decision" and e.body.purpose == "search"]
 
 
 def after_passing(decision, *more):
     """Decide about what passed first, once two search runs have followed."""
     def when(events):
-        passed = next((e for e in events if e.kind == "verification" and e.body["passed"]), None)
+        passed = next((e for e in events if e.kind == "verification" and e.body.passed), None)
         return (decision, passed.subject, *more) if passed and len(searched(events, passed.seq)) > 1 else None
 
     return when
@@ -84,7 +84,7 @@ def test_it_searches_on_while_it_waits_and_crowns_what_is_approved(tmp_path, clo
     with created(tmp_path / "s", require_review=True) as session:
         found = run(session, clock, after_passing("approve"))
         kinds = [e.kind for e in session.ledger.events() if e.kind in ("verification", "review", "crowned")]
-        assert kinds[:3] == ["verification", "review", "crowned"] and found.state.end["reason"] == "finished"
+        assert kinds[:3] == ["verification", "review", "crowned"] and found.state.end.reason == "finished"
         assert found.state.crowned[0].subject == found.state.verifications[0].subject
         assert list(violations(session.ledger, session.path)) == []
     assert "approved by ada" in capsys.readouterr().out
@@ -95,8 +95,8 @@ def ended(tmp_path_factory, clock):
     """A session that ended with a verified candidate nobody has looked at: its folder and state."""
     with created(tmp_path_factory.mktemp("review") / "s", require_review=True) as session:
         found = run(session, clock)
-        state, passed = found.state, [e for e in found.state.verifications if e.body["passed"]]
-        assert state.champion is None and state.end["reason"] == "awaiting review"
+        state, passed = found.state, [e for e in found.state.verifications if e.body.passed]
+        assert state.champion is None and state.end.reason == "awaiting review"
         assert searched(session.ledger.events(), passed[0].seq)
         assert {e.subject for e in passed} == {key.rsplit("-", 2)[0] for key in found.prover.needed()}
     return session.path, state
@@ -137,7 +137,7 @@ def test_a_veto_or_a_hold_is_not_crowned_at_resume(waiting, clock, decision, rea
         for recipe_id in Facts.of(state).waiting():
             decide(session, decision, recipe_id, "--note", "too odd")
     state = resumed(path, clock).state
-    assert state.champion is None and state.end["reason"] == reason
+    assert state.champion is None and state.end.reason == reason
     done = {"veto": "vetoed", "hold": "held"}[decision]
     assert f"Verified, {done} by ada: too odd: " in verdict(Facts.of(state))[1]
     write_report(path, state)
@@ -149,7 +149,7 @@ def test_a_veto_keeps_the_crown_off_where_no_review_is_required(tmp_path, clock)
         state = run(session, clock, lambda events: next((
             ("veto", e.subject) for e in events if e.kind == "sealed"), None)).state
         vetoed = state.sealed[0].subject
-        assert state.verifications[0].body["passed"] and vetoed not in {e.subject for e in state.crowned}
+        assert state.verifications[0].body.passed and vetoed not in {e.subject for e in state.crowned}
         assert [e.subject for e in state.nominated].count(vetoed) <= 1
 
 

@@ -96,7 +96,7 @@ def tokens(facts):
 def expected(facts):
     """The ledger's losses of the run that ships, and of its one opening of the held-out split."""
     crowned = facts.state.crowned[-1].body
-    return facts.state.trials[crowned["trial"]].loss | {"heldout": crowned["heldout"]}
+    return facts.state.trials[crowned.trial].loss | {"heldout": crowned.heldout}
 
 
 def test_opened_as_it_was_trained_it_gives_the_ledgers_losses(shared, facts):
@@ -104,7 +104,7 @@ def test_opened_as_it_was_trained_it_gives_the_ledgers_losses(shared, facts):
     done = subprocess.run([sys.executable, "-c", MEASURE, str(shared[0]), json.dumps(tokens(facts))], cwd=ROOT,
                           env=environment, capture_output=True, text=True, timeout=DEADLINE_S, check=True)
     losses, fingerprint = json.loads(done.stdout)
-    made = facts.state.trials[facts.state.crowned[-1].body["trial"]].result["fingerprint"]
+    made = facts.state.trials[facts.state.crowned[-1].body.trial].result.fingerprint
     assert fingerprint == made
     assert losses == pytest.approx(expected(facts), abs=1e-6) and losses.keys() == {"search", "protected", "heldout"}
 
@@ -137,16 +137,17 @@ def test_the_card_says_what_the_ledger_says(shared, facts):
     about = json.loads((shared[0] / "card.json").read_text())
     state, champion = facts.state, facts.champion()
     verified, crowned = state.verifications[-1].body, state.crowned[-1].body
-    assert (about["name"], about["track"]["hash"]) == (crowned["name"], facts.track.identity)
-    assert about["test"]["effect"] == verified["comparisons"]["incumbent"]["effect"] > 0
-    assert {key: about["test"][key] for key in ("alpha", "attempt", "n")}.items() <= state.sealed[-1].body.items()
-    assert about["losses"]["champion"]["protected"]["by_seed"] == verified["losses"]["candidate"]
-    assert about["losses"]["against"]["protected"]["by_seed"] == verified["losses"]["incumbent"]
-    assert about["heldout"] == crowned["heldout"] and about["checkpoint"]["trial"] == crowned["trial"]
+    assert (about["name"], about["track"]["hash"]) == (crowned.name, facts.track.identity)
+    assert about["test"]["effect"] == verified.comparisons["incumbent"]["effect"] > 0
+    sealed = state.sealed[-1].body.written()
+    assert {key: about["test"][key] for key in ("alpha", "attempt", "n")}.items() <= sealed.items()
+    assert about["losses"]["champion"]["protected"]["by_seed"] == verified.losses["candidate"]
+    assert about["losses"]["against"]["protected"]["by_seed"] == verified.losses["incumbent"]
+    assert about["heldout"] == crowned.heldout and about["checkpoint"]["trial"] == crowned.trial
     assert about["data_hash"] == data.load(facts.track.base_recipe.data).data_hash
     assert about["diff"] == champion["diff"] != [] and about["checkpoint"]["fingerprint"]["data"] == about["data_hash"]
     assert recipe_id(load(shared[0] / "recipe.yaml")) == about["recipe_id"]
-    assert about["rerun"][0] == f"python -m research.replay SESSION {crowned['trial']}"
+    assert about["rerun"][0] == f"python -m research.replay SESSION {crowned.trial}"
 
 
 def test_the_card_holds_nothing_of_the_machine_and_is_the_same_again(shared, session, tmp_path):
@@ -204,8 +205,8 @@ def test_every_publication_opens_the_protected_split_and_says_so(shared, session
     with Session.open(session) as opened:
         openings = fold(opened.ledger.events()).openings
     assert openings and {e.subject for e in openings} == {facts.state.champion}
-    crowned = facts.state.crowned[-1].body["trial"]
-    assert {(e.body["split"], e.body["trial"]) for e in openings} == {("protected", crowned)}
+    crowned = facts.state.crowned[-1].body.trial
+    assert {(e.body.split, e.body.trial) for e in openings} == {("protected", crowned)}
 
 
 def test_results_that_were_rewritten_as_a_whole_are_not_those_of_the_checkpoint(capsys, copy, facts, tmp_path):
@@ -223,7 +224,7 @@ def test_results_that_were_rewritten_as_a_whole_are_not_those_of_the_checkpoint(
     with Session.open(copy) as opened:
         state = fold(opened.ledger.events())
     proof = Proof(Belief(facts.track).at(state), state.nominated[-1].subject, state.nominated[-1].body)
-    forge(copy, "verification", lambda body, key: body.update(proof.verify()))
+    forge(copy, "verification", lambda body, key: body.update(proof.verify().written()))
     with Session.open(copy) as opened:
         assert list(violations(opened.ledger, copy)) == []
     code, line = refusal(capsys, copy, tmp_path / "out")
@@ -232,7 +233,7 @@ def test_results_that_were_rewritten_as_a_whole_are_not_those_of_the_checkpoint(
 
 def test_a_folder_that_the_ledger_did_not_crown_is_refused(capsys, copy, facts, tmp_path):
     metadata = copy / "champion" / "checkpoint" / "metadata" / "_ROOT_METADATA"
-    seed = str(facts.state.crowned[-1].body["seed"])
+    seed = str(facts.state.crowned[-1].body.seed)
     metadata.write_text(metadata.read_text().replace(seed, "7"))
     code, line = refusal(capsys, copy, tmp_path / "out")
     assert code == 2 and "seed: not that of the run the ledger crowned" in line

@@ -89,8 +89,8 @@ def test_losses_are_also_said_in_the_objectives_terms(tmp_path):
                             "steps": {"kind": "steps_to_target", "target": (quarter + full) / 2},
                             "time": {"kind": "time_to_target", "target": (quarter + full) / 2},
                             "flops": {"kind": "loss_at_flops"}}.items():
-        state.session["contract"] |= {"objective": objective}
-        state.session["bytes_per_token"] = 4.0
+        contract = state.session.contract | {"objective": objective}
+        state.begun = state.session.model_copy(update={"contract": contract, "bytes_per_token": 4.0})
         found[name] = Facts.of(state).measure(story.base)
     assert found["seconds"] == f"{full / math.log(2) / 4:.4f} bits per byte after 300 s"
     assert found["steps"].endswith(f"after about {story.track.full_steps / 2:,.0f} steps")  # halfway in the logarithm

@@ -21,9 +21,10 @@ from pydantic import Field
 
 from jaxnano.cli import UserError
 from jaxnano.config.base import ConfigError, Node, Problem, dump_full, validate
-from research.contract.proposal import LLM, Proposal
+from research.contract.part import LLM, Proposal
 from research.lanes.protocol import Knowledge
 from research.ledger.events import LedgerFailure, SessionError
+from research.ledger.kinds import Call
 from research.ledger.spend import EXHAUSTED, Spend
 from research.outside.inbox import Inbox
 from research.outside.llm import prompt as prompts
@@ -167,7 +168,7 @@ class Llm:
                     raise
                 except Exception as error:  # a fault of ours: the session goes on, and the ledger knows
                     fault = Fault("error", f"{type(error).__name__}: {error}")
-                    self._event({"outcome": fault.outcome, "reason": self.endpoint.reason(fault.reason)})
+                    self._event(fault.outcome, self.endpoint.reason(fault.reason))
                     self._pause(fault.pause_s)
                 self._busy = False
         finally:
@@ -196,7 +197,7 @@ class Llm:
 
     def _left(self, inbox: Inbox) -> dict[str, Any]:
         """What is left of the session's time and the lane's money."""
-        minutes = inbox.state.session.get("minutes")
+        minutes = inbox.state.session.minutes
         settings, spend = self.settings, self._spend
         return {"seconds": max(0, round(60 * minutes - inbox.state.wall_s)) if minutes else None,
                 "tokens": settings.tokens - spend.tokens,
@@ -270,16 +271,17 @@ class Llm:
         drafts = drafts or []
         refused = [problem for draft in drafts for problem in draft.problems[:1]]
         reason = failed.reason if failed else str(refused[0]) if refused else ""
-        self._event({"outcome": failed.outcome if failed else "ok", "reason": self.endpoint.reason(reason),
-                     "tokens_in": tokens_in, "tokens_out": tokens_out, "cost": self.settings.usd(tokens_in, tokens_out),
-                     "wall_s": time.monotonic() - began_s, "proposals": len(drafts),
-                     "accepted": sum(not draft.problems for draft in drafts), "repair": repair})
+        self._event(failed.outcome if failed else "ok", self.endpoint.reason(reason), tokens_in=tokens_in,
+                    tokens_out=tokens_out, cost=self.settings.usd(tokens_in, tokens_out),
+                    wall_s=time.monotonic() - began_s, proposals=len(drafts),
+                    accepted=sum(not draft.problems for draft in drafts), repair=repair)
 
-    def _event(self, body: dict[str, Any]) -> None:
+    def _event(self, outcome: str, reason: str, **counted: Any) -> None:
         assert self._inbox is not None
-        body = {"provider": self.endpoint.provider, "model": self.endpoint.model} | body
-        self._last = self._inbox.session.ledger.append("call", "", body)
-        self._spend.add(body)
+        call = Call(outcome=outcome, provider=self.endpoint.provider, model=self.endpoint.model, reason=reason,
+                    **counted)
+        self._last = self._inbox.session.ledger.append("call", "", call)
+        self._spend.add(call)
 
     def _exhausted(self, inbox: Inbox) -> None:
         """Say that the budget is used up, once in the ledger for each budget, and ask no more."""
@@ -287,9 +289,9 @@ class Llm:
         if self.settings.cost is not None:
             about += f", {self._spend.cost:.4g} of {self.settings.cost:g} USD"
         reason = f"{about}: no room for one more request"
-        if not any(e.body.get("outcome") == EXHAUSTED and e.body.get("reason") == reason
+        if not any(e.body.outcome == EXHAUSTED and e.body.reason == reason
                    for e in inbox.refresh().calls):
-            self._event({"outcome": EXHAUSTED, "reason": reason})
+            self._event(EXHAUSTED, reason)
         self._spent = True
 
     def _pause(self, asked_s: float = 0.0) -> None:

@@ -113,7 +113,7 @@ class Tables:
         self.facts, self.snapshot, self.track = facts, facts.snapshot, facts.track
         self.refused = _refusals(inbox)
         self.notes = [_cut(note, MAX_RULE) for _, answer in facts.state.answers.values()
-                      for note in answer.get("notes", ())]
+                      for note in answer.notes]
         found, sd = self.snapshot.effects
         self.effects = {arm.recipe_id: (float(m), float(s))
                         for arm, m, s in zip(self.snapshot.arms, found, sd, strict=True)}
@@ -189,7 +189,7 @@ class Tables:
         found: dict[str, dict[str, Any]] = {}
         for trial in self.facts.state.trials.values():
             if trial.outcome in ("diverged", "failed", "timeout", "killed"):
-                reason = _cut(str((trial.result or {}).get("reason", "")), MAX_NAME)
+                reason = _cut(trial.result.reason if trial.result else "", MAX_NAME)
                 found[trial.recipe_id] = {"id": trial.recipe_id[:8], "outcome": trial.outcome, "reason": reason,
                                           "name": _cut(self.facts.name(trial.recipe_id), MAX_NAME)}
         return list(found.values())[-most:] if most else []
@@ -210,10 +210,10 @@ def _refusals(inbox: Inbox) -> list[tuple[tuple[str, str], tuple[int, Any]]]:
     counts: Counter[tuple[str, str]] = Counter()
     values: dict[tuple[str, str], Any] = {}
     for event in inbox.session.ledger.events("verdict"):
-        for refusal in event.body.get("refusals") or ():
-            rule = re.sub(r"\b[0-9a-f]{16}\b", "ID", str(refusal.get("rule")))
-            counts[key := (str(refusal.get("path")), rule)] += 1
-            values[key] = refusal.get("value")
+        for refusal in event.body.refusals:
+            rule = re.sub(r"\b[0-9a-f]{16}\b", "ID", refusal.rule)
+            counts[key := (refusal.path, rule)] += 1
+            values[key] = refusal.value
     return [(key, (n, values[key])) for key, n in counts.most_common()]
 
 

@@ -14,7 +14,8 @@ from jaxnano.config.recipe import hypers
 from research.contract.behaviour import behaviour, needless, unread
 from research.contract.gate import Gate
 from research.contract.idea import ideas, part
-from research.contract.proposal import IdeaEdit, Part, build, dead, live
+from research.contract.part import IdeaEdit, Part
+from research.contract.proposal import build, dead, live
 from research.contract.track import CONFIGS, load_track
 from research.lanes.protocol import Knowledge, Known
 from research.lanes.tuner import Tuner

@@ -15,7 +15,8 @@ from jaxnano.config.recipe import Recipe
 from research.contract import idea
 from research.contract.gate import Gate
 from research.contract.idea import Idea, ideas, part
-from research.contract.proposal import IdeaEdit, build
+from research.contract.part import IdeaEdit
+from research.contract.proposal import build
 from research.contract.track import load_track
 from research.lanes.catalogue import left_out
 

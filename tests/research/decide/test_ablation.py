@@ -56,10 +56,10 @@ def test_barnacles_go_and_what_is_worth_something_stays(story):
     nominated(story, catalogue("qk-norm", "rotary", "logit-softcap-tanh", "relu-squared", "output-gate"), added)
     bodies = ablate(story)
     last = bodies[-1]
-    assert last["kept"] == ["rotary", "relu-squared"] and last["untested"] == {}
-    assert set(last["removed"]) == {"qk-norm", "logit-softcap-tanh", "output-gate"}
-    assert {row["part"]: row["effect"] for row in last["rows"]} == pytest.approx(WORTH, abs=0.02)
-    assert proof(story).final == last["recipe_id"] == story.best
+    assert last.kept == ("rotary", "relu-squared") and last.untested == {}
+    assert set(last.removed) == {"qk-norm", "logit-softcap-tanh", "output-gate"}
+    assert {row["part"]: row["effect"] for row in last.rows} == pytest.approx(WORTH, abs=0.02)
+    assert proof(story).final == last.recipe_id == story.best
 
 
 def test_of_parts_that_stand_in_for_each_other_as_many_go_as_may(story):
@@ -68,12 +68,12 @@ def test_of_parts_that_stand_in_for_each_other_as_many_go_as_may(story):
     nominated(story, catalogue("rotary", *sorted(three)), lambda names: 0.35 * ("rotary" in names) + 0.2 * any(
         name in names for name in three))
     bodies = ablate(story)
-    assert any((body.get("reduced_effect") or 0.0) > 0.15 for body in bodies)  # all three at once: it lost
-    kept = set(bodies[-1]["kept"])
-    assert "rotary" in kept and len(kept & three) == 1 and len(bodies[-1]["removed"]) == 2
-    row = next(row for row in bodies[-1]["rows"] if row["part"] in kept & three)
+    assert any((body.reduced_effect or 0.0) > 0.15 for body in bodies)  # all three at once: it lost
+    kept = set(bodies[-1].kept)
+    assert "rotary" in kept and len(kept & three) == 1 and len(bodies[-1].removed) == 2
+    row = next(row for row in bodies[-1].rows if row["part"] in kept & three)
     assert row["effect"] == pytest.approx(0.2, abs=0.02)  # looked at again once the others were gone
-    assert row["of"] == bodies[-1]["recipe_id"]
+    assert row["of"] == bodies[-1].recipe_id
 
 
 def test_what_seemed_worth_little_and_had_no_time_for_another_look_is_named_and_is_looked_at_first(story):
@@ -83,13 +83,13 @@ def test_what_seemed_worth_little_and_had_no_time_for_another_look_is_named_and_
     for _ in range(2):  # one by one, then all three
         run_wanted(story)
         body = settle(story)
-    assert body["removed"] and body["more"]
-    doubtful = [name for name in body["kept"] if name in three]
+    assert body.removed and body.more
+    doubtful = [name for name in body.kept if name in three]
     assert doubtful and list(proof(story).ablation.variants) == [*sorted(doubtful, key=lambda name: next(
-        row["effect"] for row in body["rows"] if row["part"] == name)), "relu-squared"]
+        row["effect"] for row in body.rows if row["part"] == name)), "relu-squared"]
     last = settle(story)  # as where no time is left
-    assert last["untested"].keys() == set(doubtful) and proof(story).final == last["recipe_id"]
-    assert all("no time" in reason for reason in last["untested"].values())
+    assert last.untested.keys() == set(doubtful) and proof(story).final == last.recipe_id
+    assert all("no time" in reason for reason in last.untested.values())
 
 
 def test_a_part_is_ablated_with_what_cannot_stand_without_it_and_the_rest_of_that_stays(story):
@@ -109,7 +109,7 @@ def test_a_part_is_ablated_with_what_cannot_stand_without_it_and_the_rest_of_tha
     assert variants.keys() == {"muon", "fast-tables", "tune", "tune muon"}
     assert variants["muon"].gone == ("muon", "tune muon") and variants["muon"].recipe_id == rebased
     run_wanted(story)
-    rows = {row["part"]: row for row in settle(story)["rows"]}
+    rows = {row["part"]: row for row in settle(story).rows}
     assert rows["muon"]["effect"] == pytest.approx(0.3, abs=0.02) and rows["muon"]["gone"] == ["muon", "tune muon"]
 
 
@@ -123,15 +123,15 @@ def test_a_part_that_could_not_be_run_without_is_named_with_the_reason(story):
         elif trial.recipe_id != variants["rotary"].recipe_id or trial.seed > 2:
             story.run(trial, purpose)
     first, last = settle(story), settle(story)  # as where no time is left for another look
-    assert first["removed"] == ["qk-norm"] and first["more"] and proof(story).final == last["recipe_id"]
-    assert "did not finish" in first["untested"]["relu-squared"] and "no time" in first["untested"]["rotary"]
-    assert "no time" in last["untested"]["relu-squared"] and last["untested"].keys() == {"rotary", "relu-squared"}
+    assert first.removed == ("qk-norm",) and first.more and proof(story).final == last.recipe_id
+    assert "did not finish" in first.untested["relu-squared"] and "no time" in first.untested["rotary"]
+    assert "no time" in last.untested["relu-squared"] and last.untested.keys() == {"rotary", "relu-squared"}
 
 
 def test_a_single_part_is_left_to_the_verification(story):
     nominate(story, story.singles["rotary"])
     run_wanted(story)
-    assert "only part" in settle(story)["untested"]["rotary"]
+    assert "only part" in settle(story).untested["rotary"]
     assert proof(story).final == story.singles["rotary"]
 
 
@@ -140,12 +140,12 @@ def test_an_ablation_begun_by_version_0_2_goes_on(story):
     nominated(story, catalogue(*three), added)
     run_wanted(story)
     new = proof(story).ablation.settle()
-    old = {name: new[name] for name in ("rows", "recipe_id", "trying")} | {"removed": new["removing"],
-                                                                          "kept": ["rotary"]}
+    old = {"rows": new.rows, "recipe_id": new.recipe_id, "trying": new.trying, "removed": new.removing,
+           "kept": ["rotary"]}
     story.write("ablation", proof(story).recipe_id, old)
     assert proof(story).final is None
     bodies = ablate(story)
-    assert bodies[-1]["kept"] == ["rotary"] and set(bodies[-1]["removed"]) == {"qk-norm", "logit-softcap-tanh"}
+    assert bodies[-1].kept == ("rotary",) and set(bodies[-1].removed) == {"qk-norm", "logit-softcap-tanh"}
 
 
 def test_what_an_ablation_kept_and_removed_follows_from_its_runs(story):
@@ -154,7 +154,7 @@ def test_what_an_ablation_kept_and_removed_follows_from_its_runs(story):
     events = story.session.ledger.events()
     assert [line for line in broken_claims(events) if "(ablation" in line] == []
     last = max(i for i, event in enumerate(events) if event.kind == "ablation")
-    for forged in ({"removed": []}, {"kept": ["rotary"]}, {"untested": {"rotary": "no time"}}, {"more": True}):
-        told = [replace(e, body=e.body | forged) if i == last else e for i, e in enumerate(events)]
+    for forged in ({"removed": ()}, {"kept": ("rotary",)}, {"untested": {"rotary": "no time"}}, {"more": True}):
+        told = [replace(e, body=e.body.model_copy(update=forged)) if i == last else e for i, e in enumerate(events)]
         found = [line for line in broken_claims(told) if "(ablation" in line]
         assert bool(found) == ("untested" not in forged), forged

@@ -6,7 +6,8 @@ import pytest
 from sessions import Story
 
 from research.contract.idea import ideas, part
-from research.contract.proposal import Proposal, build
+from research.contract.part import Proposal
+from research.contract.proposal import build
 from research.contract.trial import FRESH, Trial
 from research.decide.belief import SEEDS, Belief
 from research.decide.choose import decide, pool
@@ -30,7 +31,7 @@ def test_a_belief_that_grew_decides_as_a_fresh_one(story):
             continue
         now = decide(Prices(grown.at(fold(events[:n]))), 3, n % 2, 1e6)
         assert now == decide(Prices(Belief(story.track).at(fold(events[:n]))), 3, n % 2, 1e6)
-    assert now is not None and now[1]["as_of"] == events[-1].seq
+    assert now is not None and now[1].as_of == events[-1].seq
 
 
 def test_arms_are_in_the_order_of_their_proposals_whichever_was_judged_first(story):
@@ -125,7 +126,7 @@ def test_nothing_is_decided_that_does_not_fit_into_the_time(story):
         if (decision := decide(found, 0, 0, left_s)) is not None:
             trial, body = decision
             arm = found.snapshot.arms[found.snapshot.index[trial.recipe_id]]
-            assert found.wall_s(arm, trial.horizon, 0) <= left_s and body["cost_s"] * found.slowdown <= left_s
+            assert found.wall_s(arm, trial.horizon, 0) <= left_s and body.cost_s * found.slowdown <= left_s
             chosen.add(trial.horizon)
     assert chosen
 
@@ -175,7 +176,7 @@ def test_what_outsiders_promise_is_kept_apart_by_who_promises(story):
 
 def test_a_run_in_flight_is_not_given_twice(story):
     trial, body = decide(story.prices(), 0, 0, 1e6)
-    story.start(trial, body["purpose"])
+    story.start(trial, body.purpose)
     again = decide(story.prices(), 0, 1, 1e6)
     assert again is not None and again[0] != trial and story.snapshot().running == [trial]
 

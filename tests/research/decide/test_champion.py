@@ -76,9 +76,9 @@ def test_a_champion_is_installed_whole_and_known_whatever_the_loop_is_killed_at(
         found.prover.crown()
         crowned = session.ledger.events("crowned")
     assert [e.subject for e in crowned] == [PASSED] and found.state.champion == PASSED
-    assert opened == [crowned[0].body["heldout"]]  # once
+    assert opened == [crowned[0].body.heldout]  # once
     assert recipe_id(load(passed / "champion" / "recipe.yaml")) == PASSED
-    assert champion.checkpoint.load(passed / "champion")[2]["seed"] == SHIPPED == crowned[0].body["seed"]
+    assert champion.checkpoint.load(passed / "champion")[2]["seed"] == SHIPPED == crowned[0].body.seed
     assert [p.name for p in passed.iterdir() if p.name.startswith("champion")] == ["champion"]
 
 

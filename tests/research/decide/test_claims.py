@@ -48,7 +48,7 @@ FORGED = {
     "another recipe's ablation": ("ablation", lambda b, _: b.update(recipe_id="1" * 16), "the ablation ended in 1111"),
     "another run's checkpoint": ("crowned", lambda b, _: b.update(trial="x-1-0"), "trial is 'x-1-0'"),
     "what is not there": ("verification", lambda b, _: b.pop("comparisons"), "comparisons.incumbent.effect is None"),
-    "what is no claim": ("ablation", lambda b, _: b.update(rows=[7]), "cannot be computed again"),
+    "what is no claim": ("ablation", lambda b, _: b.update(rows=[7]), "an ablation with rows.0: 7"),
 }
 
 

@@ -7,6 +7,9 @@ from research.contract.track import load_track
 from research.decide.choose import fitting
 from research.decide.plan import REPORT_S, Plan, least_minutes, unbegun
 from research.decide.price import Prices
+from research.ledger.kinds import Begun
+
+BEGUN = Begun(track="tiny", data_hash="d", seed=0, workers=1)
 
 
 def test_a_short_session_searches_although_a_whole_proof_would_not_fit(tmp_path):
@@ -21,7 +24,7 @@ def test_a_short_session_searches_although_a_whole_proof_would_not_fit(tmp_path)
 @pytest.mark.parametrize("workers", [1, 2, 8])
 @pytest.mark.parametrize("name", ["tiny", "tests/research/micro.yaml", "budget-5min"])
 def test_the_least_time_has_room_for_the_base_and_a_tenth_of_a_minute_to_spare(name, workers):
-    snapshot = unbegun(load_track(name), {})
+    snapshot = unbegun(load_track(name), BEGUN)
     prices = Prices(snapshot)
     least = least_minutes(snapshot, workers, 0.1)
     first_s = prices.wall_s(snapshot.arms[0], min(snapshot.belief.track.horizons), 0)
@@ -35,5 +38,6 @@ def test_the_least_time_has_room_for_the_base_and_a_tenth_of_a_minute_to_spare(n
 def test_what_an_accelerator_does_in_an_hour_is_not_priced_as_a_cores_work():
     """Before anything was measured: a GPU or a TPU makes at least 100 TFLOP/s of what these runs do, a core 0.3."""
     track = load_track("optimizer-124m")
-    here, there = (least_minutes(unbegun(track, {"accelerator": found}), 1, 0.1) for found in (False, True))
+    sessions = (BEGUN.model_copy(update={"accelerator": found}) for found in (False, True))
+    here, there = (least_minutes(unbegun(track, session), 1, 0.1) for session in sessions)
     assert there < 60 < 100 * there < here

@@ -76,8 +76,8 @@ def test_a_part_that_earns_its_place_stays(story):
     nominate(story, story.best)
     run_wanted(story)
     body = settle(story)
-    assert body["removed"] == [] and body["recipe_id"] == story.best and body["untested"] == {}
-    effects = {row["part"]: row["effect"] for row in body["rows"]}
+    assert body.removed == () and body.recipe_id == story.best and body.untested == {}
+    effects = {row["part"]: row["effect"] for row in body.rows}
     assert effects == pytest.approx({"rotary": 0.35, "relu-squared": 0.05}, abs=0.02)
     assert proof(story).final == story.best and proof(story).wanted() == []
 
@@ -93,9 +93,9 @@ def test_a_better_candidate_passes_on_fresh_seeds(story):
     assert [t.recipe_id for t, _ in wanted[:3]] == [story.base, story.best, story.singles["rotary"]]
     run_wanted(story)
     body = verify(story)
-    assert body["passed"] and body["attempt"] == 1 and body["alpha"] == 0.0005 and body["seeds"] == seeds
-    assert body["comparisons"]["incumbent"]["effect"] == pytest.approx(0.4, abs=0.02)
-    assert body["comparisons"]["best_single"]["interval"][0] > 0.0
+    assert body.passed and body.attempt == 1 and body.alpha == 0.0005 and list(body.seeds) == seeds
+    assert body.comparisons["incumbent"]["effect"] == pytest.approx(0.4, abs=0.02)
+    assert body.comparisons["best_single"]["interval"][0] > 0.0
     assert proof(story).done and proof(story).wanted() == []
 
 
@@ -106,7 +106,7 @@ def test_a_candidate_that_is_no_better_fails_and_each_attempt_has_half_the_alpha
     story.worth[story.best] = story.worth[story.base] + 0.001
     run_wanted(story)
     body = verify(story)
-    assert not body["passed"] and proof(story).done and proof(story).wanted() == []
+    assert not body.passed and proof(story).done and proof(story).wanted() == []
     nominate(story, story.singles["rotary"])
     run_wanted(story)
     settle(story)
@@ -114,9 +114,9 @@ def test_a_candidate_that_is_no_better_fails_and_each_attempt_has_half_the_alpha
     assert not set(first) & set(proof(story).seeds())
     run_wanted(story)
     body = verify(story)
-    assert body["attempt"] == 2 and body["alpha"] == 0.00025 and body["passed"]
-    assert all(len(losses) == 6 for losses in body["losses"].values())  # though some ran in the first attempt, too
-    assert [e.body["alpha"] for e in story.snapshot().state.sealed] == [0.0005, 0.00025]
+    assert body.attempt == 2 and body.alpha == 0.00025 and body.passed
+    assert all(len(losses) == 6 for losses in body.losses.values())  # though some ran in the first attempt, too
+    assert [e.body.alpha for e in story.snapshot().state.sealed] == [0.0005, 0.00025]
 
 
 @pytest.mark.parametrize("role", ["candidate", "incumbent"])
@@ -126,7 +126,7 @@ def test_a_verification_run_that_diverges_leaves_nothing_proven(story, role):
     recipe = proof(story).contenders()[role]
     run_wanted(story, **{recipe: {"outcome": "diverged", "loss": {}}})
     body = verify(story)
-    assert not body["passed"] and body["comparisons"]["incumbent"]["n"] == 5
+    assert not body.passed and body.comparisons["incumbent"]["n"] == 5
 
 
 def test_nothing_of_the_protected_split_reaches_the_belief_or_the_lanes(story):

@@ -49,7 +49,7 @@ def test_a_session_goes_from_search_to_crown(whole):
     state = fold(events)
     assert [e.kind for e in events if e.kind in ("nominated", "ablation", "sealed", "verification", "crowned")] == [
         "nominated", "ablation", "sealed", "verification", "crowned"]
-    assert sum(t.decisions[0].body["purpose"] in SEARCH for t in state.trials.values()) == 5
+    assert sum(t.decisions[0].body.purpose in SEARCH for t in state.trials.values()) == 5
     assert state.champion == state.sealed[0].subject == state.nominated[0].subject
     with Ledger(path / FILE) as ledger:
         assert list(violations(ledger, path)) == []
@@ -59,7 +59,7 @@ def cuts(events):
     """Places to cut the ledger at: after the first event of each kind, and in the middle of what takes two events."""
     kinds = [e.kind for e in events]
     found = {kind: kinds.index(kind) + 1 for kind in dict.fromkeys(kinds)}
-    purposes = [e.body.get("purpose") for e in events]
+    purposes = [getattr(e.body, "purpose", None) for e in events]
     found["verify"] = len(purposes) - purposes[::-1].index("verify")
     found["the last proposal"] = len(kinds) - kinds[::-1].index("proposal")  # an ablation's, if any was new
     return found
@@ -82,11 +82,11 @@ def test_a_ledger_cut_anywhere_is_taken_up(whole, track, tmp_path, place):
         found, reason = drive(session, track)
         assert list(violations(session.ledger, session.path)) == []
         before = {e.subject: e.body for e in kept if e.kind == "result"}
-        now = [e for e in session.ledger.events("result") if e.body["outcome"] == "completed"]
+        now = [e for e in session.ledger.events("result") if e.body.outcome == "completed"]
         assert len({e.subject for e in now}) == len(now) and before.items() <= {e.subject: e.body for e in now}.items()
     assert reason == "finished" and (found.state.champion is not None or not fold(kept).nominated)
     assert fold(kept).sealed == found.state.sealed[: len(fold(kept).sealed)]
-    assert len(found.state.crowned) == sum(e.body["passed"] for e in found.state.verifications)
+    assert len(found.state.crowned) == sum(e.body.passed for e in found.state.verifications)
 
 
 def spoilt(how):
@@ -122,7 +122,7 @@ def test_what_the_machine_does_to_a_verification_run_decides_nothing(track, tmp_
         assert list(violations(session.ledger, session.path)) == []
     assert "the machine failed: " in reason and found.trouble in reason
     trial = found.state.trials[victims[0]]
-    assert [a.result["outcome"] for a in trial.attempts] == ["interrupted"] * TRIES
+    assert [a.result.outcome for a in trial.attempts] == ["interrupted"] * TRIES
     assert not found.state.verifications and not found.snapshot.broken(trial.recipe_id)
     kind, text = verdict(Facts(found.snapshot))
     assert kind == "none" and "ended before the proof did" in text and found.trouble in text
@@ -132,8 +132,8 @@ def test_what_the_machine_does_to_a_verification_run_decides_nothing(track, tmp_
         found, reason = drive(session, track, StandIn(outcomes=outcomes))
         assert list(violations(session.ledger, session.path)) == []
     assert reason == "finished" and len(found.state.sealed) == 1
-    assert [e.body["passed"] for e in found.state.verifications] == [True] and found.state.champion is not None
-    assert found.state.verifications[0].body["comparisons"]["incumbent"]["n"] == track.significance.n
+    assert [e.body.passed for e in found.state.verifications] == [True] and found.state.champion is not None
+    assert found.state.verifications[0].body.comparisons["incumbent"]["n"] == track.significance.n
 
 
 def test_a_search_run_that_takes_its_worker_along_every_time_has_failed(track, tmp_path):
@@ -221,7 +221,7 @@ def test_where_time_is_the_budget_the_base_runs_first_and_sets_it(tmp_path, trac
     runs = {job["id"]: job["args"]["seconds"] for job in others if not job["id"].startswith(base_id())}
     full_s = track.full_steps * track.base_cost.tokens_per_step / 1e5
     assert runs and runs == pytest.approx({key: full_s * float(key.split("-")[1]) for key in runs})
-    assert found.state.decisions[0].body["purpose"] == "base"
+    assert found.state.decisions[0].body.purpose == "base"
 
 
 def test_search_runs_that_lose_their_worker_are_run_once_more_and_counted_once(track, tmp_path):
@@ -232,10 +232,16 @@ def test_search_runs_that_lose_their_worker_are_run_once_more_and_counted_once(t
     with created(tmp_path / "s") as session:
         drive(session, track, StandIn(outcomes=outcomes))
         state = fold(session.ledger.events())
-        searched = [t for t in state.trials.values() if t.decisions[0].body["purpose"] in SEARCH]
+        searched = [t for t in state.trials.values() if t.decisions[0].body.purpose in SEARCH]
         assert len(searched) == 5 and {t.outcome for t in searched} == {"completed"}
         assert {len(t.attempts) for t in searched} == {2}
         assert list(violations(session.ledger, session.path)) == []
+
+
+def _inherited(path, known):
+    """What a session that starts from a champion says of it."""
+    found = inherit(path, known.model_copy(update={"source": MICRO}))
+    return {name: getattr(found, name) for name in ("incumbent", "inherited")}
 
 
 @pytest.fixture(scope="module")
@@ -244,8 +250,7 @@ def heir(whole, track, crowns, tmp_path_factory):
     path, _ = whole
     with Session.open(path) as old:
         known = fold(old.ledger.events()).session
-    given = {name: known[name] for name in ("track_hash", "data_hash")} | {"source": MICRO}
-    inherited = inherit(path, given)
+    inherited = _inherited(path, known)
     with created(tmp_path_factory.mktemp("heir") / "s", **inherited) as session:
         found, _ = drive(session, track, max_trials=8)
         assert list(violations(session.ledger, session.path)) == []
@@ -258,17 +263,17 @@ def test_an_inherited_champion_is_what_has_to_be_beaten_and_the_base_stays_the_b
     assert inherited["incumbent"] == champion
     arms = found.snapshot.arms
     assert arms[0].recipe_id == base_id() and arms[1].recipe_id == champion and not arms[0].parts
-    assert found.state.sealed[0].body["incumbent"] == champion
-    first = [t for t in found.state.trials.values() if t.decisions[0].body["purpose"] == "search"][0]
+    assert found.state.sealed[0].body.incumbent == champion
+    first = [t for t in found.state.trials.values() if t.decisions[0].body.purpose == "search"][0]
     assert first.recipe_id == champion  # before anything is compared with it
-    assert found.state.decisions[0].body["purpose"] == "base"
+    assert found.state.decisions[0].body.purpose == "base"
 
 
 def test_a_recipe_that_is_worse_than_the_inherited_champion_is_not_nominated(whole, track, tmp_path):
     path, _ = whole
     with Session.open(path) as old:
         known = fold(old.ledger.events()).session
-    inherited = inherit(path, {name: known[name] for name in ("track_hash", "data_hash")} | {"source": MICRO})
+    inherited = _inherited(path, known)
 
     def outcomes(job):
         """The champion gains 0.5, all others something above the base."""
@@ -340,7 +345,7 @@ class Recycled(StandIn):
 def test_a_worker_whose_process_was_replaced_between_runs_is_priced_as_one_that_compiled_nothing(track, tmp_path):
     with created(tmp_path / "s") as session:
         found, _ = drive(session, track, Recycled(), max_trials=8)
-    searched = [e.body for e in found.state.decisions if "priced" in e.body]
-    assert {(body["worker"], body["priced"]) for body in searched[2:]} == {(0, NEW), (1, 1)}
+    searched = [e.body for e in found.state.decisions if e.body.priced is not None]
+    assert {(body.worker, body.priced) for body in searched[2:]} == {(0, NEW), (1, 1)}
     arm = found.snapshot.arms[0]
     assert found.book.prices.seconds(arm, 1.0, NEW) > found.book.prices.seconds(arm, 1.0, 1)

@@ -138,9 +138,9 @@ def ancestors(pid):
 
 def outcomes(events):
     """Results of search runs, but for those of attempts that were interrupted."""
-    searched = {e.subject for e in events if e.kind == "decision" and e.body["purpose"] in ("search", "base")}
+    searched = {e.subject for e in events if e.kind == "decision" and e.body.purpose in ("search", "base")}
     return [e for e in events
-            if e.kind == "result" and e.subject in searched and e.body["outcome"] != "interrupted"]
+            if e.kind == "result" and e.subject in searched and e.body.outcome != "interrupted"]
 
 
 def test_twenty_trials_and_the_loss_of_a_node(cluster, tmp_path):
@@ -173,7 +173,7 @@ def test_twenty_trials_and_the_loss_of_a_node(cluster, tmp_path):
         assert not list(violations(session.ledger, session.path))
         ended = [e.subject for e in outcomes(session.ledger.events())]
         assert len(ended) == TRIALS == len(set(ended))
-        lost = {e.subject for e in session.ledger.events("result") if e.body.get("lost")}
+        lost = {e.subject for e in session.ledger.events("result") if e.body.lost}
         assert held and set(held) <= lost <= set(ended), "what was lost was run once more"
 
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from sessions import changes
 
-from jaxnano.config.base import Leaf, Range, leaves
-from jaxnano.config.edit import overlap
+from jaxnano.config.base import Leaf, Range, leaves, overlap
 from jaxnano.config.recipe import Recipe, recipe_id, structure_id
 from research.contract.idea import ideas, part
-from research.contract.proposal import Part, build, conflict, prior, replaces
+from research.contract.part import Part, conflict, prior
+from research.contract.proposal import build, replaces
 from research.contract.track import Track, load_track
 from research.lanes import NAMES, lanes
 from research.lanes.catalogue import Catalogue

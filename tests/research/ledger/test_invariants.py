@@ -11,6 +11,10 @@ from research.ledger.__main__ import main
 from research.ledger.events import FILE, SessionError, decode
 from research.ledger.invariants import violations
 from research.ledger.session import write_result
+from research.ledger.spend import Spend
+from research.ledger.state import fold
+
+PROPOSAL = {"name": "x", "parts": [], "hypothesis": "h", "lane": "base"}
 
 
 def good_story(session):
@@ -23,14 +27,14 @@ def good_story(session):
     def attempt(key, number=1, purpose="search"):
         recipe, horizon, seed = key.split("-")
         body = {"recipe_id": recipe, "horizon": float(horizon), "seed": int(seed), "purpose": purpose}
-        return ("attempt", key, {"attempt": number, "worker": 0, "pid": 1, "splits": ["search"], **body})
+        return ("attempt", key, {"attempt": number, "worker": 0, "pid": 1, "splits": {"search": 64}, **body})
 
     def decision(key):
         return ("decision", key, {"purpose": "search"})
 
     return [
         ("session", "", {"track": "tiny", "data_hash": "d", "seed": 0, "workers": 1}),
-        ("proposal", "cand", {"proposal": {}, "recipe": {"name": "cand"}}),
+        ("proposal", "cand", {"proposal": PROPOSAL, "recipe": {"name": "cand"}}),
         ("verdict", "cand", {"accepted": True}),
         decision("base-1-0"),
         attempt("base-1-0", purpose="base"),
@@ -64,16 +68,34 @@ def test_a_session_in_order_has_no_violation(session):
 def test_recipes_are_named_by_the_config_tree(session):
     recipe = Recipe()
     for subject in (recipe_id(recipe), "0123456789abcdef"):
-        session.ledger.append("proposal", subject, {"proposal": {}, "recipe": dump_full(recipe)})
-    session.ledger.append("proposal", "x", {"proposal": {}, "recipe": {"model": {"width": "wide"}}})
+        session.ledger.append("proposal", subject, {"proposal": PROPOSAL, "recipe": dump_full(recipe)})
+    session.ledger.append("proposal", "x", {"proposal": PROPOSAL, "recipe": {"model": {"width": "wide"}}})
     lines = [line for line in violations(session.ledger, session.path) if "holds" in line]
     assert lines[0] == f"event 2: proposal 0123456789abcdef holds {recipe_id(recipe)}"
     assert lines[1].startswith("event 3: proposal x holds no valid recipe (") and len(lines) == 2
 
 
+ANYTHING = {"decision": ["approve"], "reviewer": 7, "note": {}, "tokens_in": -1, "tokens_out": "many", "cost": 10**400,
+            "outcome": None, "proposal": [[]], "split": {"x": 1}}
+
+
 @pytest.mark.parametrize("kind", ["submission", "review", "call", "opening"])
-def test_what_anybody_may_append_breaks_no_rule(session, kind):
-    assert check(session, [*good_story(session), (kind, "", {})]) == []
+@pytest.mark.parametrize("body", [{}, ANYTHING])
+def test_what_anybody_may_append_breaks_no_rule(session, kind, body):
+    assert check(session, [*good_story(session), (kind, "", body)]) == []
+    state, (event,) = fold(session.ledger.events()), session.ledger.events(kind)
+    assert state.seq == event.seq and not state.reviews and Spend.of(state.calls).tokens == 0
+
+
+def test_what_a_node_cannot_hold_is_as_if_nothing_stood_there_in_an_open_event_alone(session):
+    """A lone surrogate is JSON to some readers and none to others: whoever submits one must not end a session."""
+    for kind in ("submission", "decision"):
+        session.ledger._db.execute("INSERT INTO events (time, kind, subject, body) VALUES (0, ?, '', ?)",
+                                   (kind, '{"purpose": "\\ud800"}'))
+    (found,) = session.ledger.events("submission")
+    assert found.body.written() == {}
+    with pytest.raises(SessionError, match="event 2: "):
+        session.ledger.events()
 
 
 def without(story, kind, subject):
@@ -107,6 +129,11 @@ def with_body(story, kind, subject, **changes):
         (lambda s: with_body(s, "result", "base-1-0", loss={"search": 0.9}), "loss differs between result.json"),
         (lambda s: with_body(s, "result", "base-1-0", outcome="splendid"), "unknown outcome 'splendid'"),
         (lambda s: s[:1] + [("attempt", "a-1-0", {"worker": 0})] + s[1:], "without attempt, recipe_id"),
+        (lambda s: with_body(s, "session", "", seed="0"), 'event 1: a session with seed: "0": a whole'),
+        (lambda s: with_body(s, "attempt", "base-1-0", seed=0.5), "event 5: an attempt with seed: 0.5: a whole number"),
+        (lambda s: with_body(s, "result", "base-1-0", loss=[1]), "event 6: a result with loss: [1]: a map would do"),
+        (lambda s: with_body(s, "proposal", "cand", proposal={}), "event 2: a proposal without proposal.name, "),
+        (lambda s: with_body(s, "sealed", "cand", alpha=None), "event 13: a sealed with alpha: null: a number"),
     ],
 )
 def test_each_broken_rule_is_named(session, spoil, complaint):

@@ -21,6 +21,7 @@ session = Session.open(pathlib.Path(sys.argv[1]), lock=True)
 print("held", flush=True)
 sys.stdin.read()
 """
+SESSION = {"track": "tiny", "data_hash": "d", "seed": 0, "workers": 1}
 WRITER = """
 import sys, pathlib
 from research.ledger.session import Session
@@ -48,14 +49,14 @@ def holder(tmp_path):
 
 def test_events_come_back_in_order_and_as_json(session):
     ledger = session.ledger
-    assert ledger.append("session", "", {"track": "tiny", "seed": np.int64(3), "split": ("a", "b")}) == 1
-    assert ledger.append("proposal", "r1", {"effect": np.float32(0.5), "loss": float("nan"), "gain": np.inf}) == 2
-    assert ledger.append("decision", "r1-1-0", {"scores": np.arange(3)}) == 3
+    assert ledger.append("session", "", SESSION | {"seed": np.int64(3), "split": ("a", "b")}) == 1
+    assert ledger.append("end", "", {"effect": np.float32(0.5), "loss": float("nan"), "gain": np.inf}) == 2
+    assert ledger.append("decision", "r1-1-0", {"purpose": "search", "scores": np.arange(3)}) == 3
     first, second, third = ledger.events()
     assert (first.seq, first.kind, first.subject, first.fence) == (1, "session", "", 1)
-    assert first.body == {"track": "tiny", "seed": 3, "split": ["a", "b"]}
-    assert second.body == {"effect": 0.5, "loss": None, "gain": None}
-    assert third.body == {"scores": [0, 1, 2]}
+    assert first.body.written() == SESSION | {"seed": 3, "split": ["a", "b"]}
+    assert second.body.written() == {"effect": 0.5, "loss": None, "gain": None}
+    assert third.body.written() == {"purpose": "search", "scores": [0, 1, 2]}
     assert first.time <= second.time <= third.time
     assert ledger.events(since=1) == [second, third]
     assert ledger.events(kind="decision") == [third]
@@ -76,15 +77,15 @@ def test_events_cannot_be_changed_or_removed(session):
 
 
 def test_concurrent_appends_lose_nothing(session):
-    session.ledger.append("session", "", {})
+    session.ledger.append("session", "", SESSION)
     writers = [run_python(WRITER, session.path, name) for name in "abcd"]
     for number in range(50):
-        session.ledger.append("decision", "loop", {"number": number})
+        session.ledger.append("decision", "loop", {"purpose": "search", "number": number})
     assert [writer.wait(20) for writer in writers] == [0, 0, 0, 0]
     events = session.ledger.events(since=1)
     assert [event.seq for event in events] == list(range(2, 252))
     for subject in ("a", "b", "c", "d", "loop"):
-        assert [event.body["number"] for event in events if event.subject == subject] == list(range(50))
+        assert [event.body.number for event in events if event.subject == subject] == list(range(50))
     assert {event.fence for event in events if event.subject in "abcd"} == {None}
 
 
@@ -141,7 +142,7 @@ def test_lost_lease_refuses_appends_and_is_not_given_back(session):
             with pytest.raises(StaleFence, match=r"lost \(fence 1, now 2\)"):
                 session.ledger.append(kind, "t", {})
         session.ledger.release()
-        successor.ledger.append("result", "t", {})
+        successor.ledger.append("result", "t", {"attempt": 1, "outcome": "failed"})
     assert [event.fence for event in session.ledger.events()] == [2]
 
 
@@ -232,7 +233,7 @@ def test_encoding_does_not_depend_on_the_order_of_keys():
 def test_ledger_is_usable_from_several_threads(session):
     def write(name):
         for number in range(25):
-            session.ledger.append("decision", name, {"number": number})
+            session.ledger.append("decision", name, {"purpose": "search", "number": number})
 
     threads = [threading.Thread(target=write, args=(name,)) for name in "ab"]
     for thread in threads:
@@ -253,13 +254,13 @@ def open_again(path):
 def test_a_ledger_that_cannot_grow_is_told_in_a_line_and_goes_on_when_it_can(session):
     """SQLite's own bound on the pages of a file stands in for a full disk: it gives the same error."""
     database = session.ledger._db
-    session.ledger.append("session", "", {})
+    session.ledger.append("session", "", SESSION)
     pages = database.execute("PRAGMA page_count").fetchone()[0]
     database.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(LedgerFailure, match="cannot be written: database or disk is full"):
         session.ledger.append("result", "t", {"log": "x" * 100_000})
     database.execute("PRAGMA max_page_count = 1000000")
-    assert session.ledger.append("decision", "t", {}) == 2 and len(session.ledger.events()) == 2
+    assert session.ledger.append("decision", "t", {"purpose": "search"}) == 2 and len(session.ledger.events()) == 2
 
 
 def test_a_commit_that_fails_leaves_no_transaction_open(session):
@@ -275,7 +276,7 @@ def test_a_commit_that_fails_leaves_no_transaction_open(session):
 
 
 def test_a_locked_or_read_only_ledger_is_a_failure_of_the_machine(session):
-    session.ledger.append("session", "", {})
+    session.ledger.append("session", "", SESSION)
     session.ledger._db.execute("PRAGMA busy_timeout = 0")
     other = open_again(session.path)
     other.execute("BEGIN IMMEDIATE")

@@ -2,13 +2,17 @@ import copy
 
 import pytest
 
-from research.ledger.events import Event
+from research.ledger.events import Event, node_of
 from research.ledger.state import State, fold
+
+SESSION = {"track": "tiny", "data_hash": "d", "seed": 0, "workers": 1}
+PROPOSAL = {"parts": [], "hypothesis": "h", "lane": "base"}
 
 
 def story(rows):
     """Events from (time, kind, subject, body) rows."""
-    return [Event(seq, float(time), *rest, fence=1) for seq, (time, *rest) in enumerate(rows, start=1)]
+    return [Event(seq, float(time), kind, subject, node_of(kind, body), fence=1)
+            for seq, (time, kind, subject, body) in enumerate(rows, start=1)]
 
 
 def attempt(time, key, worker, number=1, purpose="search"):
@@ -26,9 +30,9 @@ def decision(time, key):
 
 
 TWO_WORKERS = [
-    (0, "session", "", {"workers": 2, "track": "tiny"}),
-    (5, "proposal", "a", {"proposal": {"name": "first"}}),
-    (5, "proposal", "a", {"proposal": {"name": "again"}}),
+    (0, "session", "", SESSION | {"workers": 2}),
+    (5, "proposal", "a", {"proposal": PROPOSAL | {"name": "first"}, "recipe": {}}),
+    (5, "proposal", "a", {"proposal": PROPOSAL | {"name": "again"}, "recipe": {}}),
     (5, "verdict", "a", {"accepted": True}),
     (6, "verdict", "", {"accepted": False, "refusals": [{"rule": "frozen"}, {"rule": "range"}]}),
     (7, "verdict", "", {"accepted": False, "refusals": [{"rule": "frozen"}]}),
@@ -47,13 +51,13 @@ TWO_WORKERS = [
 
 def test_fold_gathers_trials_proposals_and_verdicts():
     state = fold(story(TWO_WORKERS))
-    assert state.session["track"] == "tiny" and state.end == {"reason": "time"}
-    assert state.proposals == {"a": {"proposal": {"name": "first"}}}
+    assert state.session.track == "tiny" and state.end.reason == "time"
+    assert {key: body.proposal.name for key, body in state.proposals.items()} == {"a": "first"}
     assert state.accepted == {"a"}
     assert state.verdicts == {"accepted": 1, "refused": 2} and state.refusals == {"frozen": 2, "range": 1}
     assert state.counts() == {"completed": 3}
     killed_then_finished = state.trials["a-1-0"]
-    assert [a.result["outcome"] for a in killed_then_finished.attempts if a.result] == ["killed", "completed"]
+    assert [a.result.outcome for a in killed_then_finished.attempts if a.result] == ["killed", "completed"]
     assert killed_then_finished.loss == {"search": 1.8}
     assert (killed_then_finished.recipe_id, killed_then_finished.horizon, killed_then_finished.seed) == ("a", 1.0, 0)
     assert state.losses("base", 1.0) == {0: 2.0, 900: 2.1}
@@ -73,7 +77,7 @@ def test_idle_fraction_and_shares_by_hand():
 def test_time_between_a_crash_and_the_resume_counts_for_nothing():
     # One worker until the last event before the crash at 15, then from 100 on: 5 + 10 seconds, of which 5 + 8 are busy.
     rows = [
-        (0, "session", "", {"workers": 1}),
+        (0, "session", "", SESSION),
         decision(10, "a-1-0"),
         attempt(10, "a-1-0", 0),
         (15, "verdict", "", {"accepted": False}),
@@ -116,9 +120,9 @@ def test_empty_ledger_has_an_empty_state():
 
 def test_proof_is_kept_in_order():
     rows = [
-        (0, "session", "", {"workers": 1}),
-        (1, "ablation", "a", {"removed": ["x"]}),
-        (2, "sealed", "a", {"attempt": 1}),
+        (0, "session", "", SESSION),
+        (1, "ablation", "a", {"recipe_id": "b", "removed": ["x"]}),
+        (2, "sealed", "a", {"attempt": 1, "alpha": 0.1, "n": 4}),
         (3, "verification", "a", {"passed": True}),
         (4, "crowned", "a", {}),
         (5, "end", "", {}),
@@ -127,7 +131,7 @@ def test_proof_is_kept_in_order():
         (11, "review", "a", {"decision": "burn", "reviewer": "who writes what they like"}),
     ]
     state = fold(story(rows))
-    assert state.champion == "a" and state.ablations == {"a": {"removed": ["x"]}}
+    assert state.champion == "a" and state.ablations["a"].removed == ("x",) and len(state.ablations) == 1
     assert [event.seq for event in state.sealed + state.verifications + state.crowned + state.reviews] == [3, 4, 5, 8]
     assert state.review("a") == "hold"
     assert state.end is None and state.wall_s == 5.0

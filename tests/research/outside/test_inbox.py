@@ -11,13 +11,16 @@ from stand_in import StandIn
 
 from jaxnano.config.base import ConfigError, dump_full, validate
 from jaxnano.config.recipe import recipe_id
-from research.contract.proposal import MOST, IdeaEdit, Proposal, submitted
+from research.contract.part import MOST, IdeaEdit, Proposal
+from research.contract.proposal import submitted
 from research.contract.trial import FRESH
 from research.decide import intake
 from research.decide.belief import Belief
 from research.decide.choose import promised
 from research.decide.claims import violations
 from research.decide.price import Prices
+from research.ledger.events import encode
+from research.ledger.kinds import Decided
 from research.ledger.state import fold
 from research.outside.desk import Desk
 from research.outside.forms import Awaited, Nothing, Subject, Where, Which
@@ -44,9 +47,9 @@ def test_an_accepted_proposal_gets_the_first_run_that_was_promised(session):
     assert run["outcome"] == "completed" and run["gain"] == pytest.approx(
         state.losses(state.trials[found.trial].recipe_id, 0.5)[0] * -1
         + state.losses(next(iter(state.proposals)), 0.5)[0])
-    assert state.trials[found.trial].decisions[0].body["promised"]
-    proposal = state.proposals[found.recipe_id]["proposal"]
-    assert (proposal["lane"], proposal["origin"], proposal["hypothesis"]) == ("inbox", "me", "to see")
+    assert state.trials[found.trial].decisions[0].body.promised
+    proposal = state.proposals[found.recipe_id].proposal
+    assert (proposal.lane, proposal.origin, proposal.hypothesis) == ("inbox", "me", "to see")
     assert list(violations(session.ledger, session.path)) == []
 
 
@@ -59,7 +62,7 @@ def test_a_refused_proposal_is_in_the_ledger_with_its_reason(session):
         outcome = inbox.outcome(found.number)
     assert outcome == {"accepted": False, "recipe_id": None, "runs": {}, "refusals": outcome["refusals"]}
     assert [(r["path"], r["value"]) for r in outcome["refusals"]] == [("optimizer.groups.all.lr", 99.0)]
-    assert state.submissions[found.number]["proposal"]["name"] == "rate 0.1"
+    assert state.submissions[found.number].proposal["name"] == "rate 0.1"
     assert state.verdicts["refused"] >= 1
 
 
@@ -88,10 +91,10 @@ def test_whatever_stands_in_a_submission_the_loop_goes_on(session):
     numbers = {session.ledger.append("submission", "", body): name for name, body in MALFORMED.items()}
     good = session.ledger.append("submission", "", {"proposal": GOOD})
     state = drive(session).state
-    assert {numbers[n] for n, (_, answer) in state.answers.items() if n in numbers and not answer["accepted"]} == set(
+    assert {numbers[n] for n, (_, answer) in state.answers.items() if n in numbers and not answer.accepted} == set(
         MALFORMED)
-    assert state.answers[good][1]["accepted"] and not state.unanswered()
-    assert all(state.answers[n][1]["refusals"] for n in numbers)
+    assert state.answers[good][1].accepted and not state.unanswered()
+    assert all(state.answers[n][1].refusals for n in numbers)
 
 
 def test_a_duplicate_is_refused_at_once_and_again_by_the_loop(session):
@@ -101,7 +104,7 @@ def test_a_duplicate_is_refused_at_once_and_again_by_the_loop(session):
         assert first.verdict.accepted and twin.verdict.accepted  # the other could not know
         assert "the same recipe" in again.verdict.problems[0].rule
         state = drive(session).state
-        answers = [state.answers[found.number][1]["accepted"] for found in (first, again, twin)]
+        answers = [state.answers[found.number][1].accepted for found in (first, again, twin)]
         assert answers == [True, False, False] and one.outcome(first.number)["runs"]
         assert "known" in other.submit(ask(0.003), origin="other").verdict.problems[0].rule
 
@@ -148,7 +151,7 @@ def test_nor_does_one_that_was_written_straight_into_the_ledger(session):
     found = loop(session)
     found.intake.judge()
     recipe, answer = found.state.answers[number]
-    assert answer["accepted"] and found.state.proposals[recipe]["proposal"]["expected_effect"] == (
+    assert answer.accepted and found.state.proposals[recipe].proposal.expected_effect == (
         2 * found.track.epsilon)
     parts = validate(Proposal, bold).parts
     assert submitted(bold, found.track, parts).parts == parts  # known: a lane's own promise
@@ -159,8 +162,8 @@ def test_a_flood_of_submissions_neither_stalls_the_loop_nor_swells_the_belief(se
     numbers = [session.ledger.append("submission", "", {"proposal": GOOD | {"parts": [
         PART | {"edits": [{"path": LR, "new": 0.001 + 1e-5 * i}]}]}}) for i in range(12)]
     found = loop(session)
-    assert [found.state.answers[n][1]["accepted"] for n in numbers] == [True] * 3 + [False] * 9
-    assert "later would do" in found.state.answers[numbers[-1]][1]["refusals"][0]["rule"]
+    assert [found.state.answers[n][1].accepted for n in numbers] == [True] * 3 + [False] * 9
+    assert "later would do" in found.state.answers[numbers[-1]][1].refusals[0].rule
     monkeypatch.setattr(intake, "JUDGE_S", -1.0)
     late = session.ledger.append("submission", "", {"proposal": GOOD})
     found.book.refresh()
@@ -175,9 +178,9 @@ def test_promised_runs_are_at_most_every_second_search_run(session):
     with Inbox(session.path) as inbox:
         found = [inbox.submit(ask(0.001 + 0.0005 * i), origin="me") for i in range(1, 6)]
     state = drive(session, max_trials=14).state
-    searched = [bool(e.body.get("promised")) for e in state.decisions if e.body["purpose"] == "search"]
+    searched = [bool(e.body.promised) for e in state.decisions if e.body.purpose == "search"]
     assert sum(searched) == 5 and all(sum(searched[:n]) <= (n + 1) // 2 for n in range(len(searched)))
-    assert [t.recipe_id for t in state.trials.values() if t.decisions[0].body.get("promised")] == [
+    assert [t.recipe_id for t in state.trials.values() if t.decisions[0].body.promised] == [
         one.recipe_id for one in found]  # the oldest first
 
 
@@ -191,12 +194,12 @@ def test_a_first_run_that_was_interrupted_is_still_owed(session):
 
         executor = StandIn(outcomes=dies_once)
         state, events = drive(session, executor).state, session.ledger.events()
-    assert [a.result["outcome"] for a in state.trials[found.trial].attempts] == ["interrupted", "completed"]
-    died = next(e for e in events if e.kind == "result" and e.body["outcome"] == "interrupted")
+    assert [a.result.outcome for a in state.trials[found.trial].attempts] == ["interrupted", "completed"]
+    died = next(e for e in events if e.kind == "result" and e.body.outcome == "interrupted")
     then = fold(e for e in events if e.seq <= died.seq)
-    then.decisions.append(replace(died, body={"purpose": "search"}))  # another one's turn has passed
+    then.decisions.append(replace(died, body=Decided(purpose="search")))  # another one's turn has passed
     trial, body = promised(Prices(Belief(inbox.track).at(then)), 0, 600.0)
-    assert trial.key == found.trial and body["promised"]
+    assert trial.key == found.trial and body.promised
 
 
 def test_waiting_ends_with_the_session_or_its_loop(session):
@@ -222,7 +225,7 @@ def secrets(events):
                 yield value
 
     for event in events:
-        body = event.body
+        body = json.loads(encode(event.body))
         found = {"result": {k: v for k, v in body.get("loss", {}).items() if k != "search"} if event.kind == "result"
                  else {}, "verification": {k: body.get(k) for k in ("comparisons", "losses")},
                  "crowned": {"heldout": body.get("heldout")}}.get(event.kind, {})
@@ -243,7 +246,7 @@ def everything(path, session):
             yield desk.explain(Subject(id=name))
         for number in inbox.state.submissions:
             yield desk.wait(Awaited(number=number))
-        yield [event.body for event in visible(session.ledger.events(), inbox.track)]
+        yield [event.body.written() for event in visible(session.ledger.events(), inbox.track)]
         yield inbox.snapshot.view(), inbox.state.verifications, inbox.state.crowned, inbox.state.reviews
 
 
@@ -259,8 +262,8 @@ def test_nothing_of_the_protected_split_is_told_but_pass_or_fail(session):
     hidden = {number for number in secrets(events) if len(number) > 5}  # not 0.95, say
     assert found.state.champion is not None
     shown = "".join(str(answer) for answer in everything(session.path, session))
-    assert '"passed": true' in json.dumps([vars(e) for e in fold(events).verifications]) and "passed=True" in shown
-    plain = json.dumps([event.body for event in events])
+    assert any(e.body.passed for e in fold(events).verifications) and "passed=True" in shown
+    plain = json.dumps([json.loads(encode(event.body)) for event in events])
     assert sum(number in plain for number in hidden) > 12  # the search would find them
     assert [number for number in sorted(hidden) if number in shown] == []
     assert str(3 * SECRET) not in shown

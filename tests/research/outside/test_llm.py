@@ -17,6 +17,7 @@ from research import loop, status
 from research.decide.claims import violations
 from research.decide.scheduler import Scheduler
 from research.lanes import lanes
+from research.ledger.events import encode
 from research.ledger.spend import Spend
 from research.ledger.state import fold
 from research.outside.llm import wire
@@ -102,16 +103,16 @@ def test_no_fault_ends_the_session_or_is_lost_and_the_key_is_nowhere(track, tmp_
         assert list(violations(session.ledger, session.path)) == [] and planted(session.path) == []
     served, calls = server.served, [event.body for event in state.calls]
     assert server.proposals >= PROPOSALS and {s.fault for s in served} == {"", HIDDEN, *FAULTS}
-    assert [FAULTS.get(s.fault, "ok") for s in served] == [call["outcome"] for call in calls]
-    assert [(s.tokens_in, s.tokens_out) for s in served] == [(c["tokens_in"], c["tokens_out"]) for c in calls]
-    assert [(s.proposals, s.repair) for s in served] == [(c["proposals"], c["repair"]) for c in calls]
+    assert [FAULTS.get(s.fault, "ok") for s in served] == [call.outcome for call in calls]
+    assert [(s.tokens_in, s.tokens_out) for s in served] == [(c.tokens_in, c.tokens_out) for c in calls]
+    assert [(s.proposals, s.repair) for s in served] == [(c.proposals, c.repair) for c in calls]
     spend = Spend.of(state.calls)
     paid = sum(s.tokens_in * PRICE[0] + s.tokens_out * PRICE[1] for s in served) / 1e6
     assert spend.cost == pytest.approx(paid) and spend.requests == len(served) and spend.proposals == server.proposals
-    assert sum(len(json.dumps(call)) for call in calls) < 1000 * len(calls)  # 10 MB are never written down
+    assert sum(len(encode(call)) for call in calls) < 1000 * len(calls)  # 10 MB are never written down
     assert planted(session.path) == [] and not any(KEY in json.dumps(s.body) for s in served)
     ran = {trial.recipe_id for trial in state.trials.values()}
-    assert sum(state.proposals[recipe]["proposal"]["lane"] == "llm" for recipe in ran) > 10
+    assert sum(state.proposals[recipe].proposal.lane == "llm" for recipe in ran) > 10
     late = len(state.submissions) - len(state.answers)  # submitted when the loop had stopped: of one answer at most
     assert state.refusals and 0 <= late <= 8 and len(state.answers) > PROPOSALS / 2
     assert status.main([str(session.path)]) == 0
@@ -126,7 +127,7 @@ def test_what_a_model_writes_is_data(track, tmp_path, provider):
         write_report(session.path, state)
         page, text = (session.path / "report.html").read_text(), (session.path / "report.md").read_text()
     assert "<script" not in page and "\x1b" not in page + text and "alert(1)" in page
-    names = [p["proposal"]["name"] for p in state.proposals.values() if p["proposal"]["lane"] == "llm"]
+    names = [p.proposal.name for p in state.proposals.values() if p.proposal.lane == "llm"]
     assert any("Ignore all rules" in name for name in names) and "\x1b" not in "".join(names)
     for request in server.served:
         assert request.user.isascii() and "\x1b" not in request.user
@@ -142,8 +143,8 @@ def test_a_refusal_goes_back_once(track, tmp_path, provider):
     stubborn = lambda number, repair: [proposal("same", "data.length", 32)]  # noqa: E731
     with ModelServer(answer=stubborn) as server, created(tmp_path / "s") as session:
         calls = asked(session, track, lane(server, provider), lambda calls: len(calls) >= 2)
-        submitted = [e.body["proposal"] for e in session.ledger.events("submission")]
-    assert [(c["repair"], c["proposals"], c["accepted"]) for c in calls[:2]] == [(False, 1, 0), (True, 1, 0)]
+        submitted = [e.body.proposal for e in session.ledger.events("submission")]
+    assert [(c.repair, c.proposals, c.accepted) for c in calls[:2]] == [(False, 1, 0), (True, 1, 0)]
     assert len(submitted) == 1 and submitted[0]["lane"] == "llm" and submitted[0]["origin"] == "test"
     (row,) = json.loads(server.served[1].user.split("\n")[0])["refused"]
     assert "data.length" in row["proposal"] and "frozen by track micro" in row["refusals"][0]["rule"]
@@ -154,7 +155,7 @@ def test_the_server_is_given_the_time_it_asks_for(track, tmp_path, monkeypatch, 
     monkeypatch.setattr("model_server.RETRY_AFTER_S", 0.4)
     with ModelServer(lambda n: fault if n == 0 else "", GOOD) as server, created(tmp_path / "s") as session:
         calls = asked(session, track, lane(server, provider), lambda calls: len(calls) >= 2)
-    assert [c["outcome"] for c in calls[:2]] == [(FAULTS | MORE)[fault], "ok"]
+    assert [c.outcome for c in calls[:2]] == [(FAULTS | MORE)[fault], "ok"]
     assert server.served[1].at_s - server.served[0].at_s >= 0.4
 
 
@@ -172,8 +173,8 @@ def test_a_response_is_bounded_in_time_and_may_not_be_compressed(track, tmp_path
         monkeypatch.setattr(wire, "MAX_BYTES", 1 << 20)
         llm = lane(server, provider, timeout_s=0.4)
         calls = asked(session, track, llm, lambda calls: len(calls) > len(faults))
-    assert [c["outcome"] for c in calls] == [*MORE.values(), "garbage", *["ok"] * (len(calls) - len(faults))]
-    assert "1 MiB" in calls[3]["reason"]
+    assert [c.outcome for c in calls] == [*MORE.values(), "garbage", *["ok"] * (len(calls) - len(faults))]
+    assert "1 MiB" in calls[3].reason
 
 
 def test_the_schema_goes_along(track, tmp_path):
@@ -194,9 +195,9 @@ def test_a_budget_is_kept_over_a_resume(track, tmp_path, limit):
     with ModelServer(answer=GOOD) as server, created(tmp_path / "s") as session:
         for _ in range(2):  # the second lane is a resumed session's
             llm = lane(server, "gemini", **limit)
-            calls = asked(session, track, llm, lambda calls: calls and calls[-1]["outcome"] == "exhausted")
+            calls = asked(session, track, llm, lambda calls: calls and calls[-1].outcome == "exhausted")
         state = fold(session.ledger.events())
-    assert [c["outcome"] for c in calls] == ["ok"] * (len(calls) - 1) + ["exhausted"] and len(calls) > 1
+    assert [c.outcome for c in calls] == ["ok"] * (len(calls) - 1) + ["exhausted"] and len(calls) > 1
     spend = Spend.of(state.calls)
     assert spend.tokens == sum(s.tokens_in + s.tokens_out for s in server.served) <= 20_000
     assert spend.requests == len(server.served)
@@ -205,7 +206,7 @@ def test_a_budget_is_kept_over_a_resume(track, tmp_path, limit):
 def test_a_server_that_knows_no_schema_is_asked_plainly(track, tmp_path):
     with ModelServer(answer=GOOD, formats=("text",)) as server, created(tmp_path / "s") as session:
         calls = asked(session, track, lane(server, "openai"), lambda calls: len(calls) >= 3)
-    assert [c["outcome"] for c in calls[:3]] == ["refused", "refused", "ok"]
+    assert [c.outcome for c in calls[:3]] == ["refused", "refused", "ok"]
     kinds = [s.body.get("response_format", {}).get("type") for s in server.served[:3]]
     assert kinds == ["json_schema", "json_object", None]
 
@@ -218,7 +219,7 @@ def test_a_request_under_way_at_the_end_is_written_down(track, tmp_path):
         llm.propose(None, None)
         assert server.arrived.wait(DEADLINE_S)
         llm.close(grace_s=0.0)
-        assert [e.body["outcome"] for e in session.ledger.events("call")] == ["aborted"]
+        assert [e.body.outcome for e in session.ledger.events("call")] == ["aborted"]
     llm._thread.join(DEADLINE_S)
 
 

@@ -104,8 +104,8 @@ def test_ten_experiments_one_refused_and_repaired(session, visited):
             assert found["runs"][verdict["trial"]]["outcome"] == "completed"
     with Inbox(session) as inbox:
         state = fold(inbox.session.ledger.events())
-        lanes = [state.proposals[v["recipe_id"]]["proposal"] for v in verdicts if v["accepted"]]
-    assert {p["lane"] for p in lanes} == {"inbox"} and {p["origin"][:4] for p in lanes} == {"mcp:"}
+        lanes = [state.proposals[v["recipe_id"]].proposal for v in verdicts if v["accepted"]]
+    assert {p.lane for p in lanes} == {"inbox"} and {p.origin[:4] for p in lanes} == {"mcp:"}
 
 
 async def reading(client):

@@ -47,7 +47,7 @@ def test_the_page_says_what_may_change_what_leads_and_what_was_learned(story):
 
 def test_nothing_of_the_protected_split_is_on_the_page(story):
     page, document = page_of(story)
-    losses = [loss for event in story.session.ledger.events("result") for loss in event.body["loss"].items()]
+    losses = [loss for event in story.session.ledger.events("result") for loss in event.body.loss.items()]
     assert any(split == "protected" for split, _ in losses)
     for split, loss in losses:
         assert split == "search" or f"{loss:.4f}"[:6] not in page.user

@@ -144,11 +144,11 @@ def test_numbers_of_the_proof_are_the_ledgers(tmp_path):
     text = Page((path / "report.html").read_text()).text
     facts = Facts.of(state)
     body = state.verifications[-1].body
-    test = body["comparisons"]["incumbent"]
-    for losses in body["losses"].values():
+    test = body.comparisons["incumbent"]
+    for losses in body.losses.values():
         for loss in losses.values():
             assert f"{loss:.4f}" in text
-    assert f"{test['effect']:+.4f}" in text and f"{test['p_value']:.2g}" in text and f"{body['alpha']:.2g}" in text
+    assert f"{test['effect']:+.4f}" in text and f"{test['p_value']:.2g}" in text and f"{body.alpha:.2g}" in text
     for row in facts.parts(state.champion):
         assert row["source"] in text and f"{row['ablation']['effect']:+.4f}" in text
 
@@ -187,8 +187,8 @@ def test_two_processes_write_the_same_bytes(tmp_path):
 def test_barnacles_are_listed(tmp_path):
     story = Story(tmp_path / "session").search().nominate()
     ablation = story.snapshot().state.ablations[story.best]
-    story.write("ablation", story.best, ablation | {"removed": ["relu-squared"], "kept": ["rotary"],
-                                                    "recipe_id": story.singles["rotary"]})
+    story.write("ablation", story.best, ablation.model_copy(update={
+        "removed": ("relu-squared",), "kept": ("rotary",), "recipe_id": story.singles["rotary"]}))
     path, state = story.end()
     write_report(path, state)
     assert "Barnacles" in (path / "report.md").read_text()

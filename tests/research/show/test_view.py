@@ -11,6 +11,7 @@ from sessions import Story
 from research.contract.trial import Trial
 from research.decide.belief import Belief
 from research.decide.dispatch import Flight
+from research.ledger.kinds import Judgement, Refusal
 from research.ledger.state import fold
 from research.show import view
 from research.show.facts import Facts
@@ -96,7 +97,7 @@ def test_terminal_is_left_as_it_was(proven, monkeypatch):
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (40, 8), (20, 3), (160, 60)])
 def test_frame_keeps_within_the_terminal(proven, width, height):
     scheduler = scheduler_of(proven)
-    refused = [{"refusals": [{"path": "model.width", "value": 63, "rule": "odd"}]}]
+    refused = [Judgement(accepted=False, refusals=(Refusal(path="model.width", value=63, rule="odd"),))]
     out = io.StringIO()
     console = Console(file=out, width=width, height=height, force_terminal=True, color_system=None)
     console.print(Frame(scheduler, Facts(scheduler.snapshot), refused))

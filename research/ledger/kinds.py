@@ -1,0 +1,305 @@
+"""What events hold: one node a kind, read from JSON once, and typed from there on.
+
+A ledger may hold more than this program knows, which stays, and less: what came later has a default. What only the
+loop writes has to be what it says; what anybody may append holds anything, and is read as far as it makes sense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, ConfigDict
+
+from jaxnano.config.base import Node, finite
+from research.contract.part import Proposal
+from research.contract.trial import Trial
+
+LONGEST = 1000  # characters of what a reviewer says
+SHOWN = 80  # characters of a model's or a provider's name: anybody may append a call
+MOST = 1e15  # of a call's number, so that sums stay finite
+DECISIONS = ("approve", "veto", "hold")  # what a person may say of a recipe; the last word counts
+
+Said = Annotated[str, BeforeValidator(lambda value: str(value or "")[:LONGEST])]
+Named = Annotated[str, BeforeValidator(lambda value: str(value)[:SHOWN])]
+
+
+def _amount(value: Any) -> float:
+    return float(min(max(0.0, value), MOST)) if finite(value) else 0.0
+
+
+Amount = Annotated[float, BeforeValidator(_amount)]
+Count = Annotated[int, BeforeValidator(lambda value: int(_amount(value)))]
+
+
+class Body(Node):
+    """What an event holds. A number that is not finite was written as null."""
+
+    model_config = ConfigDict(extra="allow")
+
+    def written(self) -> dict[str, Any]:
+        """The fields that somebody has set: those are written, and no defaults."""
+        return {name: value for name, value in self if name in self.model_fields_set}
+
+
+class Proposed(Body):
+    """A proposal and the recipe, as plain data, that it builds on the base."""
+
+    proposal: Proposal
+    recipe: dict[str, Any]
+
+
+class Begun(Body):
+    """A session's first event. contract: the track as plain data. inherited: an earlier session's champion."""
+
+    track: str
+    data_hash: str
+    seed: int
+    workers: int
+    contract: dict[str, Any] | None = None
+    track_hash: str = ""
+    source: str = ""
+    minutes: float = 0.0
+    max_trials: int | None = None
+    lanes: tuple[str, ...] = ()
+    llm: dict[str, Any] | None = None
+    executor: str = "local"
+    accelerator: bool = False
+    kills: bool = False
+    require_review: bool = False
+    bytes_per_token: float | None = None
+    incumbent: str | None = None
+    inherited: Proposed | None = None
+    versions: dict[str, Any] = {}
+    argv: tuple[str, ...] = ()
+    pid: int = 0
+
+
+class Resumed(Body):
+    """A later sitting of the loop."""
+
+    workers: int | None = None
+    executor: str = "local"
+    pid: int = 0
+
+
+class Refusal(Node):
+    """One reason against a proposal."""
+
+    path: str = ""
+    value: object = None
+    rule: str = ""
+
+
+class Judgement(Body):
+    """The gate's verdict. submission: the event it answers. notes: what an accepted proposal may not have meant."""
+
+    accepted: bool
+    refusals: tuple[Refusal, ...] = ()
+    ms: float = 0.0
+    notes: tuple[str, ...] = ()
+    submission: int | None = None
+
+
+class Competitor(Node):
+    """A run that competed for the next place, and what it was worth."""
+
+    trial: str
+    name: str
+    eig: float | None = None
+    improvement: float | None = None
+    cost_s: float | None = None
+
+
+class Decided(Body):
+    """Why a run is the next one. as_of: the event up to which the state was known. priced: the worker whose costs were
+    taken. promised: it was owed to a proposal from outside."""
+
+    purpose: str
+    worker: int | None = None
+    why: str = ""
+    left_s: float | None = None
+    as_of: int | None = None
+    priced: int | None = None
+    promised: bool = False
+    eig: float | None = None
+    improvement: float | None = None
+    cost_s: float | None = None
+    score: float | None = None
+    winner: Competitor | None = None
+    runners_up: tuple[Competitor, ...] = ()
+
+
+class Started(Body):
+    """A run begins: attempt 1, 2, ... at a trial. splits: tokens that each is evaluated on."""
+
+    attempt: int
+    worker: int
+    recipe_id: str
+    horizon: float
+    seed: int
+    purpose: str
+    pid: int = 0
+    splits: dict[str, int] = {}
+    steps: int = 0
+
+    @property
+    def trial(self) -> Trial:
+        """What is run."""
+        return Trial(self.recipe_id, self.horizon, self.seed)
+
+
+class Audit(Node):
+    """What the watch predicted of a run that went on all the same: mean and standard deviation of its final loss."""
+
+    predicted: tuple[float | None, float | None] | None = None
+
+
+class Result(Body):
+    """How a run ended. loss: by split, nats. curve: (progress, loss). predicted: [mean, sd] of the final loss of a run
+    that was ended as hopeless. machine, exit, lost: the machine's doing, a worker's exit status, a machine that is
+    gone."""
+
+    attempt: int
+    outcome: str
+    reason: str = ""
+    loss: dict[str, float | None] = {}
+    curve: tuple[tuple[float, float | None], ...] = ()
+    predicted: tuple[float, float] | None = None
+    audit: Audit | None = None
+    steps: int | None = None
+    device_s: float | None = None
+    compile_s: float | None = None
+    wall_s: float | None = None
+    tokens_per_s: float | None = None
+    fingerprint: dict[str, Any] = {}
+    machine: bool = False
+    exit: int | None = None
+    lost: bool = False
+
+    @property
+    def points(self) -> list[tuple[float, float]]:
+        """The curve where the loss was a number."""
+        return [(progress, loss) for progress, loss in self.curve if loss is not None]
+
+    @property
+    def says_nothing(self) -> bool:
+        """Whether the machine ended it (a worker that died, a full disk): that is no fact about the recipe."""
+        return self.outcome == "interrupted" and (self.exit is not None or self.machine)
+
+
+class Nominated(Body):
+    """A candidate to be proven: number 1, 2, ...; what was expected of it."""
+
+    number: int
+    mean: float | None = None
+    sd: float | None = None
+    parts: tuple[str, ...] = ()
+
+
+class Ablated(Body):
+    """A look at which parts earn their place. rows: comparisons by part. trying: the recipe without `removing`.
+    more: whether the rest is looked at again; None in a ledger of version 0.2, which decided otherwise."""
+
+    recipe_id: str
+    rows: tuple[dict[str, Any], ...] = ()
+    kept: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    removing: tuple[str, ...] = ()
+    trying: str | None = None
+    untested: dict[str, str] = {}
+    reduced_effect: float | None = None
+    more: bool | None = None
+
+
+class Sealed(Body):
+    """Attempt k at a level, written before any fresh seed exists."""
+
+    attempt: int
+    alpha: float
+    n: int
+    incumbent: str = ""
+    best_single: str | None = None
+    nomination: int | None = None
+
+
+class Verified(Body):
+    """What the sealed test said. comparisons, losses (by seed): by role. official: of a target in steps or time."""
+
+    passed: bool
+    attempt: int = 0
+    alpha: float = 0.0
+    nomination: int | None = None
+    seeds: tuple[int, ...] = ()
+    comparisons: dict[str, dict[str, Any]] = {}
+    losses: dict[str, dict[str, float | None]] = {}
+    official: bool | None = None
+
+
+class Crowned(Body):
+    """A new champion. trial: the run whose checkpoint ships. heldout: its loss at the one opening of that split."""
+
+    trial: str = ""
+    name: str = ""
+    seed: int | None = None
+    heldout: float | None = None
+
+
+class Ended(Body):
+    """The loop stopped. shares: of the core-seconds."""
+
+    reason: str = ""
+    shares: dict[str, float] = {}
+
+
+class Submission(Body):
+    """A proposal from outside; what it holds is looked at when it is judged."""
+
+    proposal: object = None
+
+
+class Review(Body, extra="ignore"):
+    """What a person says of a recipe: approve, veto, hold; anything else is nothing."""
+
+    decision: Annotated[str, BeforeValidator(lambda value: value if value in DECISIONS else "")] = ""
+    reviewer: Said = ""
+    note: Said = ""
+
+
+class Call(Body):
+    """A request to a language model: tokens as the provider counted them, cost in USD where a price is known."""
+
+    outcome: Named = "None"
+    provider: Named = "None"
+    model: Named = "None"
+    reason: Said = ""
+    tokens_in: Count = 0
+    tokens_out: Count = 0
+    cost: Annotated[float | None, BeforeValidator(lambda value: _amount(value) if finite(value) else None)] = None
+    wall_s: Amount = 0.0
+    proposals: Count = 0
+    accepted: Count = 0
+
+
+class Opening(Body):
+    """The protected split was opened beside a verification, for a trial's checkpoint."""
+
+    split: object = None
+    trial: object = None
+
+
+OPEN_KINDS: dict[str, type[Body]] = {"submission": Submission, "review": Review, "call": Call, "opening": Opening}
+LOOP_KINDS: dict[str, type[Body]] = {
+    "session": Begun, "resume": Resumed, "proposal": Proposed, "verdict": Judgement, "decision": Decided,
+    "attempt": Started, "result": Result, "nominated": Nominated, "ablation": Ablated, "sealed": Sealed,
+    "verification": Verified, "crowned": Crowned, "end": Ended}
+KINDS = OPEN_KINDS | LOOP_KINDS  # any process may append the former, the holder of the lease alone the latter
+
+
+def ablation_of_0_2(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Version 0.2 said `removed` of what it tried, before it knew."""
+    early = body.get("trying") and "removing" not in body
+    return {**body, "removing": body.get("removed", ()), "removed": ()} if early else body
+
+
+OLDER = {"ablation": ablation_of_0_2}  # plain data of an earlier version -> that of this one, where a default won't do
