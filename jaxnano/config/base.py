@@ -273,25 +273,34 @@ class Leaf(NamedTuple):
     range: Range
 
 
-def leaves(node: Node, path: str = "") -> Iterator[Leaf]:
+def walk(node: Node, path: str = "") -> Iterator[tuple[str, Any, FieldInfo]]:
+    """Every field below a node: its path, what stands there, the field. What stands above comes first."""
+    for name, field in type(node).model_fields.items():
+        value, here = getattr(node, name), f"{path}.{name}" if path else name
+        yield here, value, field
+        if isinstance(value, Node):
+            yield from walk(value, here)
+        elif isinstance(value, tuple):
+            for item in value:
+                if isinstance(item, Node):
+                    yield from walk(item, f"{here}.{name_of(item)}")
+
+
+def leaves(node: Node) -> Iterator[Leaf]:
     """Every traced number below `node`, those inside schedules and expressions included.
 
     The peak of a schedule has the range of the field it stands in.
     """
-    for name, field in type(node).model_fields.items():
-        value, here = getattr(node, name), f"{path}.{name}" if path else name
-        span = traced_range(field)
-        if span and isinstance(value, int | float):
-            yield Leaf(here, float(value), span)
-        elif span and isinstance(value, dict):
+    peaks: dict[str, Range] = {}
+    for here, value, field in walk(node):
+        if (span := traced_range(field)) is None:
+            continue
+        if isinstance(value, Node):
+            peaks[f"{here}.value"] = span
+        elif isinstance(value, dict):
             yield from (Leaf(f"{here}.{key}", float(v), span) for key, v in value.items())
-        elif isinstance(value, Node):
-            for leaf in leaves(value, here):
-                yield leaf._replace(range=span) if span and leaf.path == f"{here}.value" else leaf
-        elif isinstance(value, tuple):
-            for item in value:
-                if isinstance(item, Node):
-                    yield from leaves(item, f"{here}.{name_of(item)}")
+        elif isinstance(value, int | float):
+            yield Leaf(here, float(value), peaks.get(here, span))
 
 
 def dump(node: Node) -> dict[str, Any]:

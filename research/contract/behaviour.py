@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from jaxnano.config.base import Node, Range, digest, dump, finite, is_under, name_of, traced_range
+from jaxnano.config.base import Node, Range, digest, dump, finite, is_under, name_of, traced_range, walk
 from jaxnano.config.model import Alibi, Injection, Rotary
 from jaxnano.config.optimizer import Group
 from jaxnano.config.recipe import Recipe
@@ -60,23 +60,9 @@ def _unread(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if readout is not None and readout.weight == 0:
         yield from ((f"optimizer.readout.{f}", "an average of weight 0, see optimizer.readout.weight")
                     for f in ("start", "time_constant"))
-    for path, schedule in _schedules(recipe):
-        if isinstance(schedule, Constant):
+    for path, schedule, field in walk(recipe):
+        if isinstance(schedule, Constant) and traced_range(field):
             yield f"{path}.floor", "a constant schedule has no decay that a floor would end"
-
-
-def _schedules(node: Node, path: str = "") -> Iterator[tuple[str, Node]]:
-    """Schedules of traced fields, by path."""
-    for name, field in type(node).model_fields.items():
-        value, here = getattr(node, name), f"{path}.{name}" if path else name
-        if isinstance(value, Node) and traced_range(field):
-            yield here, value
-        elif isinstance(value, Node):
-            yield from _schedules(value, here)
-        elif isinstance(value, tuple):
-            for item in value:
-                if isinstance(item, Node):
-                    yield from _schedules(item, f"{here}.{name_of(item)}")
 
 
 def _taken(recipe: Recipe) -> dict[str, str]:
