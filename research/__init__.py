@@ -5,8 +5,8 @@ what this machine is, and how numbers are written. What commands use lies in win
 this list; learn, lanes and execute stand side by side, and learn sees neither contract nor ledger. `lint-imports`
 checks it.
 
-    contract/   what may be tried. An objective: track.py. A rule of the gate: gate.py. What a proposal is: proposal.py
-    ledger/     what happened. A kind of event: events.py; what it does to the state: state.py
+    contract/   what may be tried. An objective: track.py. A rule of the gate: gate.py. What a proposal is: part.py
+    ledger/     what happened. A kind of event: kinds.py; what it does to the state: state.py
     learn/      numbers only. A statistic: compare.py; decide/proof.py decides by it, qualify.py states its power
     lanes/      who proposes. A lane: a file, and its row in __init__.py; ideas/*.yaml are the catalogue's
     execute/    where it runs. An executor: a module, and its entry in __init__.py; what a worker does: trial.py
