@@ -299,7 +299,7 @@ def read(kind: str, text: str, where: str = "it") -> Body:
         raise SessionError(f"{where}: {'an' if kind[0] in 'ae' else 'a'} {kind} {fault}") from None
 
 
-def node_of(kind: str, body: Mapping[str, Any]) -> Any:
+def node_of(kind: str, body: Body | Mapping[str, Any]) -> Any:
     """The node of a kind from plain data, as a reader will get it once it is written."""
     return read(kind, encode(body), kind)
 

@@ -33,9 +33,9 @@ Count = Annotated[int, BeforeValidator(lambda value: int(_amount(value)))]
 
 
 class Body(Node):
-    """What an event holds. A number that is not finite was written as null."""
+    """What an event holds. A number that is not finite is written as null."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", allow_inf_nan=True)
 
     def written(self) -> dict[str, Any]:
         """The fields that somebody has set: those are written, and no defaults."""
@@ -101,7 +101,7 @@ class Judgement(Body):
     submission: int | None = None
 
 
-class Competitor(Node):
+class Competitor(Node, allow_inf_nan=True):
     """A run that competed for the next place, and what it was worth."""
 
     trial: str

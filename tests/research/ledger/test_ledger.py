@@ -11,7 +11,8 @@ import pytest
 
 from research import machine
 from research.ledger.__main__ import main
-from research.ledger.events import FILE, Ledger, LedgerFailure, SessionBusy, SessionError, StaleFence, encode
+from research.ledger.events import FILE, Ledger, LedgerFailure, SessionBusy, SessionError, StaleFence, encode, node_of
+from research.ledger.kinds import Competitor, Decided
 from research.ledger.session import LOG_BYTES, Session, default_session_dir, read_result, write_result
 
 HOLDER = """
@@ -228,6 +229,14 @@ def test_tidy_keeps_metrics_results_and_the_champion(session):
 
 def test_encoding_does_not_depend_on_the_order_of_keys():
     assert encode({"b": 1, "a": {"d": 0.1, "c": "é"}}) == '{"a":{"c":"é","d":0.1},"b":1}'
+
+
+def test_a_node_is_written_by_the_fields_that_were_set_and_null_for_what_is_not_finite():
+    rival = Competitor(trial="a-1-0", name="a", eig=float("nan"))
+    body = Decided(purpose="search", left_s=float("inf"), winner=rival)
+    assert encode(body) == ('{"left_s":null,"purpose":"search","winner":{"cost_s":null,"eig":null,"improvement":null,'
+                            '"name":"a","trial":"a-1-0"}}')
+    assert node_of("decision", body).winner == Competitor(trial="a-1-0", name="a")
 
 
 def test_ledger_is_usable_from_several_threads(session):
