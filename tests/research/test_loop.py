@@ -14,6 +14,7 @@ from stand_in import MICRO
 
 from jaxnano import checkpoint, data, evaluate
 from jaxnano.cli import report_errors
+from jaxnano.config.edit import diff
 from jaxnano.config.file import load
 from jaxnano.config.recipe import recipe_id
 from research import loop
@@ -150,7 +151,9 @@ def test_the_checkpoint_reproduces_the_verified_loss(ended):
     recipe, params, about = checkpoint.load(folder / "champion")
     verified = state.trials[state.crowned[-1].body.trial]
     assert (recipe_id(recipe), about["seed"]) == (verified.recipe_id, verified.seed)
-    assert "```diff\n- optimizer.groups.all." in (folder / "champion" / "diff.md").read_text()
+    changed = (folder / "champion" / "diff.md").read_text()
+    edits = diff(track.base_recipe, recipe).edits
+    assert edits and all(f"\n- {edit.path}: " in changed and f"\n+ {edit.path}: " in changed for edit in edits)
     corpus = data.load(recipe.data)
     for split, tokens in (("protected", track.proof_tokens), ("search", track.eval_tokens)):
         windows = evaluate.eval_windows(corpus, split, recipe, tokens)
