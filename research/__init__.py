@@ -9,7 +9,7 @@ checks it.
     ledger/     what happened. A kind of event: kinds.py; what it does to the state: state.py
     learn/      numbers only. A statistic: compare.py; decide/proof.py decides by it, qualify.py states its power
     lanes/      who proposes. A lane: a file, and its row in __init__.py; ideas/*.yaml are the catalogue's
-    execute/    where it runs. An executor: a module, and its entry in __init__.py; what a worker does: trial.py
+    execute/    where it runs. An executor: a module, and its entry in executors.py; what a worker does: trial.py
     decide/     what next: belief, price, choose (which run), intake, plan; ablation, proof, prove, champion; scheduler
     show/       what it amounts to: facts.py. A section: templates/report.j2; the terminal: view.py; a run: explain.py
     outside/    people, coding agents and language models, through one inbox; llm/ is a lane that works beside the loop
