@@ -86,7 +86,7 @@ class Scores(NamedTuple):
     @property
     def plain(self) -> bool:
         """Whether the kernels can do it: a scale and a window, nothing else (`Model.plain_scores` says so earlier)."""
-        return self.softcap is None and self.bias_slopes is None
+        return all(option is None for option in self[2:])  # one that is added is not theirs until they know it
 
 
 def kernel(target: str, dtype: Any, length: int, head_dim: int, plain: bool, cudnn_dims: range = CUDNN_DIMS) -> str:
@@ -154,22 +154,21 @@ def _attend(
     q_BxHxCxK: jax.Array, k_BxGxSxK: jax.Array, v_BxGxSxK: jax.Array, ahead: int | jax.Array, scores: Scores
 ) -> jax.Array:
     """C queries over S keys. ahead: position of the first query minus that of the first key."""
-    scale, window, softcap, bias_slopes = scores
     (batch, heads, rows, dim), (groups, columns) = q_BxHxCxK.shape, k_BxGxSxK.shape[1:3]
     per_group = (batch, groups, heads // groups * rows, -1)
     scores_BxHxCxS = jnp.matmul(
         q_BxHxCxK.reshape(per_group), k_BxGxSxK.swapaxes(2, 3), preferred_element_type=jnp.float32
-    ).reshape(batch, heads, rows, columns) * scale
-    if softcap is not None:
-        scores_BxHxCxS = softcap * jnp.tanh(scores_BxHxCxS / softcap)
+    ).reshape(batch, heads, rows, columns) * scores.scale
+    if scores.softcap is not None:
+        scores_BxHxCxS = scores.softcap * jnp.tanh(scores_BxHxCxS / scores.softcap)
     place = functools.partial(jax.lax.broadcasted_iota, jnp.int32, (rows, columns))
     distance_CxS = place(0) - place(1) + ahead
-    if bias_slopes is not None:
-        slopes_Hx1x1 = bias_slopes.astype(jnp.float32)[:, None, None]
+    if scores.bias_slopes is not None:
+        slopes_Hx1x1 = scores.bias_slopes.astype(jnp.float32)[:, None, None]
         scores_BxHxCxS -= (slopes_Hx1x1 * distance_CxS[None].astype(jnp.float32))[None]
     seen_CxS = distance_CxS >= 0
-    if window is not None:
-        seen_CxS &= distance_CxS < window
+    if scores.window is not None:
+        seen_CxS &= distance_CxS < scores.window
     weights_BxHxCxS = jax.nn.softmax(jnp.where(seen_CxS[None, None], scores_BxHxCxS, -jnp.inf), axis=-1)
     weights = weights_BxHxCxS.astype(v_BxGxSxK.dtype).reshape(per_group)
     return (weights @ v_BxGxSxK).reshape(batch, heads, rows, dim)

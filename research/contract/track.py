@@ -23,7 +23,6 @@ class Measured(NamedTuple):
     """Mean losses of a recipe by horizon, and what they are told in: None until it is known."""
 
     losses: Mapping[float, float]
-    full_steps: int
     bytes_per_token: float | None
     base_step_s: float | None
 
@@ -41,7 +40,7 @@ class _Objective(Node):
         budget = track.base_cost.flops_per_step * track.full_steps * horizon
         return max(1, int(budget / preflight(recipe).flops_per_step))
 
-    def time_s(self, full_steps: int, horizon: float, base_step_s: float | None) -> float | None:
+    def time_s(self, track: Track, horizon: float, base_step_s: float | None) -> float | None:
         """Time a run may train for, where its budget is time and is known. base_step_s: None until it is measured."""
         return None
 
@@ -49,7 +48,7 @@ class _Objective(Node):
         """Whether validation losses of independent runs keep the official rule; None where there is no such rule."""
         return None
 
-    def measure(self, found: Measured) -> str | None:
+    def measure(self, track: Track, found: Measured) -> str | None:
         """A recipe in the objective's own terms, None where that says no more than its losses."""
         return None
 
@@ -66,11 +65,11 @@ class LossAtSeconds(_Objective):
     kind: Literal["loss_at_seconds"]
     seconds: float = Field(gt=0)
 
-    def time_s(self, full_steps: int, horizon: float, base_step_s: float | None) -> float | None:
+    def time_s(self, track: Track, horizon: float, base_step_s: float | None) -> float | None:
         """The track's time, shared by horizon."""
         return self.seconds * horizon
 
-    def measure(self, found: Measured) -> str | None:
+    def measure(self, track: Track, found: Measured) -> str | None:
         """Bits per byte at the end."""
         if 1.0 not in found.losses or not found.bytes_per_token:
             return None
@@ -110,10 +109,10 @@ class StepsToTarget(_Target):
         """As many as the base's."""
         return max(1, round(track.full_steps * horizon))
 
-    def measure(self, found: Measured) -> str | None:
+    def measure(self, track: Track, found: Measured) -> str | None:
         """Steps to the target."""
         share = self.reached(found.losses)
-        return None if share is None else f"loss {self.target:g} after about {share * found.full_steps:,.0f} steps"
+        return None if share is None else f"loss {self.target:g} after about {share * track.full_steps:,.0f} steps"
 
 
 class TimeToTarget(_Target):
@@ -122,16 +121,16 @@ class TimeToTarget(_Target):
     kind: Literal["time_to_target"]
     waits_for_base: ClassVar[bool] = True
 
-    def time_s(self, full_steps: int, horizon: float, base_step_s: float | None) -> float | None:
+    def time_s(self, track: Track, horizon: float, base_step_s: float | None) -> float | None:
         """The time of the base's steps."""
-        return None if base_step_s is None else full_steps * horizon * base_step_s
+        return None if base_step_s is None else track.full_steps * horizon * base_step_s
 
-    def measure(self, found: Measured) -> str | None:
+    def measure(self, track: Track, found: Measured) -> str | None:
         """Time to the target."""
         share = self.reached(found.losses)
         if share is None or not found.base_step_s:
             return None
-        return f"loss {self.target:g} after about {share * found.full_steps * found.base_step_s:,.0f} s"
+        return f"loss {self.target:g} after about {share * track.full_steps * found.base_step_s:,.0f} s"
 
 
 Objective = Annotated[LossAtFlops | LossAtSeconds | StepsToTarget | TimeToTarget, Field(discriminator="kind")]
@@ -223,7 +222,7 @@ class Track(Node):
 
     def seconds(self, horizon: float, base_step_s: float | None) -> float | None:
         """Time a run may train for, where the budget is time. base_step_s: of the base's step here, once measured."""
-        return self.objective.time_s(self.full_steps, horizon, base_step_s)
+        return self.objective.time_s(self, horizon, base_step_s)
 
 
 def tracks() -> dict[str, Path]:

@@ -146,7 +146,7 @@ class Facts:
         means = {h: float(np.mean(losses)) for h, losses in by_horizon.items() if losses}
         step_s = Prices(self.snapshot).base_step_s if objective.waits_for_base else None
         per_token = self.state.session.bytes_per_token
-        return objective.measure(Measured(means, self.track.full_steps, per_token, step_s))
+        return objective.measure(self.track, Measured(means, per_token, step_s))
 
     def side(self, recipe_id: str, comparison: Mapping[str, Any] | None = None,
              beside: str | None = None) -> dict[str, Any]:
@@ -224,7 +224,7 @@ class Facts:
         An ablation, or a move of numbers, proposes a whole recipe for a reason that is about a part of it alone.
         """
         parts, proposal = [part for part in self.parts(recipe_id) if part["why"]], self.proposal(recipe_id)
-        if not parts or (len(parts) == 1 and proposal.lane not in ("ablation", "simplify")):
+        if not parts or (len(parts) == 1 and proposal.origin != "ablation"):
             return proposal.hypothesis
         return "; ".join(f"{part['name']}: {part['why']}" for part in parts)
 

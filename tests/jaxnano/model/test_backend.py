@@ -270,6 +270,11 @@ def test_gpu_falls_back_to_xla(cudnn_calls, dtype, dim, options):
     assert cudnn_calls == [] and out.dtype == dtype and jnp.all(out == 1)
 
 
+@pytest.mark.parametrize("option", Scores._fields[2:])
+def test_no_kernel_is_asked_for_what_it_was_not_written_for(option):
+    assert Scores(0.5, window=5).plain and not Scores(0.5, **{option: 1.0}).plain
+
+
 @pytest.mark.parametrize("version, capability, largest", [
     ("cuda 13", "9.0", 256), ("cuda 13", "12.0", 256), ("cuda 12", "8.0", 128), ("cuda 12", "7.5", None),
     ("rocm 7", "gfx942", None),
