@@ -227,16 +227,16 @@ def _owners(node: type[Node], location: Sequence[Any]) -> list[type[Node]]:
     for part in location[:-1]:
         fields = [n.model_fields[part].annotation for n in nodes if part in n.model_fields]
         tagged = [n for n in nodes if "kind" in n.model_fields and part in get_args(n.model_fields["kind"].annotation)]
-        nodes = [inner for field in fields for inner in _nodes(field)] if fields else tagged or nodes
+        nodes = [inner for field in fields for inner in nodes_in(field)] if fields else tagged or nodes
     return nodes
 
 
-def _nodes(annotation: Any) -> Iterator[type[Node]]:
+def nodes_in(annotation: Any) -> Iterator[type[Node]]:
     """The nodes in a type."""
     if isinstance(annotation, type) and issubclass(annotation, Node):
         yield annotation
     for inner in get_args(annotation):
-        yield from _nodes(inner)
+        yield from nodes_in(inner)
 
 
 def name_of(item: Any) -> str | None:

@@ -18,13 +18,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from jaxnano.config.base import PATH, ConfigError, Node, Problem, is_under, name_of, traced_range
+from jaxnano.config.base import PATH, ConfigError, Node, Problem, is_under, name_of, nodes_in, traced_range
 from jaxnano.config.edit import plain, show
 from jaxnano.config.expression import FUNCTIONS
 from jaxnano.config.recipe import Recipe
 from jaxnano.config.schedule import FormulaSchedule, Schedule
-
-Nodes = dict[str, type[Node]]  # by kind; by "" where a place takes one sort of node alone
 
 
 def describe(path: str = "", frozen: Collection[str] = ()) -> list[str]:
@@ -70,18 +68,16 @@ def _field(name: str, field: FieldInfo, path: str, depth: int, frozen: Collectio
         yield start + "frozen"
         return
     nodes = {} if traced_range(field) else _nodes(field.annotation)
-    if set(nodes) == {""} and not _is_list(field.annotation):
-        yield start + _about(nodes[""]) + (" Or null." if _optional(field.annotation) else "") + _default(field)
-        yield from _fields(nodes[""], path, depth + 1, frozen)
+    if set(nodes) == {""} and get_origin(field.annotation) is not tuple:
+        node = nodes[""]
+        null = "" if field.annotation is node else " Or null."
+        yield start + _about(node) + null + _default(field)
+        yield from _fields(node, path, depth + 1, frozen)
         return
     yield start + _takes(field) + _default(field)
     for kind, node in nodes.items():
-        yield from _node(kind or "item", node, path, depth + 1, frozen)
-
-
-def _node(kind: str, node: type[Node], path: str, depth: int, frozen: Collection[str]) -> Iterator[str]:
-    yield f"{'  ' * depth}{kind}: {_about(node)}".rstrip()
-    yield from _fields(node, path, depth + 1, frozen)
+        yield f"{'  ' * (depth + 1)}{kind or 'item'}: {_about(node)}".rstrip()
+        yield from _fields(node, path, depth + 2, frozen)
 
 
 def _about(node: type[Node]) -> str:
@@ -109,24 +105,27 @@ def _takes(field: FieldInfo) -> str:
     within = f"{span.low:g}..{span.high:g}{'' if span.scale == 'linear' else f' {span.scale}'}"
     if get_origin(annotation) is dict:
         return f"names with numbers {within}"
-    fixed = annotation is float or _members(annotation) == [float]
-    return f"{'number' if fixed else 'traced'} {within}" + (" or null" if _optional(annotation) else "")
+    allowed = {member for member, _ in _members(annotation)}
+    fixed = allowed <= {float, type(None)}
+    return f"{'number' if fixed else 'traced'} {within}" + (" or null" if type(None) in allowed else "")
 
 
 def _words(annotation: Any, metadata: Collection[Any] = ()) -> str:
-    """A type in words."""
-    annotation, more = _bare(annotation)
-    metadata = [*metadata, *more]
-    if _optional(annotation):
-        return " or ".join(_words(member, metadata) for member in _members(annotation)) + " or null"
-    if get_origin(annotation) is Literal:
-        return " | ".join(map(str, get_args(annotation)))
-    if _is_list(annotation):
-        named = _nodes(annotation)
-        return "list of named items" if named else f"list of {_words(get_args(annotation)[0])}"
-    if _nodes(annotation):
+    """A type in words; that something may be null comes last."""
+    members = sorted(_members(annotation, metadata), key=lambda member: member[0] is type(None))
+    return " or ".join(dict.fromkeys(_word(*member) for member in members))
+
+
+def _word(kind: Any, metadata: Collection[Any]) -> str:
+    if kind is type(None):
+        return "null"
+    if get_origin(kind) is Literal:
+        return " | ".join(map(str, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return "list of named items" if _nodes(kind) else f"list of {_words(get_args(kind)[0])}"
+    if issubclass(kind, Node):
         return "one of these"
-    name = {int: "whole number", float: "number", bool: "true | false", str: "text"}[annotation]
+    name = {int: "whole number", float: "number", bool: "true | false", str: "text"}[kind]
     if pattern := next((m.pattern for m in metadata if getattr(m, "pattern", None)), None):
         return f"{name} that matches {pattern}"
     ends = [next((f"{getattr(m, end):g}" for m in metadata for end in pair if hasattr(m, end)), "")
@@ -134,44 +133,21 @@ def _words(annotation: Any, metadata: Collection[Any] = ()) -> str:
     return f"{name} {'..'.join(ends)}" if any(ends) else name
 
 
-def _bare(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
-    """A type without `Annotated`, and what it was annotated with; of a constrained field, its constraints."""
-    if get_origin(annotation) is not Annotated:
-        return annotation, ()
-    inner, *more = get_args(annotation)
-    return inner, tuple(m for item in more for m in (item.metadata if isinstance(item, FieldInfo) else (item,)))
+def _members(annotation: Any, metadata: Collection[Any] = ()) -> list[tuple[Any, list[Any]]]:
+    """The alternatives that a type is made of, null among them, each with its constraints."""
+    if get_origin(annotation) is Annotated:
+        inner, *more = get_args(annotation)
+        told = (m for item in more for m in (item.metadata if isinstance(item, FieldInfo) else (item,)))
+        return _members(inner, [*metadata, *told])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [member for inner in get_args(annotation) for member in _members(inner, metadata)]
+    return [(annotation, list(metadata))]
 
 
-def _members(annotation: Any) -> list[Any]:
-    """The alternatives of a union other than null; of any other type, the type itself."""
-    annotation, _ = _bare(annotation)
-    if get_origin(annotation) not in (Union, types.UnionType):
-        return [annotation]
-    return [member for member in get_args(annotation) if member is not type(None)]
-
-
-def _optional(annotation: Any) -> bool:
-    annotation, _ = _bare(annotation)
-    return get_origin(annotation) in (Union, types.UnionType) and type(None) in get_args(annotation)
-
-
-def _is_list(annotation: Any) -> bool:
-    return get_origin(_bare(annotation)[0]) is tuple
-
-
-def _nodes(annotation: Any) -> Nodes:
-    """The nodes that may stand at a place, or in the list that does."""
-    found: Nodes = {}
-    for member in _members(annotation):
-        member, _ = _bare(member)
-        if get_origin(member) in (Union, types.UnionType):
-            found |= _nodes(member)
-        elif get_origin(member) is tuple:
-            found |= _nodes(get_args(member)[0])
-        elif isinstance(member, type) and issubclass(member, Node):
-            kind = member.model_fields.get("kind")
-            found |= dict.fromkeys(get_args(kind.annotation) if kind else ("",), member)
-    return found
+def _nodes(annotation: Any) -> dict[str, type[Node]]:
+    """The nodes that may stand at a place, or in the list that does, by kind; by "" where a kind is not told."""
+    kinds = {node: node.model_fields.get("kind") for node in nodes_in(annotation)}
+    return {name: node for node, kind in kinds.items() for name in (get_args(kind.annotation) if kind else ("",))}
 
 
 def _at(path: str) -> FieldInfo:
@@ -186,6 +162,6 @@ def _at(path: str) -> FieldInfo:
         if found is None:
             known = sorted({name for node in nodes.values() for name in node.model_fields})
             raise ConfigError([Problem(path, part, f"no such place; {', '.join(known) or 'nothing is below'}")])
-        field, nodes, is_list = found, _nodes(found.annotation), _is_list(found.annotation)
+        field, nodes, is_list = found, _nodes(found.annotation), get_origin(found.annotation) is tuple
     assert field is not None
     return field

@@ -19,8 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.linalg import solve_triangular
 
-from research.learn.kernel import rows
-from research.learn.posterior import Candidate, Fitted, factor
+from research.learn.posterior import Candidate, Fitted, factor, rows_of
 
 SAMPLES = 2048
 BINS = 16
@@ -68,8 +67,7 @@ class Decision:
 
 def open_runs(n: int, base: int, taken: Collection[Action], horizons: Sequence[float], max_seeds: int) -> list[Action]:
     """Each candidate's next run at each horizon: the first seed it has not taken; the base only follows the others."""
-    seen = set(taken)
-    actions = []
+    seen, actions = set(taken), []
     for candidate in range(n):
         for horizon in horizons:
             seed = next((s for s in range(max_seeds) if Action(candidate, horizon, s) not in seen), None)
@@ -101,12 +99,11 @@ class Outlook:
 
 def outlook(fitted: Fitted, candidates: Sequence[Candidate], actions: Sequence[Action]) -> Outlook:
     """Joint distribution of the actions' outcomes and the candidates' values."""
-    chosen = [candidates[a.candidate] for a in actions]
-    horizons, seeds = [a.horizon for a in actions], [a.seed for a in actions]
-    outcomes = rows([c.features for c in chosen], horizons, seeds, [c.promise for c in chosen])
-    values = fitted.effect_rows(candidates, 1.0)
+    outcomes = rows_of([candidates[a.candidate] for a in actions], [a.horizon for a in actions],
+                       [a.seed for a in actions])
+    values = rows_of(candidates, 1.0)
     white_nxA = fitted.whiten(fitted.outcome_covariance(fitted.runs, outcomes))
-    cross_nxC = fitted.cross(values)
+    cross_nxC = fitted.effect_covariance(fitted.runs, values)
     white_nxC = fitted.whiten(cross_nxC)
     prior_CxC = fitted.effect_covariance(values, values)
     lower_CxC = factor(prior_CxC - white_nxC.T @ white_nxC)
@@ -197,9 +194,8 @@ def choose(
     """
     cost_s = np.asarray(cost_s, float)
     if cost_s.shape != (len(candidates), len(horizons)) or not (np.isfinite(cost_s).all() and (cost_s > 0).all()):
-        raise ValueError(
-            f"costs need shape {(len(candidates), len(horizons))} and positive seconds, got {cost_s.shape}"
-        )
+        shape = len(candidates), len(horizons)
+        raise ValueError(f"costs need shape {shape} and positive seconds, got {cost_s.shape}")
     taken = {*history, *pending}
     actions = open_runs(len(candidates), base, taken, horizons, max_seeds)
     if not actions:
@@ -209,9 +205,8 @@ def choose(
     bare = sorted(cell for cell in cells if Action(base, *cell) not in taken)
     # the base's run fixes a new cell's level and says next to nothing of any value: assume it, and charge for it
     assumed = [*sorted(pending), *(Action(base, *cell) for cell in bare)]
-    foreseen = fitted.condition(
-        [candidates[r.candidate] for r in assumed], [r.horizon for r in assumed], [r.seed for r in assumed]
-    )
+    foreseen = fitted.condition([candidates[r.candidate] for r in assumed], [r.horizon for r in assumed],
+                                [r.seed for r in assumed])
     price_A = [float(cost_s[a.candidate, column[a.horizon]]
                      + (cost_s[base, column[a.horizon]] if (a.horizon, a.seed) in bare else 0.0)) for a in actions]
     scored = _scored(foreseen, candidates, actions, price_A, epsilon, rng)
@@ -220,10 +215,8 @@ def choose(
         return None
     named = names or [f"{i:08d}" for i in range(len(candidates))]
     scored.sort(key=lambda s: (-s.score, s.cost_s, named[s.run.candidate], *s.run[1:]))
-    winner = scored[0]
-    cell = winner.run.horizon, winner.run.seed
-    rest = tuple(scored[1 : runners_up + 1])
-    if cell in bare:
+    winner, rest = scored[0], tuple(scored[1 : runners_up + 1])
+    if (cell := winner.run[1:]) in bare:
         return Decision(Action(base, *cell), "base", winner, rest)
     return Decision(winner.run, "search", winner, rest)
 

@@ -12,32 +12,21 @@ from functools import cached_property
 
 import numpy as np
 
-from research.learn.kernel import Features, likeness
+from research.learn.kernel import Features, columns, likeness
 
 BASE = ""  # the cause that every recipe carries
 PRIOR = (0.02, 1.0)  # Beta counts of (diverged, survived) an edit starts with
 
 
-@dataclass(frozen=True)
 class _Edits:
-    """Edits of runs, by path: which run each belongs to, its number among all, and its value."""
+    """Edits of runs, path by path. run: the one that each belongs to. paths: where its edits are, numbers, choices."""
 
-    runs: int
-    run: np.ndarray
-    paths: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]  # path -> numbers, numeric values, choices
-
-    @classmethod
-    def of(cls, recipes: Sequence[Features]) -> _Edits:
-        run, paths = [], {}
-        for i, features in enumerate(recipes):
-            for path, value in ((BASE, BASE), *features.items()):
-                paths.setdefault(path, []).append((len(run), value))
-                run.append(i)
-        columns = {path: (np.array([n for n, _ in found]),
-                          np.array([np.nan if isinstance(v, str) else float(v) for _, v in found]),
-                          np.array([v if isinstance(v, str) else "" for _, v in found]))
-                   for path, found in paths.items()}
-        return cls(len(recipes), np.array(run, int), columns)
+    def __init__(self, recipes: Sequence[Features]):
+        found = columns([{BASE: BASE, **features} for features in recipes])
+        self.runs, self.run = len(recipes), np.concatenate([np.zeros(0, int), *(run for run, *_ in found.values())])
+        ends = np.cumsum([len(run) for run, *_ in found.values()])
+        self.paths = {path: (slice(end - len(run), end), *values)
+                      for end, (path, (run, *values)) in zip(ends, found.items(), strict=True)}
 
 
 @dataclass(frozen=True)
@@ -54,11 +43,11 @@ class Divergence:
 
     @cached_property
     def _bad(self) -> _Edits:
-        return _Edits.of(self.diverged)
+        return _Edits(self.diverged)
 
     @cached_property
     def _all(self) -> _Edits:
-        return _Edits.of([*self.survived, *self.diverged])
+        return _Edits([*self.survived, *self.diverged])
 
     def _alike(self, edits: _Edits, others: _Edits, weight: np.ndarray) -> np.ndarray:
         """For each edit, the sum over the others of likeness times weight."""
@@ -66,9 +55,10 @@ class Divergence:
         for path, (at, numbers, choices) in edits.paths.items():
             if path in others.paths:
                 other, other_numbers, other_choices = others.paths[path]
-                alike = np.ones((len(at), len(other))) if path == BASE else likeness(
-                    numbers, choices, other_numbers, other_choices, self.length)
-                total[at] = alike @ weight[other]
+                if path == BASE:
+                    total[at] = weight[other].sum()
+                else:
+                    total[at] = likeness(numbers, choices, other_numbers, other_choices, self.length) @ weight[other]
         return total
 
     @cached_property
@@ -91,7 +81,7 @@ class Divergence:
         """Probability that a run of each recipe diverges; 0 while no run has."""
         if not self.diverged or not recipes:
             return np.zeros(len(recipes))
-        asked = _Edits.of(recipes)
+        asked = _Edits(recipes)
         blamed_Q = self._alike(asked, self._bad, self.blame_D)
         seen_Q = self._alike(asked, self._all, np.ones(len(self._all.run)))
         return _any(self._rates(blamed_Q, seen_Q), asked)

@@ -30,19 +30,15 @@ def _compare(a: Any, b: Any, path: str, found: Features, span: Range | None = No
         a, b = (Constant(kind="constant", value=x) if finite(x) else x for x in (a, b))
     if a == b:
         return
-    if isinstance(b, Node) and type(a) is type(b):
-        for name, field in type(b).model_fields.items():
-            place = f"{path}.{name}" if path else name
-            within = span if span and name == "value" else traced_range(field)
-            _compare(getattr(a, name), getattr(b, name), place, found, within)
-    elif isinstance(b, Node):
-        found[path] = getattr(b, "kind", "present")
+    if isinstance(b, Node):
+        if not (alike := type(a) is type(b)):
+            found[path] = getattr(b, "kind", "present")
         for name, field in type(b).model_fields.items():
             default = field.get_default(call_default_factory=True)
-            before = getattr(a, name, default) if name == "value" else default
+            before = getattr(a, name, default) if alike or name == "value" else default
             within = span if span and name == "value" else traced_range(field)
-            if name != "kind" and before is not PydanticUndefined:
-                _compare(before, getattr(b, name), f"{path}.{name}", found, within)
+            if before is not PydanticUndefined and (alike or name != "kind"):
+                _compare(before, getattr(b, name), f"{path}.{name}" if path else name, found, within)
     elif finite(a) and finite(b):
         found[path] = _units(float(b), span) - _units(float(a), span)
     elif _named(a) and _named(b):

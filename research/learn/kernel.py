@@ -18,25 +18,16 @@ Features = Mapping[str, float | str]
 FULL_HORIZON_SPAN = 3.0  # log2 of the range of horizons: at 1/8 a horizon's own effect has unit prior scale
 
 
-def identity(features: Features) -> tuple[tuple[str, float | str], ...]:
-    """Hashable identity of a recipe's features."""
-    return tuple(sorted(features.items()))
-
-
-def _columns(recipes: Sequence[Features]) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def columns(recipes: Sequence[Features]) -> dict[str, tuple[np.ndarray, ...]]:
     """path -> (recipe numbers, numeric values with NaN for choices, choices with "" for numbers)."""
-    entries: dict[str, list[tuple[int, float | str]]] = {}
+    entries: dict[str, list[tuple[int, float, str]]] = {}
     for i, features in enumerate(recipes):
         for path, value in features.items():
             if not isinstance(value, str) and not math.isfinite(value):
                 raise ValueError(f"feature {path} is {value}; a finite displacement from the base is needed")
-            entries.setdefault(path, []).append((i, value))
-    columns = {}
-    for path, pairs in entries.items():
-        numbers = np.array([np.nan if isinstance(v, str) else float(v) for _, v in pairs])
-        choices = np.array([v if isinstance(v, str) else "" for _, v in pairs])
-        columns[path] = (np.array([i for i, _ in pairs]), numbers, choices)
-    return columns
+            split = (math.nan, value) if isinstance(value, str) else (float(value), "")
+            entries.setdefault(path, []).append((i, *split))
+    return {path: tuple(map(np.array, zip(*found, strict=True))) for path, found in entries.items()}
 
 
 def likeness(numbers_u, choices_u, numbers_w, choices_w, length: float):
@@ -73,8 +64,8 @@ class Rows:
         return np.maximum(0.0, -np.log2(self.horizon)) / FULL_HORIZON_SPAN
 
     @cached_property
-    def columns(self) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        return _columns(self.recipes)
+    def columns(self) -> dict[str, tuple[np.ndarray, ...]]:
+        return columns(self.recipes)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -83,13 +74,13 @@ class Rows:
 def rows(features: Sequence[Features], horizon, seed, prior) -> Rows:
     """Build Rows, keeping each distinct recipe once. prior: a number, or by origin, for each row or for all."""
     numbers: dict = {}
-    index = np.array([numbers.setdefault(identity(f), len(numbers)) for f in features], dtype=int)
+    index = np.array([numbers.setdefault(tuple(sorted(f.items())), len(numbers)) for f in features], dtype=int)
     n = len(index)
     priors = prior if isinstance(prior, Sequence | np.ndarray) else [prior] * n
     named = [p if isinstance(p, Mapping) else {"": p} for p in priors]
     promises = {o: np.array([p.get(o, 0.0) for p in named], float) for o in sorted({o for p in named for o in p})}
-    columns = [np.broadcast_to(np.asarray(c, float), n) for c in (horizon, seed)]
-    return Rows(tuple(dict(key) for key in numbers), index, columns[0], columns[1], promises)
+    horizons, seeds = (np.broadcast_to(np.asarray(c, float), n) for c in (horizon, seed))
+    return Rows(tuple(dict(key) for key in numbers), index, horizons, seeds, promises)
 
 
 def promised(left: Rows, right: Rows) -> np.ndarray:

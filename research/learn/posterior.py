@@ -45,6 +45,11 @@ class Observation:
     promise: Promise = 0.0
 
 
+def rows_of(candidates: Sequence[Candidate] | Sequence[Observation], horizon, seed=-1) -> Rows:
+    """Runs of these recipes; horizon, seed: of each, or of all. Effects are of no seed."""
+    return rows([c.features for c in candidates], horizon, seed, [c.promise for c in candidates])
+
+
 @dataclass(frozen=True)
 class Hypers:
     """Standard deviations, in nats, of the parts of the model."""
@@ -102,21 +107,14 @@ class Fitted:
     alpha_n: np.ndarray
     divergence: Divergence
 
-    def effect_rows(self, candidates: Sequence[Candidate], horizon: float) -> Rows:
-        return rows([c.features for c in candidates], horizon, -1, [c.promise for c in candidates])
-
-    def effect_covariance(self, left: Rows, right: Rows) -> np.ndarray:
-        """Prior covariance of f + g. Shape n x m."""
-        parts = components(left, right, self.config.scales)[:3]
-        trust = self.config.trust_sd**2 * promised(left, right)
-        return np.tensordot(self.hypers.variances()[:3], parts, 1) + trust
+    def effect_covariance(self, left: Rows, right: Rows, parts: int = 3) -> np.ndarray:
+        """Prior covariance of f + g, or of as many `components`. Shape n x m."""
+        found = np.tensordot(self.hypers.variances()[:parts], components(left, right, self.config.scales)[:parts], 1)
+        return found + self.config.trust_sd**2 * promised(left, right)
 
     def outcome_covariance(self, left: Rows, right: Rows) -> np.ndarray:
         """Prior covariance of runs' outcomes, noise left out. Shape n x m."""
-        parts = components(left, right, self.config.scales)
-        trust = self.config.trust_sd**2 * promised(left, right)
-        cell = self.config.offset_sd**2 * same_cell(left, right)
-        return np.tensordot(self.hypers.variances()[:4], parts, 1) + trust + cell
+        return self.effect_covariance(left, right, 4) + self.config.offset_sd**2 * same_cell(left, right)
 
     def outcome_variance(self, points: Rows) -> np.ndarray:
         """Prior variance of runs' outcomes, noise included. Shape n."""
@@ -129,15 +127,11 @@ class Fitted:
         """Cross covariance with the runs -> coordinates in which conditioning is a subtraction. Shape n x m."""
         return solve_triangular(self.lower_nxn, cross_nxm, lower=True, check_finite=False)
 
-    def cross(self, points: Rows) -> np.ndarray:
-        """Prior covariance of the runs with the effects at `points`. Shape n x m."""
-        return self.effect_covariance(self.runs, points)
-
     def predict(self, candidates: Sequence[Candidate], horizon: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
         """Mean (C) and covariance (C x C) of the candidates' effects at a horizon; nats, positive = better than the
         base."""
-        points = self.effect_rows(candidates, horizon)
-        cross_nxC = self.cross(points)
+        points = rows_of(candidates, horizon)
+        cross_nxC = self.effect_covariance(self.runs, points)
         white_nxC = self.whiten(cross_nxC)
         mean_C = self.config.trust * points.prior + self.alpha_n @ cross_nxC
         return mean_C, self.effect_covariance(points, points) - white_nxC.T @ white_nxC
@@ -147,15 +141,10 @@ class Fitted:
         if not candidates:
             return self
         n = len(self.runs)
-        old = [self.runs.recipes[i] for i in self.runs.index]
-        known = [{origin: promise[i] for origin, promise in self.runs.promises.items()} for i in range(n)]
-        runs = rows(
-            old + [c.features for c in candidates],
-            np.append(self.runs.horizon, horizons),
-            np.append(self.runs.seed, seeds),
-            known + [c.promise for c in candidates],
-        )
-        new = rows([c.features for c in candidates], horizons, seeds, [c.promise for c in candidates])
+        known = [Candidate(self.runs.recipes[r], {origin: promise[i] for origin, promise in self.runs.promises.items()})
+                 for i, r in enumerate(self.runs.index)]
+        runs = rows_of([*known, *candidates], np.append(self.runs.horizon, horizons), np.append(self.runs.seed, seeds))
+        new = rows_of(candidates, horizons, seeds)
         white = self.whiten(self.outcome_covariance(self.runs, new))
         corner = self.outcome_covariance(new, new) + self.hypers.noise**2 * np.eye(len(new)) - white.T @ white
         lower = np.block([[self.lower_nxn, np.zeros((n, len(new)))], [white.T, factor(corner)]])
@@ -185,17 +174,12 @@ class Posterior:
         """
         for o in observations:
             if not (np.isfinite(o.loss) and o.horizon > 0 and o.noise_sd >= 0):
-                raise ValueError(
-                    f"cannot learn from {o}: a finite loss, a positive horizon and noise_sd >= 0 are needed"
-                )
+                raise ValueError(f"cannot learn from {o}: a finite loss, horizon > 0 and noise_sd >= 0 are needed")
         prefix = list(observations[: _refit_at(len(observations))])
         if self._cached is None or self._cached[0] != prefix:
             self._cached = (prefix, self._fit_scales(prefix))
         hypers = self._cached[1]
         divergence = Divergence([o.features for o in observations], list(diverged), self.config.scales.path)
-        return self._condition(observations, hypers, divergence)
-
-    def _condition(self, observations, hypers: Hypers, divergence: Divergence) -> Fitted:
         runs, target, variance = self._arrays(observations)
         empty = Fitted(self.config, hypers, runs, np.zeros((0, 0)), np.zeros(0), divergence)
         lower = factor(empty.outcome_covariance(runs, runs) + np.diag(variance + hypers.noise**2))
@@ -203,12 +187,7 @@ class Posterior:
 
     def _arrays(self, observations) -> tuple[Rows, np.ndarray, np.ndarray]:
         """Runs, outcomes less their prior mean, and measurement variances."""
-        runs = rows(
-            [o.features for o in observations],
-            [o.horizon for o in observations],
-            [o.seed for o in observations],
-            [o.promise for o in observations],
-        )
+        runs = rows_of(observations, [o.horizon for o in observations], [o.seed for o in observations])
         outcome = -np.array([o.loss for o in observations], float)
         for horizon in np.unique(runs.horizon):  # a cell's level is unknown anyway: only numerically, near 0 is better
             outcome[runs.horizon == horizon] -= np.median(outcome[runs.horizon == horizon])

@@ -17,18 +17,18 @@ language models may come from other processes and threads and need no token.
 """
 
 import json
-import math
 import os
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError, to_json
 
 from jaxnano.cli import Failure, UserError
 from jaxnano.config.base import ConfigError
@@ -97,39 +97,30 @@ class Ledger:
             raise SessionError(f"{self.path}: " + ("a ledger is already there" if create else "no such ledger"))
         self.fence: int | None = None
         self._lock = threading.RLock()
-        try:
-            self._db = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-        except sqlite3.Error as error:
-            raise LedgerFailure(f"{self.path}: cannot be opened: {error}") from error
-        try:
-            if create:
-                self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
-            self._db.execute("PRAGMA synchronous = FULL")
-            found = self._db.execute("PRAGMA user_version").fetchone()[0]
+        with ExitStack() as opening:
+            try:
+                self._db = opening.enter_context(closing(sqlite3.connect(
+                    self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)))
+                if create:
+                    self._db.execute("PRAGMA journal_mode = WAL")
+                    self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+                self._db.execute("PRAGMA synchronous = FULL")
+                found = self._db.execute("PRAGMA user_version").fetchone()[0]
+            except sqlite3.OperationalError as error:
+                raise LedgerFailure(f"{self.path}: cannot be opened: {error}") from error
+            except sqlite3.Error as error:
+                raise SessionError(f"{self.path}: {error}") from error
             if found != SCHEMA_VERSION:
                 raise SessionError(f"{self.path}: ledger schema {found}, but this program reads {SCHEMA_VERSION}")
-        except sqlite3.OperationalError as error:
-            self._db.close()
-            raise LedgerFailure(f"{self.path}: cannot be opened: {error}") from error
-        except sqlite3.Error as error:
-            self._db.close()
-            raise SessionError(f"{self.path}: {error}") from error
-        except SessionError:
-            self._db.close()
-            raise
+            opening.pop_all()
 
     def close(self) -> None:
         """Give the lease back, if held, and close the file.
 
         Where the disk does not take that, the lease stays with this process, and is anybody's once it has ended.
         """
-        with self._lock:
-            try:
-                with suppress(LedgerFailure):
-                    self.release()
-            finally:
-                self._db.close()
+        with self._lock, closing(self._db), suppress(LedgerFailure):
+            self.release()
 
     def __enter__(self) -> "Ledger":
         return self
@@ -263,7 +254,11 @@ class Ledger:
 
 def encode(body: Body | Mapping[str, Any]) -> str:
     """Canonical JSON of one object: sorted keys, no spaces, null for a number that is not finite (JSON has none)."""
-    return json.dumps(_plain(body), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    try:  # NumPy and JAX scalars and arrays have `tolist`
+        text = to_json(body, inf_nan_mode="null", fallback=lambda value: value.tolist())
+    except PydanticSerializationError as error:
+        raise TypeError(f"an event's body is not JSON data: {error}") from error
+    return json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def decode(text: str, where: str) -> dict[str, Any]:
@@ -302,24 +297,3 @@ def read(kind: str, text: str, where: str = "it") -> Body:
 def node_of(kind: str, body: Body | Mapping[str, Any]) -> Any:
     """The node of a kind from plain data, as a reader will get it once it is written."""
     return read(kind, encode(body), kind)
-
-
-def _plain(value: Any) -> Any:
-    match value:
-        case Body():
-            return _plain(value.written())
-        case None | bool() | int() | str():
-            return value
-        case float():
-            return float(value) if math.isfinite(value) else None
-        case BaseModel():
-            return _plain(value.model_dump())
-        case Mapping():
-            return {str(key): _plain(item) for key, item in value.items()}
-        case list() | tuple():
-            return [_plain(item) for item in value]
-        case set() | frozenset():
-            return sorted(_plain(item) for item in value)
-    if hasattr(value, "tolist"):  # NumPy and JAX scalars and arrays, without importing either
-        return _plain(value.tolist())
-    raise TypeError(f"an event's body holds {value!r} of type {type(value).__name__}, which is not JSON data")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict
+from pydantic import BeforeValidator, ConfigDict, model_serializer
 
 from jaxnano.config.base import Node, finite
 from research.contract.part import Proposal
@@ -37,6 +37,7 @@ class Body(Node):
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=True)
 
+    @model_serializer
     def written(self) -> dict[str, Any]:
         """The fields that somebody has set: those are written, and no defaults."""
         return {name: value for name, value in self if name in self.model_fields_set}

@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -194,18 +194,9 @@ def refuse_links(path: Path) -> None:
 
     Raises: SessionError that names the first link: what it leads to is not the session's.
     """
-    for place in _links(path) if path.is_dir() else ():
-        raise _linked(place)
-
-
-def _links(path: Path) -> Iterator[Path]:
-    """All links below a folder; what they lead to is not looked at."""
-    with os.scandir(path) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.is_symlink():
-                yield Path(entry.path)
-            elif entry.is_dir(follow_symlinks=False):
-                yield from _links(Path(entry.path))
+    for place in sorted(path.rglob("*")):  # what links lead to is not looked at
+        if place.is_symlink():
+            raise _linked(place)
 
 
 def _linked(place: Path) -> SessionError:

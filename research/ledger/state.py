@@ -14,6 +14,8 @@ from research.contract.trial import Trial
 from research.ledger import kinds
 from research.ledger.events import Event, SessionError
 
+KEPT = {"call": "calls", "decision": "decisions", "nominated": "nominated", "sealed": "sealed",
+        "verification": "verifications", "crowned": "crowned", "opening": "openings"}  # kinds all of which are held, where
 FINAL = frozenset({"completed", "killed", "diverged", "failed", "timeout"})  # an `interrupted` run is run again
 
 
@@ -38,27 +40,19 @@ class Attempt:
 
 @dataclass
 class TrialRecord:
-    """A trial and all that was done about it. trial: nobody's until its first attempt says whose."""
+    """A trial and all that was done about it. recipe_id: nobody's until its first attempt says whose."""
 
     key: str
-    trial: Trial = Trial("", 0.0, 0)
+    recipe_id: str = ""
+    horizon: float = 0.0
+    seed: int = 0
     decisions: list[Event[kinds.Decided]] = field(default_factory=list)
     attempts: list[Attempt] = field(default_factory=list)
 
     @property
-    def recipe_id(self) -> str:
+    def trial(self) -> Trial:
         """What was run."""
-        return self.trial.recipe_id
-
-    @property
-    def horizon(self) -> float:
-        """For how long, as a share of the full horizon."""
-        return self.trial.horizon
-
-    @property
-    def seed(self) -> int:
-        """On which seed."""
-        return self.trial.seed
+        return Trial(self.recipe_id, self.horizon, self.seed)
 
     @property
     def result(self) -> kinds.Result | None:
@@ -120,7 +114,6 @@ class State:
     reviews: list[Event[kinds.Review]] = field(default_factory=list)
     _losses: dict[tuple[str, float, str], dict[int, float]] = field(default_factory=dict)  # by recipe, horizon, split
     openings: list[Event[kinds.Opening]] = field(default_factory=list)  # of the protected split, beside proofs
-    _said: dict[str, str] = field(default_factory=dict)  # the last decision by recipe id
     end: kinds.Ended | None = None  # None while the session runs, and again after a resume
 
     @property
@@ -151,7 +144,7 @@ class State:
 
     def review(self, recipe_id: str) -> str | None:
         """What a person decided last about a recipe: approve, veto, hold; None if nobody did."""
-        return self._said.get(recipe_id)
+        return next((event.body.decision for event in reversed(self.reviews) if event.subject == recipe_id), None)
 
     def attempts(self) -> list[Attempt]:
         """All attempts of all trials, in the order of the trials."""
@@ -170,6 +163,11 @@ class State:
     def losses(self, recipe_id: str, horizon: float, split: str = "search") -> dict[int, float]:
         """Loss by seed of a recipe's completed trials at one horizon."""
         return dict(self._losses.get((recipe_id, horizon, split), {}))
+
+    def gains(self, recipe_id: str, over: str, horizon: float = 1.0, split: str = "search") -> dict[int, float]:
+        """By seed, a rival's loss less the recipe's, in the cells where both completed a run."""
+        own, rival = (self.losses(one, horizon, split) for one in (recipe_id, over))
+        return {seed: rival[seed] - own[seed] for seed in sorted(own.keys() & rival.keys())}
 
     def shares(self) -> dict[str, float]:
         """Shares of the core-seconds between the first dispatch and the last result.
@@ -208,6 +206,8 @@ class State:
         if event.seq <= self.seq:
             return
         body, subject = event.body, event.subject
+        if event.kind in KEPT:
+            getattr(self, KEPT[event.kind]).append(event)
         if event.kind in ("session", "resume"):
             before = self.stretches[-1].workers if self.stretches else 1
             self.stretches.append(Stretch(event.time, event.time, body.workers or before))
@@ -220,34 +220,20 @@ class State:
                 self.end = None
             case "submission":
                 self.submissions[event.seq] = body
-            case "call":
-                self.calls.append(event)
             case "proposal":
                 self.proposals.setdefault(subject, body)
             case "verdict":
                 self._apply_verdict(subject, body)
             case "decision":
-                self.decisions.append(event)
                 self._trial(subject).decisions.append(event)
             case "attempt":
                 self._apply_attempt(event)
             case "result":
                 self._apply_result(event)
-            case "nominated":
-                self.nominated.append(event)
             case "ablation":
                 self.ablations[subject] = body
-            case "sealed":
-                self.sealed.append(event)
-            case "verification":
-                self.verifications.append(event)
-            case "crowned":
-                self.crowned.append(event)
             case "review" if body.decision:
                 self.reviews.append(event)
-                self._said[subject] = body.decision
-            case "opening":
-                self.openings.append(event)
             case "end":
                 self.end = body
         self.seq = event.seq
@@ -268,7 +254,7 @@ class State:
 
     def _apply_attempt(self, event: Event[kinds.Started]) -> None:
         record, body = self._trial(event.subject), event.body
-        record.trial = body.trial
+        record.recipe_id, record.horizon, record.seed = body.trial
         record.attempts.append(Attempt(body.attempt, body.worker, body.purpose, event.time, event.seq, pid=body.pid))
 
     def _apply_result(self, event: Event[kinds.Result]) -> None:

@@ -16,7 +16,7 @@ from research.learn.allocate import (
     share,
 )
 from research.learn.kernel import rows
-from research.learn.posterior import Candidate, Observation, Posterior, PosteriorConfig
+from research.learn.posterior import Candidate, Observation, Posterior, PosteriorConfig, rows_of
 
 CANDIDATES = [Candidate({}), *(Candidate({f"p{i}": "a"}) for i in range(5)), Candidate({"p0": "a", "p1": "a"})]
 HORIZONS = (0.25, 1.0)
@@ -56,7 +56,7 @@ def test_information_gain_agrees_with_brute_force():
 
     chosen = [CANDIDATES[a.candidate] for a in actions]
     outcomes = rows([c.features for c in chosen], [a.horizon for a in actions], [a.seed for a in actions], 0.0)
-    values = fitted.effect_rows(CANDIDATES, 1.0)
+    values = rows_of(CANDIDATES, 1.0)
     k = fitted.outcome_covariance(fitted.runs, fitted.runs)
     k += fitted.hypers.noise**2 * np.eye(len(k))
     cross = np.hstack([fitted.effect_covariance(fitted.runs, values), fitted.outcome_covariance(fitted.runs, outcomes)])
