@@ -12,6 +12,7 @@ from pydantic import Field, model_serializer, model_validator
 from jaxnano.config.base import PATH, Node, overlap
 
 INBOX, LLM = "inbox", "llm"  # lanes of people and coding agents, and of a language model: others submit for these
+OUTSIDE = (INBOX, LLM)
 FROM = "from"  # the lane of an earlier session's champion, which is this one's incumbent
 CLAIM = 2.0  # of the track's epsilons: what a promise from outside may move the prior by
 MOST = 32  # edits of a part, and parts of a proposal: each part is built on the one before

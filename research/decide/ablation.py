@@ -9,7 +9,6 @@ were clearly worth more. Parts that were not tested are named, with the reason.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxnano.config.recipe import Recipe, recipe_id
+from jaxnano.config.recipe import recipe_id
 from research.contract.part import Part, Proposal, title
 from research.contract.proposal import build, without
 from research.contract.trial import Trial
@@ -59,27 +58,18 @@ class Ablation:
     @property
     def present(self) -> Arm:
         """The smallest recipe that is as good as the candidate, so far."""
-        return self.snapshot.arms[self.snapshot.index[self.body.recipe_id]]
-
-    @property
-    def _split(self) -> str:
-        return self.snapshot.belief.track.splits.search
+        return self.snapshot.by_id[self.body.recipe_id]
 
     @property
     def _epsilon(self) -> float:
-        return self.snapshot.belief.track.epsilon
-
-    def _losses(self, recipe_id: str) -> dict[int, float]:
-        return self.snapshot.state.losses(recipe_id, 1.0, self._split)
-
-    def _build(self, parts: tuple[Part, ...]) -> Recipe:
-        return build(self.snapshot.belief.track.base_recipe, parts)
+        return self.snapshot.track.epsilon
 
     def _less(self, names: Collection[str]) -> Variant:
-        parts = without(self.snapshot.belief.track.base_recipe, self.present.parts, names)
+        base = self.snapshot.track.base_recipe
+        parts = without(base, self.present.parts, names)
         left = {part.name for part in parts}
         gone = tuple(part.name for part in self.present.parts if part.name not in left)
-        return Variant(recipe_id(self._build(parts)), parts, gone)
+        return Variant(recipe_id(build(base, parts)), parts, gone)
 
     @cached_property
     def variants(self) -> dict[str, Variant]:
@@ -111,22 +101,15 @@ class Ablation:
         ids |= {self.present.recipe_id: ids.get(self.present.recipe_id, "ablate")}
         tried = [self.body.trying] if self.body.trying else [v.recipe_id for v in self.variants.values()]
         for recipe in tried if self.final is None else ():
-            if recipe in self.snapshot.index and not self.snapshot.broken(recipe):
+            if recipe in self.snapshot.by_id and recipe not in self.snapshot.broken:
                 ids.setdefault(recipe, "ablate")
         return [(Trial(rid, 1.0, s), purpose) for s in range(REPLICATES) for rid, purpose in ids.items()
                 if purpose == "replicate" or not self._clear(rid)]
 
     def _clear(self, variant: str) -> bool:
         """Whether the runs so far show that a variant misses what matters: more of them would tell nothing."""
-        gap, n = self._gap(variant)
+        gap, n = gain(self.snapshot, self.present.recipe_id, variant)
         return n >= LEAST and gap is not None and gap > CLEAR * self._epsilon
-
-    def _gap(self, variant: str) -> tuple[float | None, int]:
-        """What the present recipe gains over a variant, nats, the mean over common seeds, and their number."""
-        full, less = self._losses(self.present.recipe_id), self._losses(variant)
-        common = sorted(full.keys() & less.keys())
-        gap = float(np.mean([less[s] - full[s] for s in common])) if common else None
-        return (gap if gap is not None and math.isfinite(gap) else None), len(common)
 
     def settle(self) -> Ablated:
         """The `ablation` event that comes next, once no wanted run is left, or no time for them."""
@@ -135,21 +118,20 @@ class Ablation:
         rows = {row["part"]: row for row in self.body.rows}
         small = []
         for name, variant in self.variants.items():
-            gap, n = self._gap(variant.recipe_id)
-            if n < LEAST or gap is None:
+            effect, n = gain(self.snapshot, self.present.recipe_id, variant.recipe_id)
+            if n < LEAST or effect is None:
                 continue
             rows[name] = {"part": name, "recipe_id": variant.recipe_id, "of": self.present.recipe_id,
-                          "gone": list(variant.gone), "effect": gap} | compared(
-                              self._losses(variant.recipe_id), self._losses(self.present.recipe_id))
-            if gap < self._epsilon:
-                small.append(name)
-        kept = [part.name for part in self.present.parts]
-        told = [*kept, *self.body.removed]
+                          "gone": list(variant.gone), "effect": effect} | compared(
+                              self.snapshot.losses(variant.recipe_id), self.snapshot.losses(self.present.recipe_id))
+            small += [name] if effect < self._epsilon else []
+        kept = tuple(part.name for part in self.present.parts)
+        told = [rows[name] for name in (*kept, *self.body.removed) if name in rows]
         untested = {name: self._why_not(name) for name in kept
                     if name not in rows or (rows[name].get("of", self.recipe_id) != self.present.recipe_id
                                             and (rows[name]["effect"] or 0.0) < self._epsilon)}
-        look = Ablated(recipe_id=self.present.recipe_id, rows=_adjusted([rows[name] for name in told if name in rows]),
-                       kept=tuple(kept), removed=self.body.removed, untested=untested)
+        look = Ablated(recipe_id=self.present.recipe_id, rows=_adjusted(told), kept=kept, removed=self.body.removed,
+                       untested=untested)
         return self._try(look, sorted(small, key=lambda name: rows[name]["effect"]))
 
     def _why_not(self, name: str) -> str:
@@ -159,19 +141,19 @@ class Ablation:
         variant = self.variants.get(name)
         if variant is None:
             return "without it the recipe is the same"
-        if variant.recipe_id not in self.snapshot.index:
+        if variant.recipe_id not in self.snapshot.by_id:
             return "the gate refuses the recipe without it"
         over = [t for t in self.snapshot.over.get(variant.recipe_id, ()) if t.horizon == 1.0]
         return "runs without it did not finish" if len(over) >= LEAST else "no time was left to run without it"
 
     def _try(self, look: Ablated, names: Sequence[str]) -> Ablated:
         """The event that has a recipe without these parts tried, takes it if it has run, or ends the ablation."""
-        variant = self._less(names) if names else None
-        trying = variant.recipe_id if variant is not None and len(names) > 1 else None
+        trying = self._less(names).recipe_id if len(names) > 1 else None
         look = look.model_copy(update={"trying": trying, "removing": tuple(names), "more": False})
-        return look if variant is None or trying else self._removed(look, variant)
+        return self._removed(look, names) if len(names) == 1 else look
 
-    def _removed(self, look: Ablated, variant: Variant) -> Ablated:
+    def _removed(self, look: Ablated, names: Sequence[str]) -> Ablated:
+        variant = self._less(names)
         gone = tuple(dict.fromkeys([*self.body.removed, *variant.gone]))
         kept = tuple(part.name for part in variant.parts)
         return look.model_copy(update={"recipe_id": variant.recipe_id, "removed": gone, "kept": kept, "trying": None,
@@ -181,18 +163,22 @@ class Ablation:
         """The recipe without several parts has run, or was refused or had no time: is it as good?"""
         names, tried = self.body.removing, self.body.trying
         assert tried is not None
-        gap, n = self._gap(tried)
-        look = self.body.model_copy(update={"reduced_effect": gap})
-        if n >= LEAST and gap is not None and gap <= self._epsilon:
-            return self._removed(look, self._less(names))
-        return self._try(look, names[: len(names) // 2])
+        lost, n = gain(self.snapshot, self.present.recipe_id, tried)
+        look = self.body.model_copy(update={"reduced_effect": lost})
+        as_good = n >= LEAST and lost is not None and lost <= self._epsilon
+        return self._removed(look, names) if as_good else self._try(look, names[: len(names) // 2])
 
 
 def _adjusted(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
     """The rows, p-values adjusted for their number."""
-    tested = [row for row in rows if "p_value" in row]
-    levels = dict(zip((row["part"] for row in tested), holm([row["p_value"] for row in tested]), strict=True))
-    return tuple(row | ({"p_adjusted": levels[row["part"]]} if row["part"] in levels else {}) for row in rows)
+    levels = iter(holm([row["p_value"] for row in rows if "p_value" in row]))
+    return tuple(row | {"p_adjusted": next(levels)} if "p_value" in row else row for row in rows)
+
+
+def gain(snapshot: Snapshot, recipe_id: str, over: str) -> tuple[float | None, int]:
+    """What a recipe gains over another in full search runs, nats, the mean over common seeds, and their number."""
+    gains = snapshot.state.gains(recipe_id, over, split=snapshot.track.splits.search)
+    return (float(np.mean(list(gains.values()))) if gains else None), len(gains)
 
 
 def compared(a: Mapping[int, float], b: Mapping[int, float], attempt: int = 0) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxnano.config.base import validate
 from jaxnano.config.recipe import Recipe, recipe_id, structure_id
 from jaxnano.cost import preflight
-from research.contract.part import INBOX, LLM, Part, Proposal, promises
+from research.contract.part import OUTSIDE, Part, Proposal, promises
 from research.contract.track import Track
 from research.contract.trial import Trial
 from research.lanes.protocol import Knowledge, Known
@@ -70,7 +70,7 @@ class Belief:
 
     def _promise(self, proposal: Proposal) -> dict[str, float]:
         """What the parts promise together, nats, by who was the first to promise each."""
-        outsider = f"{proposal.lane} {proposal.origin}" if proposal.lane in (INBOX, LLM) else ""
+        outsider = f"{proposal.lane} {proposal.origin}" if proposal.lane in OUTSIDE else ""
         found: dict[str, float] = {}
         for part, effect in zip(proposal.parts, promises(proposal.parts), strict=True):
             origin = self._origins.setdefault(part, outsider)
@@ -79,9 +79,9 @@ class Belief:
 
     def steps(self, arm: Arm, horizon: float) -> int:
         """Steps of a run; kept, since every decision asks for all arms (counting FLOPs took half of its time)."""
-        if (arm.recipe_id, horizon) not in self._steps:
-            self._steps[arm.recipe_id, horizon] = self.track.steps(arm.recipe, horizon)
-        return self._steps[arm.recipe_id, horizon]
+        if (key := (arm.recipe_id, horizon)) not in self._steps:
+            self._steps[key] = self.track.steps(arm.recipe, horizon)
+        return self._steps[key]
 
     def at(self, state: State) -> Snapshot:
         """Everything that follows from one state."""
@@ -101,6 +101,20 @@ class Snapshot:
         """Number of each arm by recipe id."""
         return {arm.recipe_id: i for i, arm in enumerate(self.arms)}
 
+    @cached_property
+    def by_id(self) -> dict[str, Arm]:
+        """Each arm by its recipe id."""
+        return {arm.recipe_id: arm for arm in self.arms}
+
+    @property
+    def track(self) -> Track:
+        """What is to be got better at."""
+        return self.belief.track
+
+    def losses(self, recipe_id: str) -> dict[int, float]:
+        """A recipe's losses by seed, on the search split at the full horizon."""
+        return self.state.losses(recipe_id, 1.0, self.track.splits.search)
+
     @property
     def incumbent(self) -> str:
         """The recipe a candidate has to beat: the champion, this session's or an earlier one's, or the base."""
@@ -111,24 +125,20 @@ class Snapshot:
         """The posterior given all finished and killed runs."""
         observations, diverged = [], []
         for trial in self.state.trials.values():
-            result, arm = trial.result, self.arm(trial.recipe_id)
+            result, arm = trial.result, self.by_id.get(trial.recipe_id)
             if arm is None or result is None or trial.seed >= SEEDS:
                 continue
             common: dict[str, Any] = {"features": arm.candidate.features, "horizon": trial.horizon, "seed": trial.seed,
                                       "promise": arm.candidate.promise}
             match result.outcome:
                 case "completed":
-                    loss = trial.loss[self.belief.track.splits.search]
-                    observations.append(Observation(loss=loss, **common))
+                    observations.append(Observation(loss=trial.loss[self.track.splits.search], **common))
                 case "killed" if result.predicted:
                     mean, sd = result.predicted
                     observations.append(Observation(loss=mean, noise_sd=sd, **common))
                 case "diverged":
                     diverged.append(arm.candidate.features)
         return self.belief.posterior.fit(observations, diverged)
-
-    def arm(self, recipe_id: str) -> Arm | None:
-        return self.arms[self.index[recipe_id]] if recipe_id in self.index else None
 
     @cached_property
     def effects(self) -> tuple[np.ndarray, np.ndarray]:
@@ -172,12 +182,9 @@ class Snapshot:
         """Runs in flight."""
         return [t.trial for t in self.state.trials.values() if t.outcome == "running"]
 
-    def broken(self, recipe_id: str) -> bool:
-        """Whether a recipe failed or ran out of time: it is not tried again."""
-        return recipe_id in self._broken
-
     @cached_property
-    def _broken(self) -> set[str]:
+    def broken(self) -> set[str]:
+        """Recipes that failed or ran out of time: they are not tried again."""
         return {t.recipe_id for t in self.state.trials.values() if t.outcome in ("failed", "timeout")}
 
     def view(self) -> Knowledge:
@@ -187,4 +194,4 @@ class Snapshot:
                  for a, m, s, w in zip(self.arms, mean, sd, self.worth, strict=True)
                  if a.recipe_id not in self.fallen]
         known.sort(key=lambda k: -k.worth)
-        return Knowledge(self.belief.track, known, frozenset(self.state.proposals))
+        return Knowledge(self.track, known, frozenset(self.state.proposals))

@@ -25,7 +25,7 @@ def pool(now: Snapshot) -> list[int]:
     worth, (_, sd) = now.worth, now.effects
     busy = {trial.recipe_id for trial in now.running}
     ranked = sorted(range(1, len(now.arms)), key=lambda i: -(worth[i] + STRONG * sd[i]))
-    kept = [i for i in ranked if not now.broken(now.arms[i].recipe_id)][:POOL]
+    kept = [i for i in ranked if now.arms[i].recipe_id not in now.broken][:POOL]
     return [0, *dict.fromkeys([*(i for i in ranked if now.arms[i].recipe_id in busy), *kept])]
 
 
@@ -41,12 +41,10 @@ def contenders(now: Snapshot) -> int:
 def rewards(now: Snapshot, lanes: Collection[str]) -> list[allocate.Reward]:
     """What each finished run added to the best effect so far, by lane, in the order of the ledger."""
     best, found, base = 0.0, [], now.arms[0].recipe_id
-    split = now.belief.track.splits.search
     for trial in now.state.trials.values():
         lane = now.state.proposals[trial.recipe_id].proposal.lane if trial.recipe_id in now.state.proposals else ""
-        level = now.state.losses(base, trial.horizon, split).get(trial.seed)
-        if trial.loss and level is not None and lane in lanes:
-            effect = level - trial.loss[split]
+        effect = now.state.gains(trial.recipe_id, base, trial.horizon, now.track.splits.search).get(trial.seed)
+        if effect is not None and lane in lanes:
             device_s = (trial.result and trial.result.device_s) or 1.0
             found.append(allocate.Reward(lane, max(0.0, effect - best), device_s))
             best = max(best, effect)
@@ -55,13 +53,13 @@ def rewards(now: Snapshot, lanes: Collection[str]) -> list[allocate.Reward]:
 
 def untimed(prices: Prices) -> bool:
     """Whether nobody can run yet but the base, whose steps set everybody's time."""
-    return prices.snapshot.belief.track.objective.waits_for_base and prices.base_step_s is None
+    return prices.snapshot.track.objective.waits_for_base and prices.base_step_s is None
 
 
 def fitting(prices: Prices, worker: int, left_s: float) -> list[float]:
     """The horizons at which a run of the base fits into the time left."""
-    base, horizons = prices.snapshot.arms[0], prices.snapshot.belief.track.horizons
-    return [h for h in horizons if prices.wall_s(base, h, worker) <= left_s]
+    now = prices.snapshot
+    return [h for h in now.track.horizons if prices.wall_s(now.arms[0], h, worker) <= left_s]
 
 
 def promised(prices: Prices, worker: int, left_s: float) -> Chosen | None:
@@ -74,10 +72,10 @@ def promised(prices: Prices, worker: int, left_s: float) -> Chosen | None:
     tried = {*now.over, *(trial.recipe_id for trial in now.running)}
     owed = [a for a in now.arms if a.lane in (FROM, INBOX) and a.recipe_id not in tried]
     arm = min(owed, key=lambda a: a.lane != FROM, default=None)
-    horizon = min(now.belief.track.horizons)
+    horizon = min(now.track.horizons)
     kept = sum(e.body.promised for e in now.state.decisions)
     searched = sum(e.body.purpose == "search" for e in now.state.decisions)
-    if arm is None or now.broken(now.arms[0].recipe_id) or 2 * kept > searched:
+    if arm is None or now.arms[0].recipe_id in now.broken or 2 * kept > searched:
         return None
     if prices.wall_s(arm, horizon, worker) > left_s:
         return None
@@ -90,7 +88,7 @@ def promised(prices: Prices, worker: int, left_s: float) -> Chosen | None:
 
 def _base_first(now: Snapshot, worker: int, left_s: float, why: str) -> Chosen | None:
     """The base's run in the first cell, unless it is over or in flight."""
-    base = Trial(now.arms[0].recipe_id, min(now.belief.track.horizons), 0)
+    base = Trial(now.arms[0].recipe_id, min(now.track.horizons), 0)
     if base in now.running or base in now.over.get(base.recipe_id, ()):
         return None
     return base, Decided(purpose="base", worker=worker, left_s=left_s, as_of=now.state.seq, why=why)
@@ -115,7 +113,7 @@ def decide(prices: Prices, seed: int, worker: int, left_s: float) -> Chosen | No
     chosen = allocate.choose(
         now.fitted, [arm.candidate for arm in arms],
         history=runs(t for trials in now.over.values() for t in trials), pending=runs(now.running),
-        horizons=horizons, max_seeds=SEEDS, epsilon=now.belief.track.epsilon,
+        horizons=horizons, max_seeds=SEEDS, epsilon=now.track.epsilon,
         cost_s=np.array([[prices.seconds(arm, h, worker) for h in horizons] for arm in arms]),
         limit_s=left_s / prices.slowdown, names=[arm.recipe_id for arm in arms],
         rng=np.random.default_rng([seed, now.state.seq]),

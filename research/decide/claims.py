@@ -13,12 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jaxnano.config.base import ConfigError, validate
 from jaxnano.config.recipe import Recipe
 from research.contract.proposal import dead
-from research.decide.ablation import Ablation, compared
+from research.decide.ablation import Ablation, compared, gain
 from research.decide.belief import Belief, Snapshot
 from research.decide.book import track_of
 from research.decide.proof import Proof
@@ -28,7 +26,7 @@ from research.ledger.kinds import Body, Crowned
 from research.ledger.state import State
 
 CLOSE = 1e-6  # relative: another processor, or another SciPy, ends in other digits
-ROWS = ("effect", "interval", "p_value", "n")  # of an ablation's row
+ROWS = ("effect", "interval", "p_value", "n")  # of an ablation's row, what comes of the losses
 
 
 def violations(ledger: Ledger, session: Path) -> Iterator[str]:
@@ -63,25 +61,23 @@ def _ablation(snapshot: Snapshot, event: Event[Any]) -> Iterator[str]:
     if event.body.more is not None:
         yield from _unlike(Ablation(snapshot, event.subject).settle(), event.body)
         return
-    split = snapshot.belief.track.splits.search
+    def told(row: Mapping[str, Any]) -> list[Any]:
+        return [row.get(name) for name in ("part", "recipe_id", "of", *ROWS)]
+
     before = snapshot.state.ablations.get(event.subject)
-    rows = before.rows if before is not None else ()
-    known = [{name: row.get(name) for name in ("part", "recipe_id", "of", *ROWS)} for row in rows]
+    known = [told(row) for row in before.rows] if before is not None else []
     for row in event.body.rows:
-        if {name: row.get(name) for name in ("part", "recipe_id", "of", *ROWS)} in known:
-            continue
-        less, full = (snapshot.state.losses(recipe, 1.0, split)
-                      for recipe in (row["recipe_id"], row.get("of", event.subject)))
-        common = sorted(less.keys() & full.keys())
-        gap = float(np.mean([less[seed] - full[seed] for seed in common])) if common else None
-        expected = {"effect": gap} | {name: value for name, value in compared(less, full).items() if name in ROWS}
-        yield from _differences(expected, row, f"part {row['part']}: ")
+        if told(row) not in known:
+            less, full = row["recipe_id"], row.get("of", event.subject)
+            found = compared(snapshot.losses(less), snapshot.losses(full))
+            expected = {"effect": gain(snapshot, full, less)[0]} | {n: v for n, v in found.items() if n in ROWS}
+            yield from _differences(expected, row, f"part {row['part']}: ")
 
 
 def _sealed(snapshot: Snapshot, event: Event[Any]) -> Iterator[str]:
-    track, state = snapshot.belief.track, snapshot.state
-    if track.identity != state.session.track_hash:
-        yield f"the session's contract is {track.identity[:12]}, its track_hash says {state.session.track_hash[:12]}"
+    identity, said = snapshot.track.identity, snapshot.state.session.track_hash
+    if identity != said:
+        yield f"the session's contract is {identity[:12]}, its track_hash says {said[:12]}"
     proof = _proof(snapshot, event)
     yield from _unlike(proof.seal(snapshot.incumbent, event.body.best_single), event.body)
     if proof.final != event.subject:

@@ -62,7 +62,7 @@ class Dispatcher:
         Args: shipped: whether its checkpoint is wanted. left_s: of the session; after it nobody needs the run.
         """
         state, track, prices = self.book.state, self.book.track, self.book.prices
-        arm = prices.snapshot.arms[prices.snapshot.index[trial.recipe_id]]
+        arm = prices.snapshot.by_id[trial.recipe_id]
         steps = track.steps(arm.recipe, trial.horizon)
         predicted_s = prices.wall_s(arm, trial.horizon, self.priced(worker))
         attempt = len(state.trials[trial.key].attempts) + 1 if trial.key in state.trials else 1

@@ -41,10 +41,10 @@ def least_minutes(snapshot: Snapshot, workers: int, minutes: float) -> float:
 
     The one that is told has a tenth to spare, for what comes before the first run.
     """
-    prices = Prices(snapshot if snapshot.arms else unbegun(snapshot.belief.track, snapshot.state.session))
+    prices = Prices(snapshot if snapshot.arms else unbegun(snapshot.track, snapshot.state.session))
 
     def fits(minutes: float) -> bool:
-        plan = Plan(snapshot.belief.track, workers, 60 * minutes)
+        plan = Plan(snapshot.track, workers, 60 * minutes)
         left_s = plan.search_left_s(prices, 1)
         return left_s > 0 and (untimed(prices) or bool(fitting(prices, 0, left_s)))
 

@@ -36,7 +36,7 @@ class Prices:
 
     def budget_s(self, arm: Arm, horizon: float) -> float | None:
         """Seconds a run may train for, where the track's budget is time; the base's steps set it where it is theirs."""
-        track = self.snapshot.belief.track
+        track = self.snapshot.track
         own = track.objective.waits_for_base and arm is self.snapshot.arms[0]
         return None if own else track.seconds(horizon, self.base_step_s)
 
@@ -55,7 +55,7 @@ class Prices:
         attempts = sorted((a for t in self.snapshot.state.trials.values() for a in t.attempts), key=lambda a: a.seq)
         latest = {a.worker: 0 if a.result and a.result.exit is not None else a.pid for a in attempts}  # 0: it died
         for trial in self.snapshot.state.trials.values():
-            if (arm := self.snapshot.arm(trial.recipe_id)) is not None:
+            if (arm := self.snapshot.by_id.get(trial.recipe_id)) is not None:
                 found.setdefault(arm.structure, set()).update(
                     a.worker for a in trial.attempts if a.pid and a.pid == latest[a.worker])
         return found
@@ -80,7 +80,7 @@ class Prices:
     @property
     def full_run_s(self) -> float:
         """Predicted seconds of a compiled full-horizon run; the budget is the same for all recipes."""
-        track = self.snapshot.belief.track
+        track = self.snapshot.track
         flops = track.full_steps * track.base_cost.flops_per_step
         return (track.seconds(1.0, self.base_step_s) or flops * self._rates[0]) + START_S
 
@@ -89,7 +89,7 @@ class Prices:
         """Measured device-seconds per FLOP and seconds to compile, medians."""
         rates, compiles = [], []
         for trial in self.snapshot.state.trials.values():
-            result, arm = trial.result, self.snapshot.arm(trial.recipe_id)
+            result, arm = trial.result, self.snapshot.by_id.get(trial.recipe_id)
             if arm and result and result.outcome == "completed" and result.device_s:
                 tokens = arm.recipe.data.batch * arm.recipe.data.length
                 if result.tokens_per_s:

@@ -7,16 +7,15 @@ the event that comes next.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from research.contract.trial import FRESH, Trial
 from research.decide.ablation import Ablation, compared
 from research.decide.belief import Arm, Snapshot
+from research.lanes.catalogue import Catalogue
 from research.learn.compare import alpha_for_attempt
 from research.ledger.events import Event
 from research.ledger.kinds import Nominated, Sealed, Verified
-from research.ledger.state import State
 
 
 @dataclass
@@ -28,16 +27,9 @@ class Proof:
     nominated: Nominated
 
     @property
-    def _state(self) -> State:
-        return self.snapshot.state
-
-    @property
     def candidate(self) -> Arm:
         """The nominated arm."""
-        return self._arm(self.recipe_id)
-
-    def _arm(self, recipe_id: str) -> Arm:
-        return self.snapshot.arms[self.snapshot.index[recipe_id]]
+        return self.snapshot.by_id[self.recipe_id]
 
     @property
     def ablation(self) -> Ablation:
@@ -52,26 +44,28 @@ class Proof:
     @property
     def sealed(self) -> Event[Sealed] | None:
         """The seal's event, if there is one for this nomination."""
-        return next((e for e in self._state.sealed if e.body.nomination == self.nominated.number), None)
+        return next((e for e in self.snapshot.state.sealed if e.body.nomination == self.nominated.number), None)
 
     @property
     def verified(self) -> Event[Verified] | None:
         """The verification's event, if there is one for this nomination."""
-        return next((e for e in self._state.verifications if e.body.nomination == self.nominated.number), None)
+        spoken = self.snapshot.state.verifications
+        return next((e for e in spoken if e.body.nomination == self.nominated.number), None)
 
     @property
     def done(self) -> bool:
         """Whether the verification spoke, or before the seal only the incumbent was left, or a person vetoed it."""
         if self.verified is not None or self.sealed is not None:
             return self.verified is not None
-        return self.final == self.snapshot.incumbent or self._state.review(self.final or self.recipe_id) == "veto"
+        said = self.snapshot.state.review(self.final or self.recipe_id)
+        return self.final == self.snapshot.incumbent or said == "veto"
 
     def seeds(self) -> list[int]:
         """Verification seeds: they follow from the seal itself, so nobody knew them before."""
         assert self.sealed is not None
-        n = self.snapshot.belief.track.significance.n
         text = f"{self.sealed.seq}:{self.sealed.time!r}:{self.sealed.subject}"
-        draws = (int.from_bytes(hashlib.sha256(f"{text}:{i}".encode()).digest()[:4]) for i in range(n))
+        draws = (int.from_bytes(hashlib.sha256(f"{text}:{i}".encode()).digest()[:4])
+                 for i in range(self.snapshot.track.significance.n))
         return [FRESH + draw % 10**9 for draw in draws]
 
     @property
@@ -98,41 +92,29 @@ class Proof:
         over = {t for trials_ in self.snapshot.over.values() for t in trials_}
         return [(t, purpose) for t, purpose in trials if t not in over]
 
-    def losses(self, recipe_id: str, split: str) -> dict[int, float]:
-        """Full-horizon losses of a recipe by seed."""
-        return self._state.losses(recipe_id, 1.0, split)
-
-    def _fresh(self, recipe_id: str, split: str) -> dict[int, float]:
-        """Losses on this seal's seeds alone: an earlier attempt may have run the recipe on others."""
-        seeds = self.seeds()
-        return {seed: loss for seed, loss in self.losses(recipe_id, split).items() if seed in seeds}
-
     def seal(self, incumbent: str, best_single: str | None) -> Sealed:
         """The `sealed` event of attempt k, written before any fresh seed exists."""
-        k, rule = len(self._state.sealed) + 1, self.snapshot.belief.track.significance
+        k, rule = len(self.snapshot.state.sealed) + 1, self.snapshot.track.significance
         return Sealed(attempt=k, alpha=alpha_for_attempt(k, rule.alpha), n=rule.n, incumbent=incumbent,
                       best_single=best_single, nomination=self.nominated.number)
 
     def verify(self) -> Verified:
         """The `verification` event: the sealed test on the protected split, and what else is worth knowing."""
         assert self.sealed is not None
-        seal, split = self.sealed.body, self.snapshot.belief.track.splits.protected
-        roles = self.contenders()
-        fresh = {role: self._fresh(rid, split) for role, rid in roles.items()}
-        candidate = fresh["candidate"]
-        comparisons = {role: compared(fresh[role], candidate, seal.attempt)
-                       for role in ("incumbent", "best_single") if role in roles}
-        met, test = self.snapshot.belief.track.objective.met(candidate.values()), comparisons["incumbent"]
+        seal, seeds, track = self.sealed.body, self.seeds(), self.snapshot.track
+        fresh = {}  # on this seal's seeds alone: an earlier attempt may have run a recipe on others
+        for role, rid in self.contenders().items():
+            losses = self.snapshot.state.losses(rid, 1.0, track.splits.protected)
+            fresh[role] = {seed: loss for seed, loss in losses.items() if seed in seeds}
+        comparisons = {role: compared(fresh[role], fresh["candidate"], seal.attempt)
+                       for role in ("incumbent", "best_single") if role in fresh}
+        met, test = track.objective.met(fresh["candidate"].values()), comparisons["incumbent"]
         complete = test.get("n") == seal.n  # a run of either that diverged leaves nothing proven
         return Verified(
-            attempt=seal.attempt, alpha=seal.alpha, nomination=seal.nomination, seeds=tuple(self.seeds()),
-            passed=bool(complete and test and test["p_value"] <= seal.alpha and test["effect"] > 0),
-            comparisons=comparisons, losses={role: _by_seed(losses) for role, losses in fresh.items()},
+            attempt=seal.attempt, alpha=seal.alpha, nomination=seal.nomination, seeds=tuple(seeds),
+            passed=bool(complete and test["p_value"] <= seal.alpha and test["effect"] > 0), comparisons=comparisons,
+            losses={role: {str(seed): loss for seed, loss in by_seed.items()} for role, by_seed in fresh.items()},
             **({} if met is None else {"official": met}))
-
-
-def _by_seed(losses: Mapping[int, float]) -> dict[str, float | None]:
-    return {str(seed): loss for seed, loss in losses.items()}
 
 
 def pending(snapshot: Snapshot, vetoed: bool = False) -> list[Proof]:
@@ -153,9 +135,7 @@ def pending(snapshot: Snapshot, vetoed: bool = False) -> list[Proof]:
 
 def best_single(snapshot: Snapshot) -> str | None:
     """The catalogue idea that does best alone: of those that finished a run at the full horizon, else of any."""
-    split = snapshot.belief.track.splits.search
-    singles = [i for i, a in enumerate(snapshot.arms) if a.lane == "catalogue" and len(a.parts) == 1
-               and snapshot.finished[a.recipe_id] and not snapshot.broken(a.recipe_id)]
-    full = [i for i in singles if snapshot.state.losses(snapshot.arms[i].recipe_id, 1.0, split)]
-    ranked = sorted(full or singles, key=lambda i: -snapshot.worth[i])
-    return snapshot.arms[ranked[0]].recipe_id if ranked else None
+    singles = [a.recipe_id for a in snapshot.arms if a.lane == Catalogue.name and len(a.parts) == 1
+               and snapshot.finished[a.recipe_id] and a.recipe_id not in snapshot.broken]
+    full = [rid for rid in singles if snapshot.losses(rid)]
+    return max(full or singles, key=lambda rid: snapshot.worth[snapshot.index[rid]], default=None)

@@ -85,7 +85,7 @@ class Prover:
             assert proof.sealed is not None and proof.shipped is not None
             review, required = state.review(proof.sealed.subject), state.session.require_review
             if review == "approve" or (review is None and not required):
-                arm = now.arms[now.index[proof.sealed.subject]]
+                arm = now.by_id[proof.sealed.subject]
                 body = crown(self.book.session, self.book.track, arm, proof.shipped.key)
                 self.book.record("crowned", arm.recipe_id, body)
                 self.install()
@@ -93,9 +93,9 @@ class Prover:
 
     def install(self) -> None:
         """Put the last crowned recipe's folder in its place, and have what people read of it written there."""
-        crowned, now = self.book.state.crowned[-1], self.book.snapshot
+        crowned = self.book.state.crowned[-1]
         install(self.book.session, crowned.body)
-        self.on_crowned(self.book.session.champion, now.arms[now.index[crowned.subject]])
+        self.on_crowned(self.book.session.champion, self.book.snapshot.by_id[crowned.subject])
 
     def needed(self) -> set[str]:
         """Trials whose checkpoint a proof under way, or a review, still needs: a veto may be taken back."""

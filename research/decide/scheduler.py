@@ -16,7 +16,7 @@ from research.contract.trial import Trial
 from research.decide.belief import Arm, Snapshot
 from research.decide.book import Book
 from research.decide.choose import Chosen, decide, promised
-from research.decide.dispatch import Dispatcher, Flight
+from research.decide.dispatch import Dispatcher
 from research.decide.intake import Intake
 from research.decide.plan import Plan
 from research.decide.proof import pending
@@ -25,9 +25,9 @@ from research.decide.retry import unless_undecided
 from research.execute import Executor
 from research.lanes.protocol import Proposer
 from research.ledger.events import node_of
-from research.ledger.kinds import Body, Decided
+from research.ledger.kinds import Decided
 from research.ledger.session import Session, read_result
-from research.ledger.state import State, ended_with_the_loop
+from research.ledger.state import ended_with_the_loop
 
 SEARCH = ("search", "base")  # purposes of the runs that --max-trials counts
 LONGEST_WAIT_S = 30.0  # for the last search runs before a nomination
@@ -44,11 +44,12 @@ class Scheduler:
     def __init__(self, session: Session, track: Track, executor: Executor, lanes: Mapping[str, Proposer], *,
                  budget_s: float, max_trials: int | None = None, device_bytes: int | None = None,
                  on_change: Any = None, on_crowned: Callable[[Path, Arm], None] = lambda folder, arm: None):
-        self.session, self.track, self.executor = session, track, executor
-        self.book = Book(session, track)
+        self.session, self.executor, self.book = session, executor, Book(session, track)
+        self.state, self.record = self.book.state, self.book.record
         self.intake = Intake(self.book, Gate(track, device_bytes), lanes)
         self.plan, self.max_trials = Plan(track, executor.workers, budget_s), max_trials
         self.dispatcher = Dispatcher(self.book, executor)
+        self.flights = self.dispatcher.flights
         self.prover = Prover(self.book, self.intake, self.plan, on_crowned)
         self.on_change = on_change or (lambda scheduler: None)
         self._nothing: dict[int, tuple[int, float]] = {}  # by worker: the state and time left that gave no search run
@@ -56,19 +57,9 @@ class Scheduler:
         self._take_up()
 
     @property
-    def state(self) -> State:
-        """The folded ledger."""
-        return self.book.state
-
-    @property
     def snapshot(self) -> Snapshot:
         """The belief now."""
         return self.book.snapshot
-
-    @property
-    def flights(self) -> dict[int, Flight]:
-        """The runs in flight, by worker."""
-        return self.dispatcher.flights
 
     @property
     def stopping(self) -> bool:
@@ -79,10 +70,6 @@ class Scheduler:
     def trouble(self) -> str:
         """What of the machine ended the loop, if it did."""
         return self.dispatcher.retries.trouble
-
-    def record(self, kind: str, subject: str, body: Body | Mapping[str, Any]) -> None:
-        """Append an event and take it into the state."""
-        self.book.record(kind, subject, body)
 
     def _take_up(self) -> None:
         """After a crash: judge what was not judged, ingest results that were written, mark what was not finished."""
@@ -128,9 +115,9 @@ class Scheduler:
         that tells most; of those that fit."""
         if not self._trials_left:
             return None
-        prices, arms, priced = self.book.prices, self.snapshot.arms, self.dispatcher.priced(worker)
+        prices, priced = self.book.prices, self.dispatcher.priced(worker)
         for trial in self._orphans():
-            if prices.wall_s(arms[self.snapshot.index[trial.recipe_id]], trial.horizon, priced) <= left_s:
+            if prices.wall_s(self.snapshot.by_id[trial.recipe_id], trial.horizon, priced) <= left_s:
                 purpose = self.state.trials[trial.key].attempts[-1].purpose
                 return trial, Decided(purpose=purpose, worker=worker, why="once more: its worker was lost")
         seq, most_s = self._nothing.get(worker, (0, 0.0))

@@ -14,8 +14,8 @@ from research.contract.trial import Trial
 from research.ledger import kinds
 from research.ledger.events import Event, SessionError
 
-KEPT = {"call": "calls", "decision": "decisions", "nominated": "nominated", "sealed": "sealed",
-        "verification": "verifications", "crowned": "crowned", "opening": "openings"}  # kinds all of which are held, where
+HELD = {"call": "calls", "decision": "decisions", "nominated": "nominated", "sealed": "sealed",
+        "verification": "verifications", "crowned": "crowned", "opening": "openings"}  # where all events of a kind are
 FINAL = frozenset({"completed", "killed", "diverged", "failed", "timeout"})  # an `interrupted` run is run again
 
 
@@ -206,8 +206,8 @@ class State:
         if event.seq <= self.seq:
             return
         body, subject = event.body, event.subject
-        if event.kind in KEPT:
-            getattr(self, KEPT[event.kind]).append(event)
+        if event.kind in HELD:
+            getattr(self, HELD[event.kind]).append(event)
         if event.kind in ("session", "resume"):
             before = self.stretches[-1].workers if self.stretches else 1
             self.stretches.append(Stretch(event.time, event.time, body.workers or before))

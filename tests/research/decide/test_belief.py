@@ -63,7 +63,7 @@ def test_verification_seeds_and_failures_teach_nothing(story):
     after = story.snapshot()
     np.testing.assert_array_equal(before.effects[0], after.effects[0])
     assert Trial(story.best, 0.5, 3) not in after.over[story.best]  # an interrupted run is run again
-    assert after.broken(story.best) and not before.broken(story.best)
+    assert story.best in after.broken and story.best not in before.broken
 
 
 def test_a_broken_recipe_does_not_compete(story):

@@ -123,7 +123,7 @@ def test_what_the_machine_does_to_a_verification_run_decides_nothing(track, tmp_
     assert "the machine failed: " in reason and found.trouble in reason
     trial = found.state.trials[victims[0]]
     assert [a.result.outcome for a in trial.attempts] == ["interrupted"] * TRIES
-    assert not found.state.verifications and not found.snapshot.broken(trial.recipe_id)
+    assert not found.state.verifications and trial.recipe_id not in found.snapshot.broken
     kind, text = verdict(Facts(found.snapshot))
     assert kind == "none" and "ended before the proof did" in text and found.trouble in text
     mended.append(True)
