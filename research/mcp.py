@@ -38,6 +38,7 @@ if __name__ == "__main__":
 from pydantic import TypeAdapter
 
 from jaxnano.config.base import ConfigError, Problem, validate
+from research.contract.part import MAX_NAME
 from research.outside.desk import Desk
 from research.outside.inbox import Inbox
 
@@ -125,7 +126,7 @@ def _question(name: str, arguments: Mapping[str, Any]) -> Any:
 def _origin(context: Any) -> str:
     """What the client calls itself."""
     about = getattr(context.session.client_params, "client_info", None)
-    return f"mcp: {about.name} {about.version}"[:80] if about is not None else "mcp"
+    return f"mcp: {about.name} {about.version}"[:MAX_NAME] if about is not None else "mcp"
 
 
 def _serve_stdio(server: Any) -> None:

@@ -31,6 +31,7 @@ from research.execute.batch import job, run_batch
 from research.ledger.session import Session
 from research.ledger.state import State, TrialRecord, fold
 from research.machine import TOLERANCE
+from research.text import beginning, the_one
 
 
 def find(state: State, name: str) -> TrialRecord:
@@ -38,14 +39,10 @@ def find(state: State, name: str) -> TrialRecord:
 
     Raises: ValueError that says what would do.
     """
-    found = [t for key, t in state.trials.items() if key == name or key.startswith(name)]
-    exact = [t for t in found if t.key == name] or found
-    if len(exact) != 1:
-        some = ", ".join([t.key for t in found or state.trials.values()][:5])
-        raise UserError(f"{name}: {'no such trial' if not found else f'{len(found)} trials'}; {some} would do")
-    if exact[0].outcome != "completed":
-        raise UserError(f"{name}: is {exact[0].outcome}; a completed trial can be replayed")
-    return exact[0]
+    key = the_one(name, beginning(name, state.trials), f"no such trial; {', '.join([*state.trials][:5])} would do")
+    if (found := state.trials[key]).outcome != "completed":
+        raise UserError(f"{name}: is {found.outcome}; a completed trial can be replayed")
+    return found
 
 
 def replay(session: Path, name: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from typing import Any
 from jaxnano.cli import UserError, report_errors
 from research.ledger.kinds import DECISIONS, LONGEST, Review
 from research.ledger.state import State, fold
-from research.text import by_seed, clean, count, effect, interval, spread
+from research.text import beginning, by_seed, clean, count, effect, interval, spread, the_one
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
 
-from jaxnano.config.edit import show
+from jaxnano.config.edit import changed
 from research.ledger.session import Session
 from research.show.candidates import CandidateRow, Spent, candidates
 from research.show.facts import Facts
@@ -80,12 +80,8 @@ def find(state: State, text: str, option: str) -> str:
 
     Raises: ValueError if there is none, or several.
     """
-    found = [recipe_id for recipe_id in state.proposals if recipe_id in state.accepted and recipe_id.startswith(text)]
-    if not text or not found:
-        raise UserError(f"{option}: {text!r}: no recipe of this session begins with it; research.review lists them")
-    if len(found) > 1:
-        raise UserError(f"{option}: {text!r}: {', '.join(found[:4])} begin with it; a longer beginning would do")
-    return found[0]
+    names = beginning(text, [recipe_id for recipe_id in state.proposals if recipe_id in state.accepted])
+    return the_one(f"{option}: {text!r}", names, "no recipe of this session begins with it; research.review lists them")
 
 
 def _consequence(facts: Facts, recipe_id: str, decision: str, running: bool) -> str:
@@ -114,7 +110,7 @@ def _lines(row: CandidateRow) -> Iterator[str]:
     for part in row.parts if len(row.parts) > 1 else ():
         yield f"  part {part['name']}{_worth(part['ablation'])}: {part['why'] or part['source'] or 'no reason given'}"
     for edit in row.edits:
-        yield f"    {edit['path']}: {show(edit['old'])} -> {show(edit['new'])}"
+        yield f"    {changed(**edit)}"
     yield f"  believed at the full horizon: {spread(row.effect, row.sd)}"
     if row.search:
         yield f"  search split, against the base: {_test(row.search)}, common seeds"

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jaxnano.config.edit import show
+from jaxnano.config.edit import changed
 from research.decide.plan import resuming
 from research.ledger.session import Session
 from research.ledger.state import fold
@@ -70,7 +70,7 @@ def _print(found: dict[str, Any], goes_on: str) -> None:
     if champion := found["champion"]:
         console.print("\nchampion against the base", style="bold")
         for edit in champion["diff"]:
-            console.print(_plain(f"  {edit['path']}: {show(edit['old'])} -> {show(edit['new'])}"))
+            console.print(_plain(f"  {changed(**edit)}"))
     if found["frontier"]:
         console.print("\nfrontier: expected effect at the full horizon", style="bold")
         frontier = Table.grid(padding=(0, 2))

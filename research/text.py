@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from jaxnano.cli import UserError
 
 
 def clean(text: str) -> str:
     """Text without control characters: names come from outside, and a terminal obeys what it is sent."""
     return "".join(c if c.isprintable() else " " for c in text)
+
+
+def cut(text: str, most: int) -> str:
+    """Text without control characters and, where it is longer than `most`, without its end."""
+    text = clean(text)
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def one_line(text: str, most: int) -> str:
+    """Text on one line, cut; of a long one, not even looked at."""
+    return cut(" ".join(clean(text[:4096]).split()), most)
+
+
+def beginning(text: str, names: Iterable[str]) -> list[str]:
+    """The names that begin with `text`, or the one that is it; nothing begins with no text."""
+    found = [name for name in names if text and name.startswith(text)]
+    return [text] if text in found else found
+
+
+def the_one(said: str, found: Sequence[str], none: str) -> str:
+    """The only name that begins as somebody said. Raises: UserError if there is none, or several."""
+    if not found:
+        raise UserError(f"{said}: {none}")
+    if len(found) > 1:
+        more = f" and {len(found) - 4} more" if len(found) > 4 else ""
+        raise UserError(f"{said}: {', '.join(found[:4])}{more} begin with it; a longer beginning would do")
+    return found[0]
 
 
 def clock(seconds: float) -> str:

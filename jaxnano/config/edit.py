@@ -173,7 +173,12 @@ def conflicts(a: Diff, b: Diff) -> bool:
 
 def render(change: Diff) -> str:
     """The diff as lines a reviewer reads: `path: old -> new`."""
-    return "\n".join(f"{e.path}: {show(e.old)} -> {show(e.new)}" for e in change.edits)
+    return "\n".join(changed(e.path, e.old, e.new) for e in change.edits)
+
+
+def changed(path: str, old: Any, new: Any) -> str:
+    """An edit as one line: `path: old -> new`."""
+    return f"{path}: {show(old)} -> {show(new)}"
 
 
 def show(value: Any) -> str:

@@ -16,7 +16,7 @@ OUTSIDE = (INBOX, LLM)
 FROM = "from"  # the lane of an earlier session's champion, which is this one's incumbent
 CLAIM = 2.0  # of the track's epsilons: what a promise from outside may move the prior by
 MOST = 32  # edits of a part, and parts of a proposal: each part is built on the one before
-MAX_WHY = 2000  # characters of a reason
+MAX_NAME, MAX_WHY = 80, 2000  # characters of a name and of a reason
 
 
 class IdeaEdit(Node):

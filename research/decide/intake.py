@@ -12,7 +12,7 @@ import numpy as np
 from jaxnano.config.base import ConfigError, Problem, dump, validate
 from jaxnano.config.recipe import Recipe, recipe_id
 from research.contract.gate import Gate, Verdict
-from research.contract.part import INBOX, LLM, Proposal
+from research.contract.part import OUTSIDE, Proposal
 from research.contract.proposal import build, submitted
 from research.contract.track import Track
 from research.decide.book import Book
@@ -113,9 +113,8 @@ class Intake:
 
     def _room(self) -> None:
         """Raises: ConfigError while so many proposals from outside wait for a run that the belief would slow down."""
-        state, ran = self.book.state, {trial.recipe_id for trial in self.book.state.trials.values()}
-        waiting = sum(subject in state.accepted and subject not in ran and body.proposal.lane in (INBOX, LLM)
-                      for subject, body in state.proposals.items())
+        ran = {trial.recipe_id for trial in self.book.state.trials.values()}
+        waiting = sum(arm.lane in OUTSIDE and arm.recipe_id not in ran for arm in self.book.snapshot.arms)
         if waiting >= ROOM:
             raise ConfigError([Problem("", waiting, f"fewer than {ROOM} proposals may wait for a run; later would do")])
 

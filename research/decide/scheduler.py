@@ -44,7 +44,7 @@ class Scheduler:
     def __init__(self, session: Session, track: Track, executor: Executor, lanes: Mapping[str, Proposer], *,
                  budget_s: float, max_trials: int | None = None, device_bytes: int | None = None,
                  on_change: Any = None, on_crowned: Callable[[Path, Arm], None] = lambda folder, arm: None):
-        self.session, self.executor, self.book = session, executor, Book(session, track)
+        self.session, self.track, self.executor, self.book = session, track, executor, Book(session, track)
         self.state, self.record = self.book.state, self.book.record
         self.intake = Intake(self.book, Gate(track, device_bytes), lanes)
         self.plan, self.max_trials = Plan(track, executor.workers, budget_s), max_trials

@@ -14,7 +14,7 @@ from typing import Any
 
 from jaxnano.cli import Failure, UserError
 from jaxnano.config.base import ConfigError, Problem
-from jaxnano.config.edit import show
+from jaxnano.config.edit import changed
 from research.contract.schema import describe
 from research.decide.plan import resuming
 from research.ledger.state import TrialRecord
@@ -38,6 +38,7 @@ from research.outside.inbox import Ask, Inbox, visible
 from research.show.explain import explain
 from research.show.facts import NORMAL_95, Facts
 from research.show.verdict import stage
+from research.text import beginning
 
 FRONTIER = 8
 KEEP_UP_S = 1.0
@@ -132,7 +133,7 @@ class Desk:
         return round(max(0.0, 60 * state.session.minutes - state.wall_s - since), 1)
 
     def _row(self, facts: Facts, row: dict[str, Any]) -> Row:
-        changes = [f"{e['path']}: {show(e['old'])} -> {show(e['new'])}" for e in facts.edits(row["recipe_id"])]
+        changes = [changed(**edit) for edit in facts.edits(row["recipe_id"])]
         half = NORMAL_95 * row["sd"]
         return Row(row["recipe_id"], row["name"], row["lane"], changes, row["mean"], row["sd"],
                    [row["mean"] - half, row["mean"] + half], {str(s): gain for s, gain in row["gains"].items()},
@@ -209,7 +210,7 @@ def _check(asked: Which, facts: Facts) -> None:
              "seed": {trial.seed for trial in state.trials.values() if trial.attempts}}
     problems = [Problem(name, value, f"{', '.join(map(str, sorted(there))) or 'nothing yet'} would do")
                 for name, there in known.items() if (value := getattr(asked, name)) not in ("", None, *there)]
-    if asked.recipe and not any(recipe.startswith(asked.recipe) for recipe in state.proposals):
+    if asked.recipe and not beginning(asked.recipe, state.proposals):
         problems.append(Problem("recipe", asked.recipe, "no recipe begins with it; one of those in `state` would do"))
     if problems:
         raise ConfigError(problems)

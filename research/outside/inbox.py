@@ -21,7 +21,7 @@ from jaxnano.config.base import ConfigError, Problem, dump_full
 from jaxnano.config.recipe import Recipe, recipe_id
 from research.contract.gate import Gate, Verdict
 from research.contract.idea import Idea, part
-from research.contract.part import INBOX, MAX_WHY, MOST, IdeaEdit, Part, Proposal, title
+from research.contract.part import INBOX, MAX_NAME, MAX_WHY, MOST, IdeaEdit, Part, Proposal, title
 from research.contract.proposal import claimed, replaces
 from research.contract.track import Track
 from research.contract.trial import Trial
@@ -32,6 +32,7 @@ from research.ledger.kinds import Crowned, Review, Submission, Verified
 from research.ledger.session import Session
 from research.ledger.state import FINAL, State, fold
 from research.show.facts import Facts
+from research.text import beginning
 
 POLL_S = 0.1
 
@@ -44,7 +45,7 @@ class Ask(Idea):
 
     edits: tuple[IdeaEdit, ...] = Field(min_length=1, max_length=MOST)
     why: str = Field(min_length=1, max_length=MAX_WHY)
-    name: str = Field(default="", max_length=80)
+    name: str = Field(default="", max_length=MAX_NAME)
     effect: float = Field(default=0.0, ge=-10, le=10)
     source: str = Field(default="", max_length=300)
     on: str = "best"
@@ -143,10 +144,10 @@ class Inbox:
             on = self.state.champion or (best.recipe_id if best else "base")
         if on == "base" or not snapshot.arms:
             return next((arm.recipe_id for arm in snapshot.arms), None), ()
-        found = [arm for arm in snapshot.arms if arm.recipe_id.startswith(on)]
-        if len(found) != 1 or not on:
+        found = beginning(on, snapshot.by_id)
+        if len(found) != 1:
             raise ConfigError([Problem("on", on, "best, base or the id of an accepted recipe would do")])
-        return found[0].recipe_id, found[0].parts
+        return found[0], snapshot.by_id[found[0]].parts
 
     def compose(self, ask: Ask, lane: str, origin: str) -> Proposal:
         """What is asked, on top of what it names; parts that nothing would be left of go.
@@ -154,7 +155,7 @@ class Inbox:
         Raises: ConfigError if it names no accepted recipe.
         """
         parent, parts = self.parts_on(ask.on)
-        name = ask.name or ", ".join(".".join(edit.path.split(".")[-2:]) for edit in ask.edits)[:80]
+        name = ask.name or ", ".join(".".join(edit.path.split(".")[-2:]) for edit in ask.edits)[:MAX_NAME]
         new = part(ask.model_copy(update={"name": name, "effect": min(max(ask.effect, -1.0), 1.0)}))
         kept = [old for old in parts if not replaces(new, old)]
         taken = {old.name for old in kept}

@@ -6,15 +6,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from jaxnano.cli import UserError
-from jaxnano.config.edit import show
+from jaxnano.config.edit import changed
 from research.decide.belief import Belief, Snapshot
 from research.decide.book import track_of
 from research.ledger.events import Event
 from research.ledger.kinds import Decided
 from research.ledger.state import Attempt, TrialRecord, fold
 from research.show.facts import Facts
-from research.text import effect, loss, spread
+from research.text import beginning, effect, loss, spread, the_one
 
 SAMPLES = 4096  # joint draws of the candidates' effects, for the best value's uncertainty
 
@@ -35,17 +34,8 @@ def find(text: str, facts: Facts) -> str:
 
     Raises: ValueError if there is none, or several.
     """
-    trials, recipes = facts.state.trials, facts.state.proposals
-    if text in trials or text in recipes:
-        return text
-    for names in (recipes, trials):
-        matches = [name for name in names if text and name.startswith(text)]
-        if len(matches) == 1:
-            return matches[0]
-        if matches:
-            more = f" and {len(matches) - 4} more" if len(matches) > 4 else ""
-            raise UserError(f"{text!r}: {', '.join(matches[:4])}{more} begin with it; a longer beginning would do")
-    raise UserError(f"{text!r}: no trial or recipe of this session begins with it; its report lists them")
+    names = beginning(text, facts.state.proposals) or beginning(text, facts.state.trials)
+    return the_one(repr(text), names, "no trial or recipe of this session begins with it; its report lists them")
 
 
 def _recipe(facts: Facts, recipe_id: str) -> Iterator[str]:
@@ -87,7 +77,7 @@ def _what(facts: Facts, recipe_id: str) -> Iterator[str]:
         why = f": {part.why}" if part.why else ""
         yield f"  part {part.name} ({part.source or 'no source'}, expected {part.effect:+.3f}){why}"
     for edit in facts.edits(recipe_id):
-        yield f"    {edit['path']}: {show(edit['old'])} -> {show(edit['new'])}"
+        yield f"    {changed(**edit)}"
 
 
 def _trial(facts: Facts, events: Sequence[Event], trial: TrialRecord) -> Iterator[str]:

@@ -13,13 +13,14 @@ import numpy as np
 from jaxnano.config.base import dump_full, validate
 from jaxnano.config.edit import diff
 from jaxnano.config.recipe import Recipe
-from research.contract.part import INBOX, LLM, Proposal
+from research.contract.part import LLM, OUTSIDE, Proposal
 from research.contract.track import Measured, Track
 from research.contract.trial import FRESH
 from research.decide.belief import Belief, Snapshot
 from research.decide.book import base_id, track_of
 from research.decide.price import Prices
 from research.decide.proof import pending
+from research.lanes.catalogue import Catalogue
 from research.learn.compare import compare
 from research.ledger.events import Event
 from research.ledger.kinds import Result, Sealed, Verified
@@ -97,10 +98,7 @@ class Facts:
         Args: over: the rival, the base by default. Returns: empty for the rival itself.
         """
         rival, split = over or self.base or "", self.track.splits.search
-        if recipe_id == rival:
-            return {}
-        levels, own = (self.state.losses(rid, horizon, split) for rid in (rival, recipe_id))
-        return {seed: levels[seed] - loss for seed, loss in sorted(own.items()) if seed in levels}
+        return {} if recipe_id == rival else self.state.gains(recipe_id, rival, horizon, split)
 
     def gain(self, trial: TrialRecord, over: str | None = None) -> float | None:
         """A run's gain over the rival's in the same cell; None for the rival's own, and where a loss is missing."""
@@ -213,7 +211,7 @@ class Facts:
     def _older_why(self, part: str) -> str:
         """A part's reason in a ledger of 0.2, whose parts do not hold it: that of the proposal that brought it."""
         for proposal in (body.proposal for body in self.state.proposals.values()):
-            alone = len(proposal.parts) == 1 or proposal.lane in ("catalogue", INBOX, LLM)
+            alone = len(proposal.parts) == 1 or proposal.lane in (Catalogue.name, *OUTSIDE)
             if alone and proposal.parts and proposal.parts[-1].name == part:  # what it is about comes last
                 return proposal.hypothesis
         return ""

@@ -10,7 +10,7 @@ from typing import Any
 from jaxnano.config.base import ConfigError, Problem, finite, validate
 from research.outside.inbox import Ask
 from research.outside.llm.fault import Fault
-from research.text import clean
+from research.text import one_line
 
 MOST = 8  # proposals an answer
 MAX_TEXT = 256 * 1024  # characters of an answer that are looked at
@@ -133,5 +133,4 @@ def _unfenced(text: str) -> str:
 
 
 def _line(value: Any, most: int) -> str:
-    text = " ".join(clean(value[:4096]).split()) if isinstance(value, str) else ""
-    return text if len(text) <= most else text[: most - 3] + "..."
+    return one_line(value, most) if isinstance(value, str) else ""

@@ -15,20 +15,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxnano.cli import UserError
-from jaxnano.config.edit import Edit, diff, show
+from jaxnano.config.edit import Edit, changed, diff
+from research.contract.part import MAX_NAME
 from research.contract.schema import describe
 from research.decide.belief import Arm
 from research.lanes.catalogue import alone
 from research.outside.inbox import Inbox
 from research.outside.llm.answer import MOST, Draft
 from research.show.facts import NORMAL_95, Facts
-from research.text import clean
+from research.text import cut
 
 BYTES_PER_TOKEN = 3  # an estimate on the safe side: tokenizers take 3 to 4 bytes of such text for a token
 ROWS = {"best": 12, "near_misses": 8, "worst": 6, "broken": 6, "places": 24, "refusals": 12, "ideas": 250, "edits": 12,
         "notes": 4}
 SHRINK = 0.7  # of all tables at once, until the page fits
-MAX_NAME, MAX_CHANGE, MAX_RULE, MAX_REFUSED = 80, 160, 200, 2000
+MAX_CHANGE, MAX_RULE, MAX_REFUSED = 160, 200, 2000
 ROOM = 1500  # tokens left for a repair
 REPAIR = ("These proposals of yours were refused. Answer with a mended version of each, under the same name; leave out "
           "what cannot be mended. The document they were about follows.")
@@ -72,7 +73,7 @@ class Page:
         """The same question again, with what was refused and why, in the room that `write` left for it."""
         most = MAX_REFUSED
         while True:
-            rows = [{"proposal": _cut(json.dumps(draft.data), most),
+            rows = [{"proposal": cut(json.dumps(draft.data), most),
                      "refusals": [_problem(*problem, most=most // 4) for problem in draft.problems[:2]]}
                     for draft in refused]
             page = replace(self, user=_text({"task": REPAIR, "refused": rows}) + "\n" + self.user)
@@ -112,7 +113,7 @@ class Tables:
     def __init__(self, facts: Facts, inbox: Inbox):
         self.facts, self.snapshot, self.track = facts, facts.snapshot, facts.track
         self.refused = _refusals(inbox)
-        self.notes = [_cut(note, MAX_RULE) for _, answer in facts.state.answers.values()
+        self.notes = [cut(note, MAX_RULE) for _, answer in facts.state.answers.values()
                       for note in answer.notes]
         found, sd = self.snapshot.effects
         self.effects = {arm.recipe_id: (float(m), float(s))
@@ -168,9 +169,9 @@ class Tables:
         """A recipe: who it is, what it changes, and what is known of it."""
         mean, sd = self.effects[arm.recipe_id]
         rows = self.changed.get(arm.recipe_id) or self._edits(arm)
-        changes = [_cut(f"{e.path}: {show(e.old)} -> {show(e.new)}", MAX_CHANGE) for e in rows[: edits or 1]]
+        changes = [cut(changed(e.path, e.old, e.new), MAX_CHANGE) for e in rows[: edits or 1]]
         more = [f"and {len(rows) - len(changes)} more"] if len(rows) > len(changes) else []
-        return {"id": arm.recipe_id[:8], "name": _cut(arm.name, MAX_NAME), "lane": arm.lane, "changes": changes + more,
+        return {"id": arm.recipe_id[:8], "name": cut(arm.name, MAX_NAME), "lane": arm.lane, "changes": changes + more,
                 "effect": round(mean, 4),
                 "interval": [round(mean - NORMAL_95 * sd, 4), round(mean + NORMAL_95 * sd, 4)],
                 "runs": len(self.snapshot.over.get(arm.recipe_id, ()))}
@@ -189,9 +190,9 @@ class Tables:
         found: dict[str, dict[str, Any]] = {}
         for trial in self.facts.state.trials.values():
             if trial.outcome in ("diverged", "failed", "timeout", "killed"):
-                reason = _cut(trial.result.reason if trial.result else "", MAX_NAME)
+                reason = cut(trial.result.reason if trial.result else "", MAX_NAME)
                 found[trial.recipe_id] = {"id": trial.recipe_id[:8], "outcome": trial.outcome, "reason": reason,
-                                          "name": _cut(self.facts.name(trial.recipe_id), MAX_NAME)}
+                                          "name": cut(self.facts.name(trial.recipe_id), MAX_NAME)}
         return list(found.values())[-most:] if most else []
 
     def _places(self, most: int) -> list[dict[str, Any]]:
@@ -201,7 +202,7 @@ class Tables:
             for path in {edit.path for edit in self.changed[arm.recipe_id]}:
                 found.setdefault(path, []).append(self.effects[arm.recipe_id][0])
         often = sorted(found.items(), key=lambda item: -len(item[1]))[:most]
-        return [{"path": _cut(path, MAX_NAME), "recipes": len(values), "best": round(max(values), 4),
+        return [{"path": cut(path, MAX_NAME), "recipes": len(values), "best": round(max(values), 4),
                  "worst": round(min(values), 4)} for path, values in often]
 
 
@@ -218,12 +219,7 @@ def _refusals(inbox: Inbox) -> list[tuple[tuple[str, str], tuple[int, Any]]]:
 
 
 def _problem(path: str, value: Any, rule: str, most: int = MAX_RULE) -> dict[str, Any]:
-    return {"path": _cut(path, most), "value": _cut(json.dumps(value), min(most, MAX_NAME)), "rule": _cut(rule, most)}
-
-
-def _cut(text: str, most: int) -> str:
-    text = clean(text)
-    return text if len(text) <= most else text[: most - 3] + "..."
+    return {"path": cut(path, most), "value": cut(json.dumps(value), min(most, MAX_NAME)), "rule": cut(rule, most)}
 
 
 def _text(document: dict[str, Any]) -> str:

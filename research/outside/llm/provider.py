@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from jaxnano.cli import UserError
 from research.outside.llm.fault import Answer, Fault, Provider
-from research.text import clean
+from research.text import one_line
 
 GEMINI_MODEL = "gemini-flash-latest"
 HIDDEN = "[hidden]"
@@ -54,8 +54,7 @@ class Endpoint:
 
     def reason(self, text: str) -> str:
         """`text` as it may stand in the ledger: scrubbed, one line, short."""
-        text = " ".join(clean(self.scrub(text[:4096])).split())
-        return text if len(text) <= MAX_REASON else text[: MAX_REASON - 3] + "..."
+        return one_line(self.scrub(text[:4096]), MAX_REASON)
 
     def _secrets(self) -> list[str]:
         password = urlsplit(self.url).password if self.url else None
