@@ -6,12 +6,12 @@ this list; learn, lanes and execute stand side by side, and learn sees neither c
 checks it.
 
     contract/   what may be tried. An objective: track.py. A rule of the gate: gate.py. What a proposal is: part.py
-    ledger/     what happened. A kind of event: kinds.py; what it does to the state: state.py
-    learn/      numbers only. A statistic: compare.py; decide/proof.py decides by it, qualify.py states its power
-    lanes/      who proposes. A lane: a file, and its row in __init__.py; ideas/*.yaml are the catalogue's
+    ledger/     what happened. A kind of event: kinds.py and its table; what it does to the state: state.py
+    learn/      numbers only. A statistic: learn/compare.py; decide/proof.py decides by it. Ending a run: watch.py
+    lanes/      who proposes. A lane: a file, its name and class in __init__.py; ideas/*.yaml are the catalogue's
     execute/    where it runs. An executor: a module, and its entry in executors.py; what a worker does: trial.py
-    decide/     what next: belief, price, choose (which run), intake, plan; ablation, proof, prove, champion; scheduler
-    show/       what it amounts to: facts.py. A section: templates/report.j2; the terminal: view.py; a run: explain.py
+    decide/     what next: its __init__ says which file does what; scheduler.py calls them
+    show/       what it amounts to: facts.py. A page section: templates/report.j2, fed by report.py; a plot: figures.py
     outside/    people, coding agents and language models, through one inbox; llm/ is a lane that works beside the loop
     check/      tools that attack all of this: fuzz, corrupt, crashtest, simulate
 
