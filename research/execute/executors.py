@@ -1,4 +1,5 @@
-"""The executors there are. A new one is a module with what `local` and `ray` have, and an entry here."""
+"""The executors there are. A new one is a module with what `local` and `ray` have, an entry here, and a class of
+executor_contract.py in the tests."""
 
 from __future__ import annotations
 

@@ -6,10 +6,10 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from executor_contract import ExecutorContract, wait_for, wait_until
 
 from research.execute import ExecutorError, Job
 from research.execute.local import LocalExecutor
@@ -18,7 +18,6 @@ from research.machine import ROOT, Place, cores, process_identity
 from tests.jaxnano import events
 
 HERE = Path(__file__).parent.parent
-DEADLINE_S = 20.0
 
 
 @pytest.fixture
@@ -35,28 +34,10 @@ def make(tmp_path, monkeypatch):
         yield build
 
 
-@pytest.fixture
-def job(tmp_path):
-    def build(target, key="trial", attempt=1, **args):
-        return Job(id=key, attempt=attempt, dir=str(tmp_path / key), target=f"worker_targets:{target}", args=args)
-
-    return build
-
-
-def wait_for(executor, kind, count=1):
-    """All messages up to the count-th of `kind`; fails when they do not come."""
-    messages, deadline = [], time.monotonic() + DEADLINE_S
-    while sum(message.kind == kind for message in messages) < count:
-        assert time.monotonic() < deadline, f"no {kind} within {DEADLINE_S} s, only {messages}"
-        messages += executor.poll(0.5)
-    return messages
-
-
-def wait_until(condition, what, limit_s=DEADLINE_S):
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {limit_s} s: {what}"
-        os.sched_yield() if hasattr(os, "sched_yield") else None
+class TestLocal(ExecutorContract):
+    @pytest.fixture
+    def executor(self, make):
+        return make()
 
 
 def test_job_runs_pinned_and_its_prints_stay_out_of_the_protocol(make, job, tmp_path):
@@ -105,18 +86,6 @@ def test_prints_between_jobs_go_to_the_worker_log(make, tmp_path):
     assert [m.kind for m in wait_for(executor, "ready")] == ["ready"]
     executor.close()
     assert "The Zen of Python" in (tmp_path / "workers" / "worker-0.log").read_text()
-
-
-def test_a_worker_outlives_its_jobs_and_their_failures(make, job):
-    executor = make()
-    reasons = {}
-    for target in ("fail", "leave", "bad_result", "answer"):
-        executor.submit(0, job(target, key=target, loss=1.0))
-        reasons[target] = wait_for(executor, "result")[-1].body
-    assert reasons["fail"]["outcome"] == reasons["leave"]["outcome"] == reasons["bad_result"]["outcome"] == "failed"
-    assert reasons["fail"]["reason"] == "ValueError: no such luck"
-    assert reasons["answer"]["outcome"] == "completed"
-    assert reasons["answer"]["pid"] == executor.pid(0)
 
 
 @pytest.mark.parametrize(("what", "reason"), [("room", "OSError: .*No space left"), ("memory", "MemoryError")])
@@ -181,33 +150,6 @@ def test_workers_work_side_by_side(make, job):
         executor.submit(0, job("answer"))
 
 
-@pytest.mark.parametrize(("target", "steps"), [("spin", None), ("stop_with_what_it_has", 7)])
-def test_cancel_ends_the_job_and_keeps_the_process(make, job, target, steps):
-    executor = make()
-    executor.submit(0, job(target))
-    wait_for(executor, "progress")
-    executor.cancel(0, "hopeless")
-    result = wait_for(executor, "result")[-1].body
-    assert (result["outcome"], result["reason"], result.get("steps")) == ("killed", "hopeless", steps)
-    executor.cancel(0, "too late")  # no job: nothing happens, and the next one is not hit by it
-    executor.submit(0, job("answer", key="next", loss=1.0))
-    following = wait_for(executor, "result")[-1].body
-    assert following["outcome"] == "completed" and following["pid"] == executor.pid(0)
-
-
-def test_kill_gives_died_with_the_job_and_a_fresh_worker(make, job):
-    executor = make()
-    executor.submit(0, job("hang"))
-    wait_for(executor, "progress")
-    before = executor.pid(0)
-    executor.kill(0)
-    died = wait_for(executor, "died")[-1]
-    assert (died.id, died.attempt, died.body["exit"]) == ("trial", 1, -signal.SIGKILL)
-    executor.submit(0, job("answer", attempt=2, loss=1.0))
-    messages = wait_for(executor, "result")
-    assert messages[0].kind == "ready" and messages[-1].body["pid"] == executor.pid(0) != before
-
-
 def test_idle_worker_killed_from_outside_is_replaced(make):
     executor = make()
     wait_for(executor, "ready")
@@ -222,17 +164,6 @@ def test_result_written_before_the_death_is_not_lost(make, job, tmp_path):
     messages = [m for m in wait_for(executor, "died") if m.kind != "ready"]
     assert [(m.kind, m.id) for m in messages] == [("result", "trial"), ("died", None)]
     assert messages[0].body["loss"] == {"search": 1.0} and messages[1].body["exit"] == 3
-
-
-def test_result_of_an_earlier_attempt_is_not_taken_for_this_one(make, job, tmp_path):
-    executor = make()
-    executor.submit(0, job("answer", attempt=1, loss=1.0))
-    wait_for(executor, "result")
-    executor.submit(0, job("hang", attempt=2))
-    wait_for(executor, "progress")
-    executor.kill(0)
-    messages = wait_for(executor, "died")
-    assert messages[-1].attempt == 2 and all(m.kind != "result" for m in messages)
 
 
 def test_a_result_of_another_job_in_the_same_folder_is_not_taken_for_this_one(make, job, tmp_path):

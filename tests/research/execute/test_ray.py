@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from executor_contract import ExecutorContract, wait_for, wait_until
 from stand_in import MICRO
 
 from jaxnano import data
@@ -21,7 +22,7 @@ from research import loop, machine
 from research.contract.track import load_track
 from research.decide.claims import violations
 from research.decide.scheduler import Scheduler
-from research.execute import ExecutorError, Job
+from research.execute import ExecutorError
 from research.execute.ray import connect, offered
 from research.execute.trial import WARM
 from research.lanes import lanes as known_lanes
@@ -34,7 +35,6 @@ from tests.jaxnano import events
 pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning",
                                         "ignore:Exception ignored in. <function _at_fork")
 HERE = Path(__file__).parent.parent
-DEADLINE_S = 120.0
 TRIALS = 20
 SETTLED_S = 1.0  # in which what a worker said before it was stopped has arrived
 
@@ -59,33 +59,13 @@ def executor(cluster):
         yield started
 
 
-@pytest.fixture
-def job(tmp_path):
-    def build(target, key="trial", attempt=1, **args):
-        return Job(id=key, attempt=attempt, dir=str(tmp_path / key), target=f"worker_targets:{target}", args=args)
-
-    return build
-
-
-def wait_for(executor, kind, worker=0, count=1):
-    """The worker's messages up to the count-th of `kind`; fails when they do not come."""
-    messages, deadline = [], time.monotonic() + DEADLINE_S
-    while sum(message.kind == kind for message in messages) < count:
-        assert time.monotonic() < deadline, f"no {kind} within {DEADLINE_S} s, only {messages}"
-        messages += [message for message in executor.poll(0.5) if message.worker == worker]
-    return messages
-
-
-def wait_until(condition, what):
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {DEADLINE_S} s: {what}"
-        os.sched_yield() if hasattr(os, "sched_yield") else None
+class TestRay(ExecutorContract):
+    """On the cluster."""
 
 
 def test_a_job_comes_back_with_its_files(executor, job, tmp_path):
     executor.submit(0, job("leave_files", folder=str(tmp_path / "trial" / "checkpoint"), loss=2.5))
-    messages = wait_for(executor, "result")
+    messages = wait_for(executor, "result", 0)
     assert [m.kind for m in messages] == ["ready", "progress", "result"]
     result = messages[-1].body
     assert (result["outcome"], result["attempt"], result["loss"]) == ("completed", 1, {"search": 2.5})
@@ -110,26 +90,6 @@ def test_a_worker_is_single_threaded_and_on_one_core(executor, job):
         pinned.append(result["cores"])
     if hasattr(os, "sched_setaffinity"):
         assert all(len(cores) == 1 and set(cores) <= set(machine.cores()) for cores in pinned)
-
-
-def test_cancel_ends_the_job_and_kill_the_process(executor, job, tmp_path):
-    executor.submit(0, job("spin"))
-    wait_for(executor, "progress")
-    with pytest.raises(ValueError, match="worker 0 still has trial"):
-        executor.submit(0, job("answer"))
-    executor.cancel(0, "hopeless")
-    result = wait_for(executor, "result")[-1].body
-    assert (result["outcome"], result["reason"]) == ("killed", "hopeless")
-    before = executor.pid(0)
-    executor.submit(0, job("hang", attempt=2))
-    wait_for(executor, "progress")
-    executor.kill(0)
-    died = wait_for(executor, "died")[-1]
-    assert (died.id, died.attempt, died.body["exit"]) == ("trial", 2, -signal.SIGKILL)
-    assert read_result(tmp_path / "trial", 2) is None
-    executor.submit(0, job("answer", attempt=3, loss=1.0))
-    assert wait_for(executor, "result")[-1].body["pid"] == executor.pid(0) != before
-    assert "attempt 2" in (tmp_path / "trial/log.txt").read_text(), "the log of the attempt that died came too"
 
 
 def ancestors(pid):
