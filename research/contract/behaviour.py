@@ -6,10 +6,10 @@ with the reason; a lane's proposal loses it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
-from jaxnano.config.base import Node, Range, digest, dump, finite, is_under, name_of, traced_range, walk
+from jaxnano.config.base import Node, Range, digest, dump, finite, is_under, traced_range, walk
 from jaxnano.config.model import Alibi, Injection, Rotary
 from jaxnano.config.optimizer import Group
 from jaxnano.config.recipe import Recipe
@@ -131,7 +131,7 @@ def behaviour(recipe: Recipe) -> str:
     data["attention"] = [windows if any(windows) else (), m.kv_heads, m.head_dim, sorted(m.attention.dropped)]
     data["ffn"] = [m.ffn_width, sorted(m.ffn.dropped)]
     data["wires"] = [sorted((s.name, s.after) for s in m.residual.saves if s.name in {w.source for w in wires}),
-                     [[_spelled(wire, "", {}), sorted(wire.before)] for wire in wires]]
+                     [[_spelled(wire), sorted(wire.before)] for wire in wires]]
     return digest(data)
 
 
@@ -141,25 +141,22 @@ SPELLED = ("windows", "kv_heads", "head_dim", "dropped", "ratio", "saves", "inje
 def _chain(group: Group) -> list[Any]:
     """What a group does to a parameter: a decay of 0 is none."""
     rate = _number(group.lr, traced_range(Group.model_fields["lr"]))
-    return [rate, [_spelled(t, "", {}) for t in group.chain if getattr(t, "rate", None) != 0]]
+    return [rate, [_spelled(t) for t in group.chain if getattr(t, "rate", None) != 0]]
 
 
-def _spelled(node: Node, path: str, places: Mapping[str, str]) -> dict[str, Any]:
-    """A node as plain data, without what is not read and what `behaviour` spells itself."""
-    out: dict[str, Any] = {}
-    for name, field in type(node).model_fields.items():
-        value, here, span = getattr(node, name), f"{path}.{name}", traced_range(field)
-        if name in SPELLED or here in places:
+def _spelled(node: Node, path: str = "", places: Collection[str] = ()) -> list[tuple[str, Any]]:
+    """What stands below a node, less what is not read and what `behaviour` spells itself."""
+    found: list[tuple[str, Any]] = []
+    done = [*places]
+    for here, value, field in walk(node, path):
+        if any(is_under(here, place) for place in done):
             continue
-        if span:
-            out[name] = _number(value, span)
-        elif isinstance(value, Node):
-            out[name] = _spelled(value, here, places)
-        elif isinstance(value, tuple):
-            out[name] = [_spelled(i, f"{here}.{name_of(i)}", places) if isinstance(i, Node) else i for i in value]
-        else:
-            out[name] = value
-    return out
+        if (span := traced_range(field)) or here.rpartition(".")[2] in SPELLED:
+            done.append(here)
+            found += [(here, _number(value, span))] if span else []
+        elif not any(isinstance(item, Node) for item in (value if isinstance(value, tuple) else (value,))):
+            found.append((here, value))
+    return found
 
 
 def _number(value: Any, span: Range | None) -> Any:

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from research.decide.belief import Arm, Snapshot
+from research.ledger.kinds import Result
 
 COMPILE_S, SECONDS_PER_FLOP, ON_ACCELERATOR = 8.0, 3e-12, 1e-14  # before anything was measured
 IN_MEMORY, ON_DISK = 0.05, 0.4  # shares of compiling where this worker, or another one, did it before
@@ -41,11 +42,17 @@ class Prices:
         return None if own else track.seconds(horizon, self.base_step_s)
 
     @cached_property
+    def _done(self) -> list[tuple[Arm, Result]]:
+        """What was completed, oldest first."""
+        completed = (trial for trial in self.snapshot.state.trials.values() if trial.loss)
+        found = ((self.snapshot.by_id.get(trial.recipe_id), trial.result) for trial in completed)
+        return [(arm, result) for arm, result in found if arm and result]
+
+    @cached_property
     def base_step_s(self) -> float | None:
         """Seconds of the base's step, the median over its runs; None before the first."""
         base = self.snapshot.arms[0]
-        rates = [t.result.tokens_per_s for t in self.snapshot.state.trials.values()
-                 if t.recipe_id == base.recipe_id and t.loss and t.result and t.result.tokens_per_s]
+        rates = [result.tokens_per_s for arm, result in self._done if arm is base and result.tokens_per_s]
         return base.recipe.data.batch * base.recipe.data.length / float(np.median(rates)) if rates else None
 
     @cached_property
@@ -70,12 +77,11 @@ class Prices:
 
         Before a run has told how long that takes here, long: a base that is given up ends the session.
         """
-        done = [t.result for t in self.snapshot.state.trials.values() if t.loss and t.result]
-        if not done:
+        if not self._done:
             return LONG_PATIENCE_S
         deeper = max(1.0, arm.recipe.model.depth / self.snapshot.arms[0].recipe.model.depth)
-        least = max(PATIENCE_S.get(r.fingerprint.get("backend", "cpu"), LONG_PATIENCE_S) for r in done)
-        return max(least, PATIENT * deeper * max(r.compile_s or 0.0 for r in done))
+        least = max(PATIENCE_S.get(r.fingerprint.get("backend", "cpu"), LONG_PATIENCE_S) for _, r in self._done)
+        return max(least, PATIENT * deeper * max(r.compile_s or 0.0 for _, r in self._done))
 
     @property
     def full_run_s(self) -> float:
@@ -87,14 +93,10 @@ class Prices:
     @cached_property
     def _rates(self) -> tuple[float, float]:
         """Measured device-seconds per FLOP and seconds to compile, medians."""
-        rates, compiles = [], []
-        for trial in self.snapshot.state.trials.values():
-            result, arm = trial.result, self.snapshot.by_id.get(trial.recipe_id)
-            if arm and result and result.outcome == "completed" and result.device_s:
-                tokens = arm.recipe.data.batch * arm.recipe.data.length
-                if result.tokens_per_s:
-                    rates.append(tokens / (result.tokens_per_s * arm.flops))
-                compiles += [result.compile_s] if result.compile_s and result.compile_s > 1.0 else []
+        timed = [(arm, result) for arm, result in self._done if result.device_s]
+        rates = [arm.recipe.data.batch * arm.recipe.data.length / (r.tokens_per_s * arm.flops)
+                 for arm, r in timed if r.tokens_per_s]
+        compiles = [r.compile_s for _, r in timed if r.compile_s and r.compile_s > 1.0]
         guess = ON_ACCELERATOR if self.snapshot.state.session.accelerator else SECONDS_PER_FLOP
         return (float(np.median(rates)) if rates else guess,
                 float(np.median(compiles)) if compiles else COMPILE_S)
@@ -102,7 +104,6 @@ class Prices:
     @cached_property
     def slowdown(self) -> float:
         """Seconds that pass per device-second of a run, at the median: above 1 where others use the machine."""
-        ratios = [t.result.wall_s / t.result.device_s for t in self.snapshot.state.trials.values()
-                  if t.loss and t.result and t.result.device_s and t.result.wall_s]
+        ratios = [r.wall_s / r.device_s for _, r in self._done if r.device_s and r.wall_s]
         ratios = ratios[FIRST_RUNS:]  # a worker's first run imports what it needs
         return max(1.0, float(np.median(ratios))) if ratios else SLOWDOWN

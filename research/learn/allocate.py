@@ -164,22 +164,9 @@ def _scored(fitted: Fitted, candidates: Sequence[Candidate], actions: Sequence[A
             in zip(actions, eig_A * survival_A, improvement_A * survival_A, price_A, strict=True)]
 
 
-def choose(
-    fitted: Fitted,
-    candidates: Sequence[Candidate],
-    *,
-    history: Collection[Action],
-    pending: Collection[Action],
-    horizons: Sequence[float],
-    cost_s: np.ndarray,
-    max_seeds: int,
-    epsilon: float,
-    rng: np.random.Generator,
-    limit_s: float = math.inf,
-    names: Sequence[str] = (),
-    base: int = 0,
-    runners_up: int = 5,
-) -> Decision | None:
+def choose(fitted: Fitted, candidates: Sequence[Candidate], *, history: Collection[Action], pending: Collection[Action],
+           horizons: Sequence[float], cost_s: np.ndarray, max_seeds: int, epsilon: float, rng: np.random.Generator,
+           limit_s: float = math.inf, names: Sequence[str] = (), base: int = 0, runners_up: int = 5) -> Decision | None:
     """The next run.
 
     Args:
@@ -200,17 +187,14 @@ def choose(
     actions = open_runs(len(candidates), base, taken, horizons, max_seeds)
     if not actions:
         return None
-    column = {h: j for j, h in enumerate(horizons)}
-    cells = {(a.horizon, a.seed) for a in actions}
-    bare = sorted(cell for cell in cells if Action(base, *cell) not in taken)
+    bare = sorted({a[1:] for a in actions if a._replace(candidate=base) not in taken})
     # the base's run fixes a new cell's level and says next to nothing of any value: assume it, and charge for it
     assumed = [*sorted(pending), *(Action(base, *cell) for cell in bare)]
     foreseen = fitted.condition([candidates[r.candidate] for r in assumed], [r.horizon for r in assumed],
                                 [r.seed for r in assumed])
-    price_A = [float(cost_s[a.candidate, column[a.horizon]]
-                     + (cost_s[base, column[a.horizon]] if (a.horizon, a.seed) in bare else 0.0)) for a in actions]
-    scored = _scored(foreseen, candidates, actions, price_A, epsilon, rng)
-    scored = [s for s in scored if s.cost_s <= limit_s]
+    price_A = [float(cost_s[[a.candidate, base] if a[1:] in bare else [a.candidate], horizons.index(a.horizon)].sum())
+               for a in actions]
+    scored = [s for s in _scored(foreseen, candidates, actions, price_A, epsilon, rng) if s.cost_s <= limit_s]
     if not scored:
         return None
     named = names or [f"{i:08d}" for i in range(len(candidates))]

@@ -60,9 +60,8 @@ def _t_test(effect: float, error: float, n: int, level: float, alternative: str)
     return (effect - half, effect + half), p_value
 
 
-def compare(
-    a: Mapping[int, float], b: Mapping[int, float], level: float = 0.95, alternative: str = "greater", attempt: int = 0
-) -> Comparison:
+def compare(a: Mapping[int, float], b: Mapping[int, float], level: float = 0.95, alternative: str = "greater",
+            attempt: int = 0) -> Comparison:
     """Compare b with a, paired by seed; seeds that only one of them has are left out.
 
     Args:
@@ -85,25 +84,15 @@ def compare(
     largest = max(float(np.abs(losses_a).max()), float(np.abs(losses_b).max()))
     resolution, rounding = 1e-12 * largest, ROUNDING * largest
     if max(sd_a, sd_b) <= resolution or (paired_sd <= resolution and abs(effect) > rounding):
-        raise ValueError(
-            f"{n} seeds give differences without variance ({effect:g} nats): the seed did not reach the runs"
-        )
+        raise ValueError(f"{n} seeds give differences without variance ({effect:g} nats): "
+                         "the seed did not reach the runs")
     interval, p_value = (effect, effect), 1.0
     if paired_sd > resolution:
         interval, p_value = _t_test(effect, paired_sd / math.sqrt(n), n, level, alternative)
-    together = sd_a > resolution and sd_b > resolution
-    return Comparison(
-        effect=effect,
-        interval=interval,
-        p_value=p_value,
-        p_adjusted=min(1.0, p_value * 2.0**attempt),
-        n=n,
-        paired_sd=paired_sd,
-        unpaired_sd=float(np.hypot(sd_a, sd_b)),
-        correlation=float(np.corrcoef(losses_a, losses_b)[0, 1]) if together else 0.0,
-        level=level,
-        alternative=alternative,
-    )
+    together = float(np.corrcoef(losses_a, losses_b)[0, 1]) if min(sd_a, sd_b) > resolution else 0.0
+    return Comparison(effect=effect, interval=interval, p_value=p_value, p_adjusted=min(1.0, p_value * 2.0**attempt),
+                      n=n, paired_sd=paired_sd, unpaired_sd=float(np.hypot(sd_a, sd_b)), correlation=together,
+                      level=level, alternative=alternative)
 
 
 def alpha_for_attempt(k: int, alpha: float = 0.001) -> float:
@@ -132,9 +121,7 @@ def detectable(sd: float, n: int, alpha: float, power: float = 0.8) -> float:
     Raises: ValueError for n < 2, a negative sd, or alpha >= power.
     """
     if n < 2 or not (np.isfinite(sd) and sd >= 0) or not 0 < alpha < power < 1:
-        raise ValueError(
-            f"need n >= 2, sd >= 0, 0 < alpha < power < 1; got n={n}, sd={sd}, alpha={alpha}, power={power}"
-        )
+        raise ValueError(f"need n >= 2, sd >= 0, 0 < alpha < power < 1; got {n=}, {sd=}, {alpha=}, {power=}")
     critical = float(stats.t.isf(alpha, n - 1))
 
     def excess(shift: float) -> float:

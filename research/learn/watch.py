@@ -130,22 +130,17 @@ def predict(curve: Curve, progress: float, references: Sequence[Reference], conf
 
 
 def _late(running: Running, now_s: float, config: WatchConfig) -> Finding | None:
-    first_s = running.first_message_s or config.first_message_s
+    first_s, since_s = running.first_message_s or config.first_message_s, now_s - running.started_s
     allowed_s = config.timeout_factor * running.predicted_s + first_s
-    if now_s - running.started_s > allowed_s:
-        return Finding("timeout", f"{now_s - running.started_s:.0f} s, {allowed_s:.0f} s allowed")
+    if since_s > allowed_s:
+        return Finding("timeout", f"{since_s:.0f} s, {allowed_s:.0f} s allowed")
     if not running.messages_s:
-        if now_s - running.started_s > first_s:
-            return Finding("stalled", f"no message in the first {now_s - running.started_s:.0f} s")
-        return None
+        return Finding("stalled", f"no message in the first {since_s:.0f} s") if since_s > first_s else None
     intervals = np.diff(np.asarray(running.messages_s, float)).tolist()
-    patience_s = max(
-        config.stall_floor_s, config.stall_intervals * median(intervals) if intervals else first_s
-    )
+    patience_s = max(config.stall_floor_s, config.stall_intervals * median(intervals) if intervals else first_s)
     if running.curve and running.curve[-1][0] >= 1.0:  # trained: evaluating compiles, and reports nothing
         patience_s = max(patience_s, first_s)
-    silence_s = now_s - running.messages_s[-1]
-    if silence_s > patience_s:
+    if (silence_s := now_s - running.messages_s[-1]) > patience_s:
         return Finding("stalled", f"silent for {silence_s:.0f} s, {patience_s:.0f} s allowed")
     return None
 
@@ -164,9 +159,8 @@ def _broken(curve: Curve, config: WatchConfig) -> Finding | None:
     return None
 
 
-def watch(
-    running: Running, references: Sequence[Reference], now_s: float, config: WatchConfig = WatchConfig()
-) -> Finding:
+def watch(running: Running, references: Sequence[Reference], now_s: float, config: WatchConfig = WatchConfig()
+          ) -> Finding:
     """Judge a running trial.
 
     Args: running: the trial. references: finished runs at the same horizon and seed. now_s: on the trial's clock.
