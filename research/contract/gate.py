@@ -37,9 +37,8 @@ class Verdict:
 
     def as_dict(self) -> dict[str, Any]:
         """The body of a `verdict` event."""
-        refusals = [{"path": p.path, "value": p.value, "rule": p.rule} for p in self.problems]
-        return {"accepted": self.accepted, "refusals": refusals, "ms": self.ms} | (
-            {"notes": self.notes} if self.notes else {})
+        found = {"accepted": self.accepted, "refusals": [problem._asdict() for problem in self.problems], "ms": self.ms}
+        return found | ({"notes": self.notes} if self.notes else {})
 
 
 class Gate:

@@ -149,7 +149,7 @@ class Snapshot:
     @cached_property
     def p_diverge(self) -> np.ndarray:
         """Probability that a run of each arm diverges."""
-        return self.fitted.p_diverge([arm.candidate.features for arm in self.arms])
+        return self.fitted.divergence.probability([arm.candidate.features for arm in self.arms])
 
     @cached_property
     def worth(self) -> np.ndarray:

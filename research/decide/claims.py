@@ -124,14 +124,9 @@ def _differences(expected: Any, found: Any, path: str = "") -> Iterator[str]:
     elif isinstance(expected, list | tuple) and isinstance(found, list) and len(expected) == len(found):
         for place, (one, other) in enumerate(zip(expected, found, strict=True)):
             yield from _differences(one, other, f"{path}.{place}")
-    elif not _same(expected, found):
+    elif type(expected) is not type(found) or expected != found and not (
+            isinstance(expected, float) and math.isclose(expected, found, rel_tol=CLOSE, abs_tol=1e-12)):
         yield f"{path} is {found!r}, from the results it is {expected!r}"
-
-
-def _same(expected: Any, found: Any) -> bool:
-    if isinstance(expected, float) and isinstance(found, float):
-        return math.isclose(expected, found, rel_tol=CLOSE, abs_tol=1e-12)
-    return type(expected) is type(found) and expected == found
 
 
 def _dead_edits(events: list[Event[Any]]) -> Iterator[str]:

@@ -158,7 +158,7 @@ def _scored(fitted: Fitted, candidates: Sequence[Candidate], actions: Sequence[A
     """What each action may bring, as far as its run is likely to end, at its price in device-seconds."""
     view = outlook(fitted, candidates, actions)
     eig_A, improvement_A = information(view, epsilon, rng), improvement(view, epsilon)
-    survival_C = 1.0 - fitted.p_diverge([c.features for c in candidates])
+    survival_C = 1.0 - fitted.divergence.probability([c.features for c in candidates])
     survival_A = survival_C[[action.candidate for action in actions]]
     return [Scored(action, _gain(eig), _gain(better), price) for action, eig, better, price
             in zip(actions, eig_A * survival_A, improvement_A * survival_A, price_A, strict=True)]

@@ -11,20 +11,18 @@ from jaxnano.config.base import Node, Range, finite, name_of, traced_range
 from jaxnano.config.recipe import Recipe
 from jaxnano.config.schedule import Constant, Schedule
 
-Features = dict[str, float | str]
 
-
-def features(base: Recipe, recipe: Recipe) -> Features:
+def features(base: Recipe, recipe: Recipe) -> dict[str, float | str]:
     """Displacements from the base: numbers in units of their range (logarithmic where it is), choices as text.
 
     A node of another kind is one choice; its numbers count as displacements from that kind's defaults.
     """
-    found: Features = {}
+    found: dict[str, float | str] = {}
     _compare(base, recipe, "", found)
     return found
 
 
-def _compare(a: Any, b: Any, path: str, found: Features, span: Range | None = None) -> None:
+def _compare(a: Any, b: Any, path: str, found: dict[str, float | str], span: Range | None = None) -> None:
     """span: of the field both stand in; it is that of a schedule's peak too, whose own range holds any field's."""
     if isinstance(a, Schedule) != isinstance(b, Schedule) and (finite(a) or finite(b)):  # a number is a schedule too
         a, b = (Constant(kind="constant", value=x) if finite(x) else x for x in (a, b))

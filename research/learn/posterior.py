@@ -150,10 +150,6 @@ class Fitted:
         lower = np.block([[self.lower_nxn, np.zeros((n, len(new)))], [white.T, factor(corner)]])
         return replace(self, runs=runs, lower_nxn=lower, alpha_n=np.append(self.alpha_n, np.zeros(len(new))))
 
-    def p_diverge(self, recipes: Sequence[Features]) -> np.ndarray:
-        """Probability that a run of each of these recipes diverges."""
-        return self.divergence.probability(recipes)
-
 
 @dataclass
 class Posterior:

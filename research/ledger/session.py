@@ -126,10 +126,6 @@ class Session:
             freed += _shorten(folder / "log.txt")
         return freed
 
-    def bytes(self) -> int:
-        """Disk use of the whole session, in bytes."""
-        return folder_bytes(self.path)
-
 
 def default_session_dir(track: str, runs: Path = Path("runs")) -> Path:
     """A new name below `runs`: the track and the local time, with a number where that is taken."""

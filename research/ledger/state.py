@@ -176,15 +176,11 @@ class State:
         that ended killed. `compile`: compilation inside trials, whatever their purpose (so it overlaps the others).
         All 0 before the first result.
         """
-        names = ("idle", "compile", "replicate", "kill", "verification")
-        attempts = [attempt for attempt in self.attempts() if attempt.ended is not None]
-        if not attempts:
-            return dict.fromkeys(names, 0.0)
-        first = min(attempt.started for attempt in self.attempts())
-        last = max(attempt.ended for attempt in attempts if attempt.ended is not None)
-        total = sum(s.workers * _overlap(s, first, last) for s in self.stretches)
-        busy, used = 0.0, dict.fromkeys(names, 0.0)
-        for attempt in self.attempts():
+        attempts, used = self.attempts(), dict.fromkeys(("idle", "compile", "replicate", "kill", "verification"), 0.0)
+        first = min((attempt.started for attempt in attempts), default=0.0)
+        last = max((attempt.ended for attempt in attempts if attempt.ended is not None), default=0.0)
+        total, busy = sum(s.workers * _overlap(s, first, last) for s in self.stretches), 0.0
+        for attempt in attempts:
             end = last if attempt.ended is None else attempt.ended
             assigned = sum(_overlap(stretch, attempt.started, end) for stretch in self.stretches)
             busy += assigned
@@ -194,12 +190,7 @@ class State:
                 used["compile"] += attempt.result.compile_s or 0.0
                 used["kill"] += assigned * (attempt.result.outcome == "killed")
         used["idle"] = max(0.0, total - busy)
-        return {name: used[name] / total if total else 0.0 for name in names}
-
-    @property
-    def idle_fraction(self) -> float:
-        """Share of core-seconds between first dispatch and last result with no trial assigned."""
-        return self.shares()["idle"]
+        return {name: share / total if total else 0.0 for name, share in used.items()}
 
     def apply(self, event: Event[Any]) -> None:
         """Take in the next event; events at or before `seq` were taken in already and change nothing."""

@@ -167,7 +167,7 @@ class Frame:
         running = len(self.scheduler.flights)
         line = Text.assemble((f"{self.facts.track.name}", "bold"), f"   {clock(self.scheduler.left_s)} left   ",
                              f"{sum(counts.values()) - running} runs done, {running} running   ",
-                             f"idle {state.idle_fraction:.0%}   {state.device_s:,.0f} device-seconds")
+                             f"idle {state.shares()['idle']:.0%}   {state.device_s:,.0f} device-seconds")
         return "", [[line], [Text(stage(self.facts.snapshot), style="yellow" if state.nominated else "dim")]]
 
     def _running(self):

@@ -25,7 +25,7 @@ def test_json_has_the_promised_fields(tmp_path, capsys):
     found = json.loads(run(capsys, path, "--json"))
     assert found["trials"] == state.counts() and found["decisions"] == len(state.decisions)
     assert found["device_seconds"] == state.device_s and found["wall_seconds"] == state.wall_s
-    assert found["idle_fraction"] == state.idle_fraction
+    assert found["idle_fraction"] == state.shares()["idle"]
     assert {"compile_share", "replicate_share", "kill_share", "verification_share"} <= found.keys()
     champion, base = found["champion"], found["base"]
     names = {"recipe_id", "name", "loss", "n_seeds", "effect", "interval", "p_value", "p_adjusted", "diff"}

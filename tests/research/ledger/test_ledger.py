@@ -13,7 +13,7 @@ from research import machine
 from research.ledger.__main__ import main
 from research.ledger.events import FILE, Ledger, LedgerFailure, SessionBusy, SessionError, StaleFence, encode, node_of
 from research.ledger.kinds import Competitor, Decided
-from research.ledger.session import LOG_BYTES, Session, default_session_dir, read_result, write_result
+from research.ledger.session import LOG_BYTES, Session, default_session_dir, folder_bytes, read_result, write_result
 
 HOLDER = """
 import sys, pathlib
@@ -217,8 +217,8 @@ def test_tidy_keeps_metrics_results_and_the_champion(session):
         (folder / "events.out.tfevents.1.host.2").write_bytes(b"curves")
         (folder / "log.txt").write_bytes(b"old" + b"n" * LOG_BYTES)
         write_result(folder, 1, {"outcome": "completed"})
-    before = session.bytes()
-    assert session.tidy(keep={"champion"}) == 1003 == before - session.bytes()
+    before = folder_bytes(session.path)
+    assert session.tidy(keep={"champion"}) == 1003 == before - folder_bytes(session.path)
     assert sorted(item.name for item in session.trial_dir("loser").iterdir()) == sorted(
         ["metrics.jsonl", "events.out.tfevents.1.host.2", "log.txt", "result.json"]
     )

@@ -88,7 +88,7 @@ def test_time_between_a_crash_and_the_resume_counts_for_nothing():
     ]
     state = fold(story(rows))
     assert state.wall_s == 25.0
-    assert state.idle_fraction == pytest.approx(2 / 15)
+    assert state.shares()["idle"] == pytest.approx(2 / 15)
     assert state.trials["a-1-0"].outcome == "completed"
     assert fold(story(rows[:6])).trials["a-1-0"].outcome == "interrupted"
 
@@ -99,8 +99,8 @@ def test_open_attempt_is_running_and_busy():
     assert fold(story(TWO_WORKERS[:7])).counts() == {"decided": 1}
     assert state.trials["base-1-900"].loss == {} and state.trials["a-1-0"].loss == {}
     # 10..22, the last result: 24 core-seconds, 10 + 10 assigned.
-    assert state.idle_fraction == pytest.approx(4 / 24)
-    assert fold(story(TWO_WORKERS[:9])).idle_fraction == 0.0
+    assert state.shares()["idle"] == pytest.approx(4 / 24)
+    assert fold(story(TWO_WORKERS[:9])).shares()["idle"] == 0.0
 
 
 @pytest.mark.parametrize("cut", range(len(TWO_WORKERS) + 1))
