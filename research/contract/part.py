@@ -13,7 +13,7 @@ from jaxnano.config.base import PATH, Node, overlap
 
 INBOX, LLM = "inbox", "llm"  # lanes of people and coding agents, and of a language model: others submit for these
 OUTSIDE = (INBOX, LLM)
-FROM = "from"  # the lane of an earlier session's champion, which is this one's incumbent
+BASE, FROM = "base", "from"  # lanes of the track's base, and of an earlier session's champion: this one's incumbent
 CLAIM = 2.0  # of the track's epsilons: what a promise from outside may move the prior by
 MOST = 32  # edits of a part, and parts of a proposal: each part is built on the one before
 MAX_NAME, MAX_WHY = 80, 2000  # characters of a name and of a reason

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from jaxnano.config.base import validate
-from jaxnano.config.recipe import Recipe, recipe_id, structure_id
+from jaxnano.config.recipe import Recipe, structure_id
 from jaxnano.cost import preflight
-from research.contract.part import OUTSIDE, Part, Proposal, promises
+from research.contract.part import BASE, OUTSIDE, Part, Proposal, promises
 from research.contract.track import Track
 from research.contract.trial import Trial
 from research.lanes.protocol import Knowledge, Known
@@ -54,12 +53,7 @@ class Belief:
             if rid in state.accepted and rid not in self._arms:
                 self._arms[rid] = self._arm(rid, body)
         arms = [self._arms[rid] for rid in state.proposals if rid in state.accepted]
-        return sorted(arms, key=lambda arm: arm.recipe_id != self.base_id)
-
-    @cached_property
-    def base_id(self) -> str:
-        """Id of the track's base."""
-        return recipe_id(self.track.base_recipe)
+        return sorted(arms, key=lambda arm: arm.lane != BASE)
 
     def _arm(self, rid: str, body: Proposed) -> Arm:
         recipe, proposal = validate(Recipe, body.recipe), body.proposal
@@ -128,16 +122,14 @@ class Snapshot:
             result, arm = trial.result, self.by_id.get(trial.recipe_id)
             if arm is None or result is None or trial.seed >= SEEDS:
                 continue
-            common: dict[str, Any] = {"features": arm.candidate.features, "horizon": trial.horizon, "seed": trial.seed,
-                                      "promise": arm.candidate.promise}
-            match result.outcome:
-                case "completed":
-                    observations.append(Observation(loss=trial.loss[self.track.splits.search], **common))
-                case "killed" if result.predicted:
-                    mean, sd = result.predicted
-                    observations.append(Observation(loss=mean, noise_sd=sd, **common))
-                case "diverged":
-                    diverged.append(arm.candidate.features)
+            told = result.predicted if result.outcome == "killed" else None
+            if result.outcome == "completed":
+                told = trial.loss[self.track.splits.search], 0.0
+            if told:
+                observations.append(Observation(arm.candidate.features, trial.horizon, trial.seed, *told,
+                                                arm.candidate.promise))
+            elif result.outcome == "diverged":
+                diverged.append(arm.candidate.features)
         return self.belief.posterior.fit(observations, diverged)
 
     @cached_property

@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxnano.config.base import validate
 from jaxnano.config.recipe import Recipe
+from research.contract.part import BASE
 from research.contract.track import Track
 from research.decide.belief import Belief, Snapshot
 from research.decide.price import Prices
@@ -68,4 +69,4 @@ def track_of(state: State) -> Track:
 
 def base_id(state: State) -> str | None:
     """The base's recipe id, once it is proposed."""
-    return next((rid for rid, body in state.proposals.items() if body.proposal.lane == "base"), None)
+    return next((rid for rid, body in state.proposals.items() if body.proposal.lane == BASE), None)

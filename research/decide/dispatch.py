@@ -146,7 +146,3 @@ class Dispatcher:
         return [watch.Reference(t.result.points, t.loss[self.book.track.splits.search])
                 for t in self.book.state.trials.values()
                 if t.loss and (t.horizon, t.seed) == (trial.horizon, trial.seed) and t.result]
-
-    def trials(self) -> set[Trial]:
-        """What runs now."""
-        return {flight.trial for flight in self.flights.values()}

@@ -12,7 +12,7 @@ import numpy as np
 from jaxnano.config.base import ConfigError, Problem, dump, validate
 from jaxnano.config.recipe import Recipe, recipe_id
 from research.contract.gate import Gate, Verdict
-from research.contract.part import OUTSIDE, Proposal
+from research.contract.part import BASE, OUTSIDE, Proposal
 from research.contract.proposal import build, submitted
 from research.contract.track import Track
 from research.decide.book import Book
@@ -27,7 +27,7 @@ STOCK, REFILL = 24, 3  # arms without a run that may be the next best; proposals
 
 def base_proposal(track: Track) -> Proposal:
     """The base as the first proposal of a session."""
-    return Proposal(name="base", parts=(), hypothesis=track.summary, lane="base", origin=track.base)
+    return Proposal(name="base", parts=(), hypothesis=track.summary, lane=BASE, origin=track.base)
 
 
 class Intake:

@@ -28,7 +28,7 @@ class Prices:
         """Predicted device-seconds of a run, compiling included where the structure is new to the worker."""
         seen = self._compiled.get(arm.structure)
         share = 1.0 if seen is None else IN_MEMORY if worker in seen else ON_DISK  # another worker's program is on disk
-        trained_s = self.budget_s(arm, horizon) or self.snapshot.belief.steps(arm, horizon) * arm.flops * self._rates[0]
+        trained_s = self.budget_s(arm, horizon) or self.snapshot.belief.steps(arm, horizon) * arm.flops * self._flop_s
         return trained_s + share * self.compile_s + START_S
 
     def wall_s(self, arm: Arm, horizon: float, worker: int) -> float:
@@ -67,11 +67,6 @@ class Prices:
                     a.worker for a in trial.attempts if a.pid and a.pid == latest[a.worker])
         return found
 
-    @property
-    def compile_s(self) -> float:
-        """Predicted seconds to compile a structure nobody has seen."""
-        return self._rates[1]
-
     def first_message_s(self, arm: Arm) -> float:
         """How long a run may be silent at its start: it compiles, a deeper model for longer.
 
@@ -88,22 +83,26 @@ class Prices:
         """Predicted seconds of a compiled full-horizon run; the budget is the same for all recipes."""
         track = self.snapshot.track
         flops = track.full_steps * track.base_cost.flops_per_step
-        return (track.seconds(1.0, self.base_step_s) or flops * self._rates[0]) + START_S
+        return (track.seconds(1.0, self.base_step_s) or flops * self._flop_s) + START_S
 
     @cached_property
-    def _rates(self) -> tuple[float, float]:
-        """Measured device-seconds per FLOP and seconds to compile, medians."""
-        timed = [(arm, result) for arm, result in self._done if result.device_s]
-        rates = [arm.recipe.data.batch * arm.recipe.data.length / (r.tokens_per_s * arm.flops)
-                 for arm, r in timed if r.tokens_per_s]
-        compiles = [r.compile_s for _, r in timed if r.compile_s and r.compile_s > 1.0]
-        guess = ON_ACCELERATOR if self.snapshot.state.session.accelerator else SECONDS_PER_FLOP
-        return (float(np.median(rates)) if rates else guess,
-                float(np.median(compiles)) if compiles else COMPILE_S)
+    def _flop_s(self) -> float:
+        """Measured device-seconds per FLOP."""
+        rates = [arm.recipe.data.batch * arm.recipe.data.length / (result.tokens_per_s * arm.flops)
+                 for arm, result in self._done if result.device_s and result.tokens_per_s]
+        return _median(rates, ON_ACCELERATOR if self.snapshot.state.session.accelerator else SECONDS_PER_FLOP)
+
+    @cached_property
+    def compile_s(self) -> float:
+        """Predicted seconds to compile a structure nobody has seen."""
+        return _median([r.compile_s for _, r in self._done if r.device_s and (r.compile_s or 0.0) > 1.0], COMPILE_S)
 
     @cached_property
     def slowdown(self) -> float:
         """Seconds that pass per device-second of a run, at the median: above 1 where others use the machine."""
         ratios = [r.wall_s / r.device_s for _, r in self._done if r.device_s and r.wall_s]
-        ratios = ratios[FIRST_RUNS:]  # a worker's first run imports what it needs
-        return max(1.0, float(np.median(ratios))) if ratios else SLOWDOWN
+        return max(1.0, _median(ratios[FIRST_RUNS:], SLOWDOWN))  # a worker's first run imports what it needs
+
+
+def _median(values: list[float], guess: float) -> float:
+    return float(np.median(values)) if values else guess

@@ -184,7 +184,8 @@ class Scheduler:
             late = proof.sealed is None and self.left_s < self.plan.verification_s(self.book.prices)
             if late and self.plan.too_late(self.book.prices):  # an unsealed candidate keeps: --resume goes on with it
                 return self._search(worker, self.left_s)
-            wanted = [] if late else [w for w in proof.wanted() if w[0] not in self.dispatcher.trials()]
+            running = {flight.trial for flight in self.flights.values()}
+            wanted = [] if late else [w for w in proof.wanted() if w[0] not in running]
             if wanted:
                 trial, purpose = wanted[0]
                 return trial, Decided(purpose=purpose, worker=worker, why=f"proof of {proof.candidate.name}")

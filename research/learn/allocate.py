@@ -76,12 +76,6 @@ def open_runs(n: int, base: int, taken: Collection[Action], horizons: Sequence[f
     return actions
 
 
-def within_bins(key_S: np.ndarray, outcomes_SxA: np.ndarray) -> np.ndarray:
-    """Variance of each outcome within each quantile bin of `key`. Shape Q x A."""
-    order_QxK = np.argsort(key_S, kind="stable").reshape(BINS, -1)
-    return np.stack([outcomes_SxA[row].var(0, ddof=1) for row in order_QxK])
-
-
 @dataclass(frozen=True)
 class Outlook:
     """What each action's outcome has to do with the candidates' full-horizon values, which are mean + lower @ normal.
@@ -127,7 +121,8 @@ def information(view: Outlook, epsilon: float, rng: np.random.Generator) -> np.n
     best_S = (view.mean_C + normal_SxC @ view.lower_CxC.T).max(1) + epsilon * rng.standard_normal(SAMPLES)
     explained_SxA = normal_SxC @ view.slope_CxA
     total_A = explained_SxA.var(0, ddof=1)
-    within_QxA = within_bins(best_S, explained_SxA) + view.remainder_A
+    bins = np.argsort(best_S, kind="stable").reshape(BINS, -1)
+    within_QxA = np.stack([explained_SxA[samples].var(0, ddof=1) for samples in bins]) + view.remainder_A
     # the logarithm of a variance estimated from a bin's few samples is too low on average
     bias_A = 0.5 * BINS / SAMPLES * (total_A / (total_A + view.remainder_A)) ** 2
     return np.maximum(0.5 * (np.log(total_A + view.remainder_A) - np.log(within_QxA).mean(0)) - bias_A, 0.0)

@@ -155,10 +155,8 @@ class Ledger:
         """
         where, values = ("seq > ?", (since,)) if kind is None else ("seq > ? AND kind = ?", (since, kind))
         rows = self._read(f"SELECT * FROM events WHERE {where} ORDER BY seq", values)
-        return [
-            Event(seq, at, kind, subject, read(kind, text, f"{self.path}: event {seq}"), fence)
-            for seq, at, kind, subject, text, fence in rows
-        ]
+        return [Event(seq, at, kind, subject, read(kind, text, f"{self.path}: event {seq}"), fence)
+                for seq, at, kind, subject, text, fence in rows]
 
     def raw(self) -> list[tuple[int, float, str, str, str, int | None]]:
         """All rows with their bodies as text, for the check."""
@@ -177,10 +175,9 @@ class Ledger:
         with self._transaction() as db:
             fence, pid, host, identity = db.execute("SELECT fence, pid, host, identity FROM lease").fetchone()
             if pid is not None and host != machine.host():
-                raise SessionBusy(
-                    f"{self.path.parent}: held by process {pid} on {host}, which cannot be checked from "
-                    f"{machine.host()}; if it is gone: python -m research.ledger --release {self.path.parent}"
-                )
+                raise SessionBusy(f"{self.path.parent}: held by process {pid} on {host}, which cannot be checked from "
+                                  f"{machine.host()}; if it is gone: python -m research.ledger --release "
+                                  f"{self.path.parent}")
             self._refuse_living(pid, identity)
             me, token = os.getpid(), int(fence) + 1
             values = (token, me, machine.host(), machine.process_identity(me))
@@ -213,18 +210,16 @@ class Ledger:
 
     def _refuse_living(self, pid: int | None, identity: str | None) -> None:
         if pid is not None and machine.process_identity(pid) == identity:
-            raise SessionBusy(
-                f"{self.path.parent}: in use by process {pid} on this machine; stop it or wait for its end"
-            )
+            raise SessionBusy(f"{self.path.parent}: in use by process {pid} on this machine; "
+                              "stop it or wait for its end")
 
     def _check_fence(self, db: sqlite3.Connection, kind: str) -> None:
         fence, pid = db.execute("SELECT fence, pid FROM lease").fetchone()
         if self.fence is None:
             raise StaleFence(f"{self.path.parent}: a {kind!r} event needs the session's lease; acquire it first")
         if fence != self.fence or pid is None:
-            raise StaleFence(
-                f"{self.path.parent}: the lease was lost (fence {self.fence}, now {fence}); {kind!r} event refused"
-            )
+            raise StaleFence(f"{self.path.parent}: the lease was lost (fence {self.fence}, now {fence}); "
+                             f"{kind!r} event refused")
 
     def _read(self, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         with self._lock, self._telling("read"):
