@@ -17,25 +17,19 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from jaxnano.cli import Output, positive, report_errors
+from jaxnano.cli import Command, Output, positive, report_errors
 
 ROUNDS, ROUND_S = 9, 2.0
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("jaxnano.bench", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--config", help="a recipe; a GPT-2 of 64 x 3 by default")
-    parser.add_argument("--accumulate", type=positive, default=1, help="pieces a batch is taken in")
-    parser.add_argument("--peer", choices=("torch",), help="compare with PyTorch, alternating")
-    parser.add_argument("--rounds", type=positive, default=ROUNDS)
-    parser.add_argument("--seconds", type=float, default=ROUND_S, help="of a stretch")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--contestant", type=json.loads, help=argparse.SUPPRESS)
-    return parser
-
-
-if __name__ == "__main__":
-    _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
+PARSER = Command("jaxnano.bench", __doc__)
+PARSER.add_argument("--config", help="a recipe; a GPT-2 of 64 x 3 by default")
+PARSER.add_argument("--accumulate", type=positive, default=1, help="pieces a batch is taken in")
+PARSER.add_argument("--peer", choices=("torch",), help="compare with PyTorch, alternating")
+PARSER.add_argument("--rounds", type=positive, default=ROUNDS)
+PARSER.add_argument("--seconds", type=float, default=ROUND_S, help="of a stretch")
+PARSER.add_argument("--json", action="store_true")
+PARSER.add_argument("--contestant", type=json.loads, help=argparse.SUPPRESS)
+PARSER.early(__name__)
 
 from jaxnano.bench_shapes import PEER_SHAPES, Shape
 from jaxnano.config.file import load
@@ -176,7 +170,7 @@ def alone(recipe: Recipe, accumulate: int, rounds: int, seconds: float) -> dict[
 
 def main(argv: list[str] | None = None) -> int:
     """The command."""
-    options = _parser().parse_args(argv)
+    options = PARSER.options(argv)
     output = Output(options.json)
     if options.contestant:
         contest(options.contestant)

@@ -93,6 +93,24 @@ def seed_number(text: str) -> int:
     return int(text)
 
 
+class Command(argparse.ArgumentParser):
+    """The options of a command, declared before the imports that its work needs, which may take seconds."""
+
+    def __init__(self, prog: str, about: str | None):
+        """about: the module's docstring, of which the first line describes the command."""
+        super().__init__(prog, description=(about or "").partition("\n")[0])
+        self._found: argparse.Namespace | None = None
+
+    def early(self, module: str) -> None:
+        """Answer --help and mistakes at once, where the module of this name is run as a program."""
+        if module == "__main__":
+            self._found = self.parse_args()
+
+    def options(self, argv: list[str] | None) -> argparse.Namespace:
+        """What was asked for; argv: None for the program's own."""
+        return self._found if argv is None and self._found else self.parse_args(argv)
+
+
 class Output:
     """Rows for a person or, with `as_json`, for a program."""
 

@@ -11,25 +11,18 @@ Source of the layout: transformers' GPT2LMHeadModel, whose linear maps (Conv1D) 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping
 from typing import Any
 
-from jaxnano.cli import Output, UserError, report_errors
+from jaxnano.cli import Command, Output, UserError, report_errors
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("jaxnano.export", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("path", help="what research.share published, or the folder of jaxnano.train --out")
-    parser.add_argument("out", help="a new folder, or gs://BUCKET/FOLDER")
-    parser.add_argument("--json", action="store_true")
-    return parser
-
-
-if __name__ == "__main__":
-    _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
+PARSER = Command("jaxnano.export", __doc__)
+PARSER.add_argument("path", help="what research.share published, or the folder of jaxnano.train --out")
+PARSER.add_argument("out", help="a new folder, or gs://BUCKET/FOLDER")
+PARSER.add_argument("--json", action="store_true")
+PARSER.early(__name__)
 
 import numpy as np
 
@@ -134,7 +127,7 @@ def export(path: str, out: str) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command."""
-    options = _parser().parse_args(argv)
+    options = PARSER.options(argv)
     Output(options.json).table("exported", export(options.path, options.out))
     return 0
 

@@ -10,23 +10,17 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from jaxnano.cli import Output, UserError, positive, report_errors
+from jaxnano.cli import Command, Output, UserError, positive, report_errors
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("jaxnano.preflight", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("config")
-    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="change the recipe")
-    parser.add_argument("--accumulate", type=positive, default=1, metavar="K", help="pieces a batch is taken in")
-    parser.add_argument("--topology", metavar="TPU", help="compile a step for this slice: v6e:2x4, v5p:2x2x2; no TPU "
-                        "is needed")
-    parser.add_argument("--mesh", metavar="AXES", help="with --topology: data=2,fsdp=4,tensor=1")
-    parser.add_argument("--json", action="store_true")
-    return parser
-
-
-if __name__ == "__main__":
-    _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
+PARSER = Command("jaxnano.preflight", __doc__)
+PARSER.add_argument("config")
+PARSER.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="change the recipe")
+PARSER.add_argument("--accumulate", type=positive, default=1, metavar="K", help="pieces a batch is taken in")
+PARSER.add_argument("--topology", metavar="TPU", help="compile a step for this slice: v6e:2x4, v5p:2x2x2; no TPU "
+                    "is needed")
+PARSER.add_argument("--mesh", metavar="AXES", help="with --topology: data=2,fsdp=4,tensor=1")
+PARSER.add_argument("--json", action="store_true")
+PARSER.early(__name__)
 
 import jax
 
@@ -37,7 +31,7 @@ from jaxnano.device import device_bytes
 
 def main(argv: list[str] | None = None) -> int:
     """The command. Exit code 0 if a step fits into the device's memory, 1 if not."""
-    options = _parser().parse_args(argv)
+    options = PARSER.options(argv)
     rows = _compiled(options) if options.topology else _estimated(options)
     Output(options.json).table(f"preflight of {options.config}", rows)
     return 0 if rows["fits"] else 1

@@ -5,27 +5,20 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from functools import lru_cache
 from typing import Any
 
-from jaxnano.cli import UserError, positive, report_errors, seed_number
+from jaxnano.cli import Command, UserError, positive, report_errors, seed_number
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("jaxnano.sample", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("checkpoint", help="folder of `jaxnano.train --out`, or its checkpoint/")
-    parser.add_argument("--prompt", default="", help="text to continue; none: the start of a document")
-    parser.add_argument("--tokens", type=positive, default=256, metavar="N")
-    parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0 takes the likeliest token (0.8)")
-    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest; 0: from all (0)")
-    parser.add_argument("--seed", type=seed_number, default=0)
-    return parser
-
-
-if __name__ == "__main__":
-    _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
+PARSER = Command("jaxnano.sample", __doc__)
+PARSER.add_argument("checkpoint", help="folder of `jaxnano.train --out`, or its checkpoint/")
+PARSER.add_argument("--prompt", default="", help="text to continue; none: the start of a document")
+PARSER.add_argument("--tokens", type=positive, default=256, metavar="N")
+PARSER.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0 takes the likeliest token (0.8)")
+PARSER.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest; 0: from all (0)")
+PARSER.add_argument("--seed", type=seed_number, default=0)
+PARSER.early(__name__)
 
 import jax
 import jax.numpy as jnp
@@ -100,7 +93,7 @@ def draw(key: jax.Array, logits_V: jax.Array, settings: Any) -> jax.Array:
 
 def main(argv: list[str] | None = None) -> int:
     """The command."""
-    options = _parser().parse_args(argv)
+    options = PARSER.options(argv)
     use_compile_cache()
     recipe, params, _ = load(options.checkpoint)
     tokens = data.tokenizer_of(recipe.data)

@@ -13,35 +13,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxnano.cli import Failure, Output, UserError, positive, report_errors, seed_number
+from jaxnano.cli import Command, Failure, Output, UserError, positive, report_errors, seed_number
 
 SPLIT = "search"
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("jaxnano.train", description="Train a recipe.")
-    parser.add_argument("--config", help="recipe in YAML; with --resume the checkpoint's is the default")
-    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="change the recipe")
-    parser.add_argument("--steps", type=positive, help="length of the run, to which schedules scale (400)")
-    parser.add_argument("--seed", type=seed_number, help="of initial values and data order (0)")
-    parser.add_argument("--out", metavar="DIR", help="folder for recipe.yaml, metrics.jsonl and checkpoint/")
-    parser.add_argument("--resume", action="store_true", help="go on from the latest checkpoint in DIR, if any")
-    parser.add_argument("--accumulate", type=positive, default=1, metavar="K", help="pieces a batch is taken in")
-    parser.add_argument("--mesh", metavar="AXES", help="data=2,fsdp=4,tensor=1: how devices share batch and weights")
-    parser.add_argument("--eval-every", type=positive, default=0, metavar="N", help=f"steps between {SPLIT} losses")
-    parser.add_argument("--save-every", type=positive, default=0, metavar="N", help="steps between checkpoints")
-    parser.add_argument("--tensorboard", action="store_true", help="event files too: tensorboard --logdir DIR")
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
-    group = parser.add_argument_group("several processes, one a host")
-    group.add_argument("--distributed", action="store_true", help="join the others of this TPU pod or SLURM job")
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens, instead of --distributed")
-    group.add_argument("--processes", type=positive, metavar="N", help="how many there are")
-    group.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
-    return parser
-
-
-if __name__ == "__main__":
-    _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
+PARSER = Command("jaxnano.train", "Train a recipe.")
+PARSER.add_argument("--config", help="recipe in YAML; with --resume the checkpoint's is the default")
+PARSER.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="change the recipe")
+PARSER.add_argument("--steps", type=positive, help="length of the run, to which schedules scale (400)")
+PARSER.add_argument("--seed", type=seed_number, help="of initial values and data order (0)")
+PARSER.add_argument("--out", metavar="DIR", help="folder for recipe.yaml, metrics.jsonl and checkpoint/")
+PARSER.add_argument("--resume", action="store_true", help="go on from the latest checkpoint in DIR, if any")
+PARSER.add_argument("--accumulate", type=positive, default=1, metavar="K", help="pieces a batch is taken in")
+PARSER.add_argument("--mesh", metavar="AXES", help="data=2,fsdp=4,tensor=1: how devices share batch and weights")
+PARSER.add_argument("--eval-every", type=positive, default=0, metavar="N", help=f"steps between {SPLIT} losses")
+PARSER.add_argument("--save-every", type=positive, default=0, metavar="N", help="steps between checkpoints")
+PARSER.add_argument("--tensorboard", action="store_true", help="event files too: tensorboard --logdir DIR")
+PARSER.add_argument("--json", action="store_true", help="print the summary as JSON")
+group = PARSER.add_argument_group("several processes, one a host")
+group.add_argument("--distributed", action="store_true", help="join the others of this TPU pod or SLURM job")
+group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens, instead of --distributed")
+group.add_argument("--processes", type=positive, metavar="N", help="how many there are")
+group.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
+PARSER.early(__name__)
 
 import grain
 import jax
@@ -249,7 +243,7 @@ def _bar(console: Console | None, job: Training, step: int) -> Iterator[Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command. Exit code 0 at the end of the run, 128 + n when signal n ended it early."""
-    options = _parser().parse_args(argv)
+    options = PARSER.options(argv)
     return hosts.run_jointly(options, lambda: _run(options))
 
 

@@ -5,25 +5,17 @@
 
 from __future__ import annotations
 
-import argparse
+from jaxnano.cli import Command, Output, UserError, report_errors, seed_number
 
-from jaxnano.cli import Output, UserError, report_errors, seed_number
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("research.compare", description="How much better is B than A, in nats?")
-    parser.add_argument("a", metavar="A.yaml")
-    parser.add_argument("b", metavar="B.yaml")
-    parser.add_argument("--seeds", type=int, default=6)
-    parser.add_argument("--first-seed", type=seed_number, default=0)
-    parser.add_argument("--track", default="tiny", help="whose budget and evaluation")
-    parser.add_argument("--workers", type=int)
-    parser.add_argument("--json", action="store_true")
-    return parser
-
-
-if __name__ == "__main__":
-    _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
+PARSER = Command("research.compare", "How much better is B than A, in nats?")
+PARSER.add_argument("a", metavar="A.yaml")
+PARSER.add_argument("b", metavar="B.yaml")
+PARSER.add_argument("--seeds", type=int, default=6)
+PARSER.add_argument("--first-seed", type=seed_number, default=0)
+PARSER.add_argument("--track", default="tiny", help="whose budget and evaluation")
+PARSER.add_argument("--workers", type=int)
+PARSER.add_argument("--json", action="store_true")
+PARSER.early(__name__)
 
 from jaxnano import data
 from jaxnano.config.file import load
@@ -33,8 +25,7 @@ from research.learn.compare import compare
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command."""
-    options = _parser().parse_args(argv)
+    options = PARSER.options(argv)
     if options.seeds < 2:
         raise UserError(f"--seeds: {options.seeds}: 2 or more would do")
     track, recipes = load_track(options.track), [load(options.a), load(options.b)]

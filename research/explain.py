@@ -5,30 +5,22 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from jaxnano.cli import report_errors
+from jaxnano.cli import Command, report_errors
 from research.text import clean
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("research.explain", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("session", type=Path)
-    parser.add_argument("id", help="a trial's key or a recipe's id, or the beginning of one")
-    return parser
-
-
-if __name__ == "__main__":
-    _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
+PARSER = Command("research.explain", __doc__)
+PARSER.add_argument("session", type=Path)
+PARSER.add_argument("id", help="a trial's key or a recipe's id, or the beginning of one")
+PARSER.early(__name__)
 
 from research.ledger.session import Session
 from research.show.explain import explain
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command."""
-    options = _parser().parse_args(argv)
+    options = PARSER.options(argv)
     with Session.open(options.session) as session:
         events = session.ledger.events()
     print("\n".join(map(clean, explain(events, options.id))))

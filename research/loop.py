@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jaxnano.cli import Failure, UserError, above_zero, report_errors
+from jaxnano.cli import Command, Failure, UserError, above_zero, report_errors
 from research.execute import Offer, executors
 from research.lanes import NAMES
 from research.outside.llm import options as llm_options
@@ -26,28 +26,22 @@ from research.text import clean
 
 MINUTES = 10.0
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("research.loop", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--track", default="tiny", help="a name below configs/tracks, or a YAML file")
-    parser.add_argument("--minutes", type=float, help=f"report included (default {MINUTES:g}; --resume: what was left)")
-    parser.add_argument("--max-trials", type=int, help="search runs at most")
-    parser.add_argument("--workers", type=int, help="one a core, or one a device, by default")
-    executors.add_options(parser)
-    parser.add_argument("--tensorboard", action="store_true", help="event files too: tensorboard --logdir S/trials")
-    parser.add_argument("--seed", type=int, default=0, help="of the researcher's own choices")
-    parser.add_argument("--session", type=Path, help="folder; runs/TRACK-TIME by default")
-    parser.add_argument("--lanes", help=f"comma-separated, of {', '.join(NAMES)} (all by default) and llm")
-    parser.add_argument("--from", dest="origin", type=Path, metavar="SESSION", help="start from its champion")
-    parser.add_argument("--kills", action="store_true", help="end runs that are predicted to lose; not proven to pay")
-    parser.add_argument("--require-review", action="store_true", help="crown only what a person approved")
-    parser.add_argument("--resume", action="store_true", help="go on with --session")
-    llm_options.add_options(parser)
-    return parser
-
-
-if __name__ == "__main__":
-    _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
+PARSER = Command("research.loop", __doc__)
+PARSER.add_argument("--track", default="tiny", help="a name below configs/tracks, or a YAML file")
+PARSER.add_argument("--minutes", type=float, help=f"report included (default {MINUTES:g}; --resume: what was left)")
+PARSER.add_argument("--max-trials", type=int, help="search runs at most")
+PARSER.add_argument("--workers", type=int, help="one a core, or one a device, by default")
+executors.add_options(PARSER)
+PARSER.add_argument("--tensorboard", action="store_true", help="event files too: tensorboard --logdir S/trials")
+PARSER.add_argument("--seed", type=int, default=0, help="of the researcher's own choices")
+PARSER.add_argument("--session", type=Path, help="folder; runs/TRACK-TIME by default")
+PARSER.add_argument("--lanes", help=f"comma-separated, of {', '.join(NAMES)} (all by default) and llm")
+PARSER.add_argument("--from", dest="origin", type=Path, metavar="SESSION", help="start from its champion")
+PARSER.add_argument("--kills", action="store_true", help="end runs that are predicted to lose; not proven to pay")
+PARSER.add_argument("--require-review", action="store_true", help="crown only what a person approved")
+PARSER.add_argument("--resume", action="store_true", help="go on with --session")
+llm_options.add_options(PARSER)
+PARSER.early(__name__)
 
 from jaxnano.config.base import dump, dump_full
 from jaxnano.config.recipe import recipe_id
@@ -74,8 +68,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a kind kill, 
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    options = _parser().parse_args(argv)
+    options = PARSER.options(argv)
     for name in ("minutes", "max_trials", "workers"):
         above_zero(options, name)
     if options.seed < 0:
@@ -113,7 +106,7 @@ def start(options: argparse.Namespace) -> Opened:
         track=track.name, source=source, contract=dump_full(track), track_hash=track.identity, data_hash="",
         seed=options.seed, minutes=minutes, max_trials=options.max_trials, workers=offered.workers, lanes=tuple(lanes),
         pid=os.getpid(), require_review=options.require_review, kills=options.kills, executor=options.executor,
-        accelerator=offered.device_bytes is None, llm=llm.about() if isinstance(llm, Llm) else None,
+        accelerator=offered.device_bytes is None, llm=dump_full(llm.settings) if isinstance(llm, Llm) else None,
         versions=machine.versions(), argv=tuple(sys.argv[1:]))
     refuse_too_short("--minutes", unbegun(track, begun), offered.workers, minutes)
     corpus = data.load(track.base_recipe.data)
@@ -228,7 +221,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    """The command."""
     return run(parse())
 
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -20,18 +21,8 @@ from jaxnano.cli import UserError
 
 ROOT = Path(__file__).resolve().parents[1]  # the folder that holds jaxnano/ and research/
 TOLERANCE = 5e-3  # nats, where processor, versions, threads or code differ: measured differences are below 1e-3
-PACKAGES = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "grain",
-    "tensorflow-datasets",
-    "pydantic",
-    "numpy",
-    "scipy",
-)
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "pydantic", "numpy",
+            "scipy")
 
 
 @dataclass(frozen=True)
@@ -119,10 +110,8 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that a result may depend on; absent ones are left out."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
 
 
@@ -133,17 +122,11 @@ def fingerprint(backend: str = "cpu", device: str | None = None, threads: int | 
     process's computation, by default the cores it may run on.
     """
     known = versions()
-    return {
-        "backend": backend,
-        "device": device or cpu_model(),
-        "platform": f"{platform.system()}-{platform.machine()}",
-        "python": known["python"],
-        "jax": known.get("jax", ""),
-        "jaxlib": known.get("jaxlib", ""),
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "threads": len(cores()) if threads is None else threads,
-        "code": code_hash(),
-    }
+    return {"backend": backend, "device": device or cpu_model(),
+            "platform": f"{platform.system()}-{platform.machine()}",
+            **{name: known.get(name, "") for name in ("python", "jax", "jaxlib")},
+            "xla_flags": os.environ.get("XLA_FLAGS", ""), "threads": len(cores()) if threads is None else threads,
+            "code": code_hash()}
 
 
 @cache

@@ -10,48 +10,39 @@ Exit code: 0 accepted, 1 refused, 2 bad input.
 
 from __future__ import annotations
 
-import argparse
 import getpass
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jaxnano.cli import report_errors
+from jaxnano.cli import Command, report_errors
 from research.text import clean, effect, spread
 
 LONG_S = 600.0
 
+PARSER = Command("research.propose", __doc__)
+PARSER.add_argument("session", type=Path)
+PARSER.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="an edit; may be repeated")
+PARSER.add_argument("--file", type=Path, metavar="YAML", help="edits, as in research/lanes/ideas")
+PARSER.add_argument("--why", required=True, help="the hypothesis, in a sentence")
+PARSER.add_argument("--name", default="", help="what the change is called")
+PARSER.add_argument("--on", default="best", help="best (the default), base, or a recipe's id")
+PARSER.add_argument("--source", default="", help="a paper or a record")
+PARSER.add_argument("--effect", type=float, default=0.0, help="expected gain, nats")
+PARSER.add_argument("--wait", type=float, nargs="?", const=LONG_S, metavar="SECONDS", help="print what came of it")
+PARSER.add_argument("--json", action="store_true", help="machine-readable")
+PARSER.early(__name__)
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("research.propose", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("session", type=Path)
-    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="an edit; may be repeated")
-    parser.add_argument("--file", type=Path, metavar="YAML", help="edits, as in research/lanes/ideas")
-    parser.add_argument("--why", required=True, help="the hypothesis, in a sentence")
-    parser.add_argument("--name", default="", help="what the change is called")
-    parser.add_argument("--on", default="best", help="best (the default), base, or a recipe's id")
-    parser.add_argument("--source", default="", help="a paper or a record")
-    parser.add_argument("--effect", type=float, default=0.0, help="expected gain, nats")
-    parser.add_argument("--wait", type=float, nargs="?", const=LONG_S, metavar="SECONDS", help="print what came of it")
-    parser.add_argument("--json", action="store_true", help="machine-readable")
-    return parser
-
-
-if __name__ == "__main__":
-    _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
-
-from jaxnano.config.base import ConfigError, Problem, parse_yaml, read_yaml, validate
+from jaxnano.config.base import ConfigError, Problem, dump_full, parse_yaml, read_yaml, validate
 from jaxnano.config.edit import show
 from research.decide.book import base_id
 from research.outside.desk import Desk
-from research.outside.forms import Awaited, Judged, Outcome
+from research.outside.forms import Judged, Outcome
 from research.outside.inbox import Ask, Inbox
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command."""
-    options = _parser().parse_args(argv)
+    options = PARSER.options(argv)
     asked = validate(Ask, {"name": options.name, "why": options.why, "source": options.source, "on": options.on,
                            "effect": options.effect, "edits": _edits(options.file, options.set)}, "research.propose")
     with Inbox(options.session) as inbox:
@@ -62,12 +53,12 @@ def main(argv: list[str] | None = None) -> int:
             print("\n".join(map(clean, _verdict(verdict))), flush=True)
         if options.wait is not None and verdict.accepted:
             inbox.wait(verdict.number, options.wait)
-            outcome = desk.wait(Awaited(number=verdict.number, timeout_s=0.0))
+            outcome = desk.wait(verdict.number)
             if not options.json:
                 print("\n".join(map(clean, _outcome(outcome, base_id(inbox.state)))))
     if options.json:
-        print(json.dumps(asdict(verdict) | ({"outcome": asdict(outcome)} if outcome else {})))
-    return 0 if verdict.accepted and not (outcome and outcome.outcome and not outcome.outcome["accepted"]) else 1
+        print(json.dumps(dump_full(verdict) | ({"outcome": dump_full(outcome)} if outcome else {})))
+    return 0 if verdict.accepted and not (outcome and outcome.outcome and not outcome.outcome.accepted) else 1
 
 
 def _edits(file: Path | None, sets: list[str]) -> list[Any]:
@@ -107,16 +98,15 @@ def _outcome(outcome: Outcome, base: str | None) -> list[str]:
     found = outcome.outcome
     if found is None:
         return [outcome.note]
-    lines = [f"{outcome.note}:"] + [f"  {r['path']}: {show(r['value'])}: {r['rule']}" for r in found["refusals"]]
-    for key, run in found["runs"].items():
-        over = {"parent": run["gain_over_parent"]} if run["parent"] != base else {}
-        gains = ", ".join(f"{effect(gain)} over the {name}" for name, gain in ({"base": run["gain"]} | over).items()
+    lines = [f"{outcome.note}:"] + [f"  {r.path}: {show(r.value)}: {r.rule}" for r in found.refusals]
+    for key, run in found.runs.items():
+        over = {"parent": run.gain_over_parent} if run.parent != base else {}
+        gains = ", ".join(f"{effect(gain)} over the {name}" for name, gain in ({"base": run.gain} | over).items()
                           if gain is not None)
-        reason = f": {run['reason']}" if run["reason"] else ""
-        predicted = f", predicted to end at {run['predicted'][0]:.4f}" if run["predicted"] and not run["loss"] else ""
-        lines.append(f"  {key}: {run['outcome']}{reason}{predicted}"
-                     + (f", on seed {run['seed']}: {gains}" if gains else ""))
-    return lines + ([f"  believed at the full horizon: {spread(*found['effect'])}"] if found["accepted"] else [])
+        reason = f": {run.reason}" if run.reason else ""
+        predicted = f", predicted to end at {run.predicted[0]:.4f}" if run.predicted and not run.loss else ""
+        lines.append(f"  {key}: {run.outcome}{reason}{predicted}" + (f", on seed {run.seed}: {gains}" if gains else ""))
+    return lines + ([f"  believed at the full horizon: {spread(*found.effect)}"] if found.effect else [])
 
 
 if __name__ == "__main__":

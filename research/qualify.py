@@ -5,25 +5,18 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
-from jaxnano.cli import Failure, Output, report_errors
+from jaxnano.cli import Command, Failure, Output, report_errors
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("research.qualify", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("track")
-    parser.add_argument("--workers", type=int)
-    parser.add_argument("--out", type=Path, help="write everything as JSON")
-    parser.add_argument("--json", action="store_true")
-    return parser
-
-
-if __name__ == "__main__":
-    _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
+PARSER = Command("research.qualify", __doc__)
+PARSER.add_argument("track")
+PARSER.add_argument("--workers", type=int)
+PARSER.add_argument("--out", type=Path, help="write everything as JSON")
+PARSER.add_argument("--json", action="store_true")
+PARSER.early(__name__)
 
 import numpy as np
 
@@ -83,7 +76,7 @@ def qualify(track: Track, workers: int | None = None) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command: exit code 1 if the base does not have the grid's best value."""
-    options = _parser().parse_args(argv)
+    options = PARSER.options(argv)
     found = qualify(load_track(options.track), options.workers)
     if options.out:
         options.out.write_text(json.dumps(found, indent=1) + "\n")

@@ -5,23 +5,16 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
-from jaxnano.cli import Failure, Output, UserError, report_errors
+from jaxnano.cli import Command, Failure, Output, UserError, report_errors
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("research.replay", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("session", type=Path)
-    parser.add_argument("id", help="a trial's key, or its beginning")
-    parser.add_argument("--json", action="store_true")
-    return parser
-
-
-if __name__ == "__main__":
-    _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
+PARSER = Command("research.replay", __doc__)
+PARSER.add_argument("session", type=Path)
+PARSER.add_argument("id", help="a trial's key, or its beginning")
+PARSER.add_argument("--json", action="store_true")
+PARSER.early(__name__)
 
 from jaxnano import data
 from jaxnano.config.base import validate
@@ -29,20 +22,9 @@ from jaxnano.config.recipe import Recipe
 from research.contract.track import Track
 from research.execute.batch import job, run_batch
 from research.ledger.session import Session
-from research.ledger.state import State, TrialRecord, fold
+from research.ledger.state import fold
 from research.machine import TOLERANCE
 from research.text import beginning, the_one
-
-
-def find(state: State, name: str) -> TrialRecord:
-    """The completed trial whose key is, or begins with, `name`.
-
-    Raises: ValueError that says what would do.
-    """
-    key = the_one(name, beginning(name, state.trials), f"no such trial; {', '.join([*state.trials][:5])} would do")
-    if (found := state.trials[key]).outcome != "completed":
-        raise UserError(f"{name}: is {found.outcome}; a completed trial can be replayed")
-    return found
 
 
 def replay(session: Path, name: str) -> dict[str, Any]:
@@ -53,7 +35,11 @@ def replay(session: Path, name: str) -> dict[str, Any]:
     """
     with Session.open(session) as opened:
         state = fold(opened.ledger.events())
-    trial = find(state, name)
+    some = ", ".join([*state.trials][:5])
+    key = the_one(name, beginning(name, state.trials), f"no such trial; {some} would do")
+    trial = state.trials[key]
+    if trial.outcome != "completed":
+        raise UserError(f"{name}: is {trial.outcome}; a completed trial can be replayed")
     before, attempt = trial.result, trial.attempts[-1]
     assert before is not None and before.steps is not None
     recipe = validate(Recipe, state.proposals[trial.recipe_id].recipe)
@@ -79,7 +65,7 @@ def replay(session: Path, name: str) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command: exit code 1 if the promise does not hold."""
-    options = _parser().parse_args(argv)
+    options = PARSER.options(argv)
     found = replay(options.session, options.id)
     Output(options.json).table("replay", found)
     return 0 if found["holds"] else 1

@@ -5,20 +5,13 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from jaxnano.cli import report_errors
+from jaxnano.cli import Command, report_errors
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("research.report", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("session", type=Path)
-    return parser
-
-
-if __name__ == "__main__":
-    _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
+PARSER = Command("research.report", __doc__)
+PARSER.add_argument("session", type=Path)
+PARSER.early(__name__)
 
 from research.ledger.session import Session
 from research.ledger.state import fold
@@ -26,8 +19,7 @@ from research.show.report import write_report
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command."""
-    options = _parser().parse_args(argv)
+    options = PARSER.options(argv)
     with Session.open(options.session) as session:
         state, path = fold(session.ledger.events()), session.path
     write_report(path, state)

@@ -18,26 +18,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jaxnano.cli import UserError, report_errors
+from jaxnano.cli import Command, UserError, report_errors
 from research.ledger.kinds import DECISIONS, LONGEST, Review
-from research.ledger.state import State, fold
+from research.ledger.state import fold
 from research.text import beginning, by_seed, clean, count, effect, interval, spread, the_one
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("research.review", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("session", type=Path)
-    action = parser.add_mutually_exclusive_group()
-    for name in DECISIONS:
-        action.add_argument(f"--{name}", metavar="ID")
-    parser.add_argument("--note", default="", help="why")
-    parser.add_argument("--reviewer", default="", help="your name; the login's by default")
-    parser.add_argument("--json", action="store_true", help="the candidates, machine-readable")
-    return parser
-
-
-if __name__ == "__main__":
-    _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
+PARSER = Command("research.review", __doc__)
+PARSER.add_argument("session", type=Path)
+action = PARSER.add_mutually_exclusive_group()
+for name in DECISIONS:
+    action.add_argument(f"--{name}", metavar="ID")
+PARSER.add_argument("--note", default="", help="why")
+PARSER.add_argument("--reviewer", default="", help="your name; the login's by default")
+PARSER.add_argument("--json", action="store_true", help="the candidates, machine-readable")
+PARSER.early(__name__)
 
 from jaxnano.config.edit import changed
 from research.ledger.session import Session
@@ -46,15 +40,20 @@ from research.show.facts import Facts
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command."""
     options = _parse(argv)
     decision = next((name for name in DECISIONS if getattr(options, name) is not None), None)
     with Session.open(options.session) as session:
         facts = Facts.of(fold(session.ledger.events()))
         if decision is None:
-            _show(candidates(facts), options.json)
+            found = candidates(facts)
+            lines = [line for row in found for line in (*_lines(row), "")]
+            print(json.dumps([asdict(row) for row in found]) if options.json else "\n".join(map(clean, lines))
+                  or "no candidate yet: nothing has run but the base")
             return 0
-        recipe_id = find(facts.state, getattr(options, decision), f"--{decision}")
+        known = [recipe_id for recipe_id in facts.state.proposals if recipe_id in facts.state.accepted]
+        text = getattr(options, decision)
+        recipe_id = the_one(f"--{decision}: {text!r}", beginning(text, known),
+                            "no recipe of this session begins with it; research.review lists them")
         reviewer = options.reviewer or getpass.getuser()
         said = Review(decision=decision, reviewer=reviewer, note=options.note)
         session.ledger.append("review", recipe_id, said)
@@ -65,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    options = _parser().parse_args(argv)
+    options = PARSER.options(argv)
     decided = any(getattr(options, name) is not None for name in DECISIONS)
     for name in ("note", "reviewer"):
         if (text := getattr(options, name)) and not decided:
@@ -73,15 +72,6 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         if len(text) > LONGEST:
             raise UserError(f"--{name}: {len(text)} characters; at most {LONGEST} would do")
     return options
-
-
-def find(state: State, text: str, option: str) -> str:
-    """The accepted recipe whose id begins with `text`.
-
-    Raises: ValueError if there is none, or several.
-    """
-    names = beginning(text, [recipe_id for recipe_id in state.proposals if recipe_id in state.accepted])
-    return the_one(f"{option}: {text!r}", names, "no recipe of this session begins with it; research.review lists them")
 
 
 def _consequence(facts: Facts, recipe_id: str, decision: str, running: bool) -> str:
@@ -95,20 +85,14 @@ def _consequence(facts: Facts, recipe_id: str, decision: str, running: bool) -> 
     return "the loop crowns it now" if running else "python -m research.loop --resume --session SESSION crowns it"
 
 
-def _show(found: list[CandidateRow], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps([asdict(row) for row in found]))
-        return
-    lines = [line for row in found for line in (*_lines(row), "")] or ["no candidate yet: nothing has run but the base"]
-    print("\n".join(map(clean, lines)))
-
-
 def _lines(row: CandidateRow) -> Iterator[str]:
     """A candidate as a reviewer reads it."""
     yield f"{row.recipe_id[:8]}  {row.name}: {row.status}"
     yield f"  hypothesis: {row.hypothesis} ({row.lane}" + (f", {row.origin})" if row.origin else ")")
     for part in row.parts if len(row.parts) > 1 else ():
-        yield f"  part {part['name']}{_worth(part['ablation'])}: {part['why'] or part['source'] or 'no reason given'}"
+        worth = effect((part["ablation"] or {}).get("effect"))  # what the loss rises by without it
+        yield (f"  part {part['name']}{worth and f' (worth {worth})'}: "
+               f"{part['why'] or part['source'] or 'no reason given'}")
     for edit in row.edits:
         yield f"    {changed(**edit)}"
     yield f"  believed at the full horizon: {spread(row.effect, row.sd)}"
@@ -123,21 +107,12 @@ def _lines(row: CandidateRow) -> Iterator[str]:
     if row.gains:
         by = "; ".join(f"{h:g}: {by_seed(g)}" for h, g in row.gains.items())
         yield f"  transfer, gain over the base by horizon: {by}" + (
-            f"; it {_trend(row.trend)} with the horizon" if row.trend else "")
+            f"; it {'is ' * (row.trend == 'steady')}{row.trend} with the horizon" if row.trend else "")
         full = row.gains.get(1.0, {})
         yield (f"  better than the base on {sum(gain > 0 for gain in full.values())} of {count(len(full), 'seed')} run "
                "in full")
     for said in row.reviews:
         yield f"  {said['decision']} by {said.get('reviewer')}" + (f": {said['note']}" if said.get("note") else "")
-
-
-def _worth(ablation: dict[str, Any] | None) -> str:
-    """What the loss rises by without a part, where that was tried."""
-    return f" (worth {effect(ablation['effect'])})" if ablation and ablation.get("effect") is not None else ""
-
-
-def _trend(word: str) -> str:
-    return "is steady" if word == "steady" else word
 
 
 def _test(test: dict[str, Any]) -> str:

@@ -8,26 +8,19 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-from jaxnano.cli import Failure, Output, UserError, report_errors
+from jaxnano.cli import Command, Failure, Output, UserError, report_errors
 from research.text import clean
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("research.share", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("session", type=Path)
-    parser.add_argument("path", help="a new folder, or gs://BUCKET/FOLDER")
-    parser.add_argument("--json", action="store_true")
-    return parser
-
-
-if __name__ == "__main__":
-    _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
+PARSER = Command("research.share", __doc__)
+PARSER.add_argument("session", type=Path)
+PARSER.add_argument("path", help="a new folder, or gs://BUCKET/FOLDER")
+PARSER.add_argument("--json", action="store_true")
+PARSER.early(__name__)
 
 from jaxnano import checkpoint, data, evaluate, published
 from jaxnano.config.base import dump, validate
@@ -122,8 +115,7 @@ def _measure(folder: Path, split: str, tokens: int) -> float:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command."""
-    options = _parser().parse_args(argv)
+    options = PARSER.options(argv)
     use_compile_cache()
     Output(options.json).table("shared", share(options.session, options.path))
     return 0

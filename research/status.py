@@ -6,25 +6,18 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from jaxnano.cli import report_errors
+from jaxnano.cli import Command, report_errors
 from research.text import clean, cost, count, loss, over_leader, spread
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("research.status", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("session", type=Path)
-    parser.add_argument("--json", action="store_true", help="machine-readable")
-    return parser
-
-
-if __name__ == "__main__":
-    _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
+PARSER = Command("research.status", __doc__)
+PARSER.add_argument("session", type=Path)
+PARSER.add_argument("--json", action="store_true", help="machine-readable")
+PARSER.early(__name__)
 
 from rich.console import Console
 from rich.table import Table
@@ -42,8 +35,7 @@ SHARES = ("idle_fraction", "compile_share", "replicate_share", "kill_share", "ve
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command."""
-    options = _parser().parse_args(argv)
+    options = PARSER.options(argv)
     with Session.open(options.session) as session:
         state, running = fold(session.ledger.events()), session.ledger.held()
         if not running:

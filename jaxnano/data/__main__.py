@@ -8,22 +8,15 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
-from jaxnano.cli import report_errors
+from jaxnano.cli import Command, report_errors
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("jaxnano.data", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("data", nargs="?", help="a recipe in YAML, a data node, or a folder or file of shards or text")
-    parser.add_argument("--check", action="store_true", help="read every shard again, and compare with the first time")
-    parser.add_argument("--ngram", action="store_true", help="add bits/byte of a 5-gram model of train (10 s)")
-    return parser
-
-
-if __name__ == "__main__":
-    _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
+PARSER = Command("jaxnano.data", __doc__)
+PARSER.add_argument("data", nargs="?", help="a recipe in YAML, a data node, or a folder or file of shards or text")
+PARSER.add_argument("--check", action="store_true", help="read every shard again, and compare with the first time")
+PARSER.add_argument("--ngram", action="store_true", help="add bits/byte of a 5-gram model of train (10 s)")
+PARSER.early(__name__)
 
 import numpy as np
 
@@ -37,7 +30,7 @@ COUNTED = 10**8  # tokens of a split that are read to describe it
 
 def main(argv: list[str] | None = None) -> int:
     """The command."""
-    options = _parser().parse_args(argv)
+    options = PARSER.options(argv)
     node = parsed(options.data) if options.data else Embedded(kind="embedded")
     if options.check and isinstance(node, Shards):
         corpus = shards.load(node.path, node.vocab, again=True)

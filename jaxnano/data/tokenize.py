@@ -10,7 +10,6 @@ the rest.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -20,24 +19,18 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxnano.cli import Output, UserError, positive, report_errors
+from jaxnano.cli import Command, Output, UserError, positive, report_errors
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("jaxnano.data.tokenize", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("data", help="a file or folder of UTF-8 text, or a data node of kind text or tfds")
-    parser.add_argument("--out", required=True, metavar="DIR", help="new folder for the shards and manifest.json")
-    parser.add_argument("--tokenizer", metavar="KIND", default="gpt2",
-                        help="bytes, gpt2, bpe or '{kind: bpe, vocab: 8192}' (gpt2)")
-    parser.add_argument("--shard-tokens", type=positive, default=100_000_000, metavar="N",
-                        help="tokens a shard (100 M)")
-    parser.add_argument("--name", help="what the files' names begin with (the folder's name)")
-    parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
-    return parser
-
-
-if __name__ == "__main__":
-    _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
+PARSER = Command("jaxnano.data.tokenize", __doc__)
+PARSER.add_argument("data", help="a file or folder of UTF-8 text, or a data node of kind text or tfds")
+PARSER.add_argument("--out", required=True, metavar="DIR", help="new folder for the shards and manifest.json")
+PARSER.add_argument("--tokenizer", metavar="KIND", default="gpt2",
+                    help="bytes, gpt2, bpe or '{kind: bpe, vocab: 8192}' (gpt2)")
+PARSER.add_argument("--shard-tokens", type=positive, default=100_000_000, metavar="N",
+                    help="tokens a shard (100 M)")
+PARSER.add_argument("--name", help="what the files' names begin with (the folder's name)")
+PARSER.add_argument("--json", action="store_true", help="print the manifest as JSON")
+PARSER.early(__name__)
 
 import numpy as np
 
@@ -108,7 +101,7 @@ def _filled(documents: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command."""
-    options = _parser().parse_args(argv)
+    options = PARSER.options(argv)
     chosen = parse_yaml(options.tokenizer, "--tokenizer")
     node = parsed(options.data, {"tokenizer": {"kind": chosen} if isinstance(chosen, str) else chosen})
     if not isinstance(node, config.Text | config.Tfds):

@@ -9,7 +9,6 @@ recorded, no worker outlives its loop, and the ledger keeps every rule of its in
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import sys
@@ -20,23 +19,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from jaxnano.cli import Failure, positive, report_errors, seed_number
+from jaxnano.cli import Command, Failure, positive, report_errors, seed_number
 from research.machine import ROOT, process_identity
 
 TRACK = ROOT / "tests" / "research" / "micro.yaml"
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("research.check.crashtest", description="Kill, resume, check.")
-    parser.add_argument("--kills", type=positive, default=20)
-    parser.add_argument("--seed", type=seed_number, default=0, help="of the moments and the victims")
-    parser.add_argument("--track", default=str(TRACK), help="a name below configs/tracks, or a YAML file")
-    parser.add_argument("--out", type=Path, help="a folder for the sessions; else a temporary one")
-    return parser
-
-
-if __name__ == "__main__":
-    _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
+PARSER = Command("research.check.crashtest", "Kill, resume, check.")
+PARSER.add_argument("--kills", type=positive, default=20)
+PARSER.add_argument("--seed", type=seed_number, default=0, help="of the moments and the victims")
+PARSER.add_argument("--track", default=str(TRACK), help="a name below configs/tracks, or a YAML file")
+PARSER.add_argument("--out", type=Path, help="a folder for the sessions; else a temporary one")
+PARSER.early(__name__)
 
 import psutil
 
@@ -206,7 +199,7 @@ def crashes(folder: Path, kills: int, seed: int, track: str) -> list[Victim]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command: exit code 1 if a rule was violated."""
-    options = _parser().parse_args(argv)
+    options = PARSER.options(argv)
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.out or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)

@@ -7,28 +7,21 @@ About 5 minutes on one idle core.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from jaxnano.cli import report_errors, seed_number
+from jaxnano.cli import Command, report_errors, seed_number
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--track", default="tiny", help="base and limits: a name below configs/tracks, or a YAML file")
-    parser.add_argument("--random", type=int, default=1000, help="random recipes to judge")
-    parser.add_argument("--train", type=int, default=60, help="accepted ones to train for 3 steps")
-    parser.add_argument("--corrupt", type=int, default=1000, help="broken recipes to judge")
-    parser.add_argument("--seed", type=seed_number, default=0)
-    return parser
-
-
-if __name__ == "__main__":
-    _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
+PARSER = Command("research.check.fuzz", __doc__)
+PARSER.add_argument("--track", default="tiny", help="base and limits: a name below configs/tracks, or a YAML file")
+PARSER.add_argument("--random", type=int, default=1000, help="random recipes to judge")
+PARSER.add_argument("--train", type=int, default=60, help="accepted ones to train for 3 steps")
+PARSER.add_argument("--corrupt", type=int, default=1000, help="broken recipes to judge")
+PARSER.add_argument("--seed", type=seed_number, default=0)
+PARSER.early(__name__)
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +59,7 @@ def names_the_place(verdict: Verdict, path: str) -> bool:
 
 def main(argv: list[str] | None = None) -> int:
     """Prints counts and times of verdicts; 1 if anything trained badly, slipped through or crashed."""
-    args = _parser().parse_args(argv)
+    args = PARSER.options(argv)
     track, rng = load_track(args.track), np.random.default_rng(args.seed)
     gate, failures = Gate(track), []
     verdicts = [gate.judge(dump(random_recipe(rng, track.base_recipe))) for _ in range(args.random)]

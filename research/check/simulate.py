@@ -10,18 +10,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from jaxnano.cli import Command
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--campaigns", type=int, default=24)
-    parser.add_argument("--budget", type=float, default=100.0, help="full runs, of random and ASHA")
-    parser.add_argument("--eig-budget", type=float, default=25.0, help="full runs, of EIG: it decides slowly")
-    parser.add_argument("--policies", help="comma-separated; all by default")
-    return parser
-
-
-if __name__ == "__main__":
-    _parser().parse_args()  # --help and mistakes are answered before the imports below, which take a second
+PARSER = Command("research.check.simulate", __doc__)
+PARSER.description, PARSER.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
+PARSER.add_argument("--campaigns", type=int, default=24)
+PARSER.add_argument("--budget", type=float, default=100.0, help="full runs, of random and ASHA")
+PARSER.add_argument("--eig-budget", type=float, default=25.0, help="full runs, of EIG: it decides slowly")
+PARSER.add_argument("--policies", help="comma-separated; all by default")
+PARSER.early(__name__)
 
 import numpy as np
 
@@ -61,19 +58,12 @@ class World:
         shortness = -np.log2(run.horizon) / 3.0
         if run.seed not in self.levels:
             rng = np.random.default_rng([self.seed, 1, run.seed])
-            self.levels[run.seed] = (
-                0.05 * rng.standard_normal(),
-                0.004 * self.alike @ rng.standard_normal(self.n_candidates),
-            )
+            level = 0.05 * rng.standard_normal()
+            self.levels[run.seed] = level, 0.004 * self.alike @ rng.standard_normal(self.n_candidates)
         level, effects = self.levels[run.seed]
-        noise = np.random.default_rng(
-            [self.seed, 2, run.seed, run.candidate, int(run.horizon * 1024)]
-        ).standard_normal()
+        rng = np.random.default_rng([self.seed, 2, run.seed, run.candidate, int(run.horizon * 1024)])
         effect = self.value[run.candidate] + shortness * self.drift[run.candidate] - effects[run.candidate]
-        return float(1.6 + 0.6 * shortness + level - effect + (0.006 + 0.005 * shortness) * noise)
-
-    def regret(self, candidate: int) -> float:
-        return float(self.value.max() - self.value[candidate])
+        return float(1.6 + 0.6 * shortness + level - effect + (0.006 + 0.005 * shortness) * rng.standard_normal())
 
 
 def cost(horizon: float) -> float:
@@ -87,17 +77,14 @@ def eig(world: World, rng: np.random.Generator, horizons=HORIZONS) -> Iterator[t
     costs = np.tile([cost(h) for h in horizons], (world.n_candidates, 1))
     while True:
         fitted = posterior.fit(observations)
-        decision = choose(
-            fitted, world.candidates, history=history, pending=[], horizons=horizons, cost_s=costs, max_seeds=8,
-            epsilon=GOAL / 2, rng=rng,
-        )  # fmt: skip
+        decision = choose(fitted, world.candidates, history=history, pending=[], horizons=horizons, cost_s=costs,
+                          max_seeds=8, epsilon=GOAL / 2, rng=rng)
         if decision is None:
             return
         run = decision.action
         history.append(run)
-        observations.append(
-            Observation(world.candidates[run.candidate].features, run.horizon, run.seed, world.loss(run))
-        )
+        features = world.candidates[run.candidate].features
+        observations.append(Observation(features, run.horizon, run.seed, world.loss(run)))
         yield cost(run.horizon), recommend(posterior.fit(observations), world.candidates)
 
 
@@ -116,29 +103,19 @@ def asha(world: World, rng: np.random.Generator, eta: int = 3) -> Iterator[tuple
     results: list[dict[int, float]] = [{} for _ in rungs]
     order = list(rng.permutation(world.n_candidates))
     while True:
-        move = None
-        for level in range(len(rungs) - 2, -1, -1):
-            ranked = sorted(results[level], key=results[level].__getitem__)
-            ready = [c for c in ranked[: len(ranked) // eta] if c not in results[level + 1]]
-            if ready:
-                move = (ready[0], level + 1)
-                break
-        if move is None:
-            if not order:
-                return
-            move = (int(order.pop()), 0)
-        candidate, level = move
+        ranked = [sorted(rung, key=rung.__getitem__) for rung in results]
+        ready = ((c, level) for level in range(len(rungs) - 1, 0, -1)
+                 for c in ranked[level - 1][: len(ranked[level - 1]) // eta] if c not in results[level])
+        candidate, level = next(ready, None) or (int(order.pop()) if order else None, 0)
+        if candidate is None:
+            return
         results[level][candidate] = world.loss(Action(candidate, rungs[level], 0))
         top = next(r for r in reversed(results) if r)
         yield cost(rungs[level]), min(top, key=top.__getitem__)
 
 
 POLICIES: dict[str, Callable[[World, np.random.Generator], Iterator[tuple[float, int]]]] = {
-    "random": random,
-    "asha": asha,
-    "eig": eig,
-    "eig_full_horizon": lambda world, rng: eig(world, rng, (1.0,)),
-}
+    "random": random, "asha": asha, "eig": eig, "eig_full_horizon": lambda world, rng: eig(world, rng, (1.0,))}
 
 
 def compute_to_goal(policy: str, seed: int, budget: float) -> float:
@@ -149,24 +126,19 @@ def compute_to_goal(policy: str, seed: int, budget: float) -> float:
         spent += price
         if spent > budget:
             break
-        good = world.regret(recommended) <= GOAL
-        reached = min(reached, spent) if good else np.inf
+        reached = min(reached, spent) if world.value.max() - world.value[recommended] <= GOAL else np.inf
     return reached
 
 
 def main() -> None:
-    """The command."""
-    arguments = _parser().parse_args()
+    arguments = PARSER.options(None)
     print(f"{'policy':<18}{'median':>8}{'reached':>9}{'seconds':>9}")
     for policy in arguments.policies.split(",") if arguments.policies else POLICIES:
         budget = arguments.eig_budget if policy.startswith("eig") else arguments.budget
         start = time.perf_counter()
         spent = np.array([compute_to_goal(policy, seed, budget) for seed in range(arguments.campaigns)])
-        median = float(np.median(np.minimum(spent, budget)))
-        print(
-            f"{policy:<18}{median:>8.1f}{np.isfinite(spent).mean():>9.0%}{time.perf_counter() - start:>9.1f}",
-            flush=True,
-        )
+        median, seconds = np.median(np.minimum(spent, budget)), time.perf_counter() - start
+        print(f"{policy:<18}{median:>8.1f}{np.isfinite(spent).mean():>9.0%}{seconds:>9.1f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ of the ledger: it moves jobs and messages, and the loop writes down what they me
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, NotRequired, Protocol, TypedDict
 
 from jaxnano.cli import Failure
@@ -96,23 +95,15 @@ class Executor(Protocol):
         ...
 
 
-class Offer(Protocol):
-    """What an executor could run on, known before anything is started."""
+@dataclass(frozen=True)
+class Offer:
+    """What an executor could run on, known before anything is started.
 
-    @property
-    def workers(self) -> int:
-        """Number of workers."""
-        ...
+    workers: how many. device_bytes: memory that one may fill; None if that is an accelerator's own. start: the
+    executor, its workers being started, from log_dir, for what workers say between jobs; warm, modules they import
+    first; and tensorboard, whether event files are written beside metrics.jsonl (not by default).
+    """
 
-    @property
-    def device_bytes(self) -> int | None:
-        """Memory a worker may fill, in bytes; None if that is an accelerator's own."""
-        ...
-
-    def start(self, log_dir: Path, warm: tuple[str, ...], tensorboard: bool = False) -> Executor:
-        """The executor, its workers being started.
-
-        Args: log_dir: for what workers say between jobs. warm: modules they import first. tensorboard: write event
-        files beside metrics.jsonl.
-        """
-        ...
+    workers: int
+    device_bytes: int | None
+    start: Callable[..., Executor]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,12 @@ from rich.progress import Progress
 from jaxnano.cli import Failure
 from jaxnano.config.base import dump
 from jaxnano.config.recipe import Recipe, recipe_id
-from research import machine
 from research.contract.track import Track
 from research.contract.trial import Trial
-from research.execute import Job
-from research.execute.local import LocalExecutor
+from research.execute import Job, executors
 from research.execute.trial import TARGET, WARM
+
+HERE = argparse.Namespace(executor="local")
 
 
 def job(recipe: Recipe, horizon: float, seed: int, steps: int, splits: Mapping[str, int], data_hash: str,
@@ -38,10 +40,11 @@ def run_batch(jobs: Iterable[Job], workers: int | None = None, title: str = "tri
     total = len(waiting)
     results: dict[str, dict[str, Any]] = {}
     running: dict[int, Job] = {}
-    places = machine.places(workers)
-    with tempfile.TemporaryDirectory() as folder, LocalExecutor(
-        places[: max(1, total)], Path(folder) / "workers", warm=WARM
-    ) as executor, Progress(transient=True) as bar:
+    offered = executors.offer(HERE, workers)
+    if offered.workers > total > 0:
+        offered = executors.offer(HERE, total)
+    with (tempfile.TemporaryDirectory() as folder, closing(offered.start(Path(folder) / "workers", WARM)) as executor,
+          Progress(transient=True) as bar):
         task = bar.add_task(title, total=total)
         while len(results) < total:
             for worker in range(executor.workers):

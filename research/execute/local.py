@@ -15,12 +15,13 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from jaxnano.cgroup import memory_bytes
 from research import machine
-from research.execute import ExecutorError, Job, Message
+from research.execute import ExecutorError, Job, Message, Offer
 from research.ledger.session import read_result
 from research.machine import ROOT, Place
 
@@ -28,12 +29,8 @@ START_ATTEMPTS = 3  # a worker that dies so often before it is ready will not st
 CLOSE_S = 2.0
 WORKER_MB, MEMORY_SHARE = 3000.0, 0.7  # a worker above this is replaced: each new structure costs it 42 MB for good
 KEYS = frozenset({"GEMINI_API_KEY", "GOOGLE_API_KEY", "OPENAI_API_KEY", "OPENAI_BASE_URL"})  # no run asks a model
-SINGLE_THREAD = {
-    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-}
+SINGLE_THREAD = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+                 "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 def rss_limit_mb(workers: int) -> float:
@@ -41,42 +38,11 @@ def rss_limit_mb(workers: int) -> float:
     return min(WORKER_MB, MEMORY_SHARE * memory_bytes() / 2**20 / workers)
 
 
-@dataclass(frozen=True)
-class ThisMachine:
-    """An Offer of this machine's places; see research.machine.places."""
-
-    places: Sequence[Place]
-
-    @property
-    def workers(self) -> int:
-        """Number of places."""
-        return len(self.places)
-
-    @property
-    def device_bytes(self) -> int | None:
-        """A place's share of this machine's memory, in bytes; None if the places are GPUs."""
-        return None if machine.gpus() else memory_bytes() // self.workers
-
-    def start(self, log_dir: Path, warm: tuple[str, ...], tensorboard: bool = False) -> "LocalExecutor":
-        """Start a worker a place."""
-        return LocalExecutor(self.places, log_dir, rss_limit_mb=rss_limit_mb(self.workers), warm=warm,
-                             tensorboard=tensorboard)
-
-
-PLACE: str = "this machine"
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """None of its own."""
-
-
-def check(options: argparse.Namespace) -> None:
-    """There is nothing to check."""
-
-
-def offer(options: argparse.Namespace, workers: int | None) -> ThisMachine:
-    """So many of this machine's places, or all."""
-    return ThisMachine(machine.places(workers))
+def offer(options: argparse.Namespace, workers: int | None) -> Offer:
+    """So many of this machine's places, or all; the memory that each may fill is its share, but for GPUs."""
+    places = machine.places(workers)
+    start = partial(LocalExecutor, places, rss_limit_mb=rss_limit_mb(len(places)))
+    return Offer(len(places), None if machine.gpus() else memory_bytes() // len(places), start)
 
 
 class _Process:
@@ -84,15 +50,9 @@ class _Process:
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str], log: Path) -> None:
         with open(log, "ab") as stderr:
-            self.popen = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                env=dict(env),
-                bufsize=0,
-                start_new_session=True,  # the terminal's Ctrl-C and hang-up reach the loop alone
-            )
+            # In a session of its own: the terminal's Ctrl-C and hang-up reach the loop alone.
+            self.popen = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr,
+                                          env=dict(env), bufsize=0, start_new_session=True)
         assert self.popen.stdin is not None and self.popen.stdout is not None
         self.stdin: IO[bytes] = self.popen.stdin
         self.stdout: IO[bytes] = self.popen.stdout
@@ -147,39 +107,21 @@ class _Slot:
 class LocalExecutor:
     """An Executor over this machine's places. Create and use it from a thread that lives as long as it does."""
 
-    def __init__(
-        self,
-        places: Sequence[Place],
-        log_dir: Path,
-        *,
-        rss_limit_mb: float | None = None,
-        warm: Sequence[str] = ("jax",),
-        env: Mapping[str, str] | None = None,
-        tensorboard: bool = False,
-    ) -> None:
+    def __init__(self, places: Sequence[Place], log_dir: Path, warm: Sequence[str] = ("jax",),
+                 tensorboard: bool = False, *, rss_limit_mb: float | None = None,
+                 env: Mapping[str, str] | None = None) -> None:
         """Start the workers, without waiting for them.
 
-        Args: places: see research.machine.places. log_dir: folder for worker-N.log. rss_limit_mb: a worker above this
-        is replaced after its job. warm: modules a worker imports before it says `ready`. env: variables to add.
-        tensorboard: write event files beside metrics.jsonl.
+        Args: places: see research.machine.places. log_dir, warm, tensorboard: see research.execute.Offer.
+        rss_limit_mb: a worker above this is replaced after its job. env: variables to add.
         """
+        self.workers = len(places)
         self._log_dir, self._rss_limit_mb, self._warm = log_dir, rss_limit_mb, list(warm)
         self._env, self._tensorboard = dict(env or {}), tensorboard
         self._selector = selectors.DefaultSelector()
         self._pending: deque[Message] = deque()
         log_dir.mkdir(parents=True, exist_ok=True)
         self._slots = [_Slot(number, place, self._start(number, place)) for number, place in enumerate(places)]
-
-    def __enter__(self) -> "LocalExecutor":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def workers(self) -> int:
-        """Number of workers."""
-        return len(self._slots)
 
     def pid(self, worker: int) -> int:
         """Process number of a worker's present process."""
@@ -295,10 +237,10 @@ class LocalExecutor:
         if not process.ready:
             slot.failed_starts += 1
         if slot.failed_starts >= START_ATTEMPTS:
-            raise ExecutorError(
-                f"worker {slot.number} ended {START_ATTEMPTS} times before it was ready (exit {status}); "
-                f"see {self._log(slot.number)}: {_last_line(self._log(slot.number))}"
-            )
+            log = self._log(slot.number)
+            last = [*log.read_text(errors="replace").strip().splitlines()[-1:], "(empty)"][0]
+            raise ExecutorError(f"worker {slot.number} ended {START_ATTEMPTS} times before it was ready (exit {status})"
+                                f"; see {log}: {last}")
         if process is slot.successor:
             slot.successor = None
             return
@@ -316,8 +258,3 @@ class LocalExecutor:
                 self._pending.append(Message("ready", slot.number, body={"pid": slot.current.popen.pid}))
         else:
             slot.current = self._start(slot.number, slot.place)
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "(empty)"

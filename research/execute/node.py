@@ -88,7 +88,9 @@ class NodeWorker:
         """The job in an empty folder here; paths below its own folder move with it."""
         here = self._folder / "job"
         shutil.rmtree(here, ignore_errors=True)
-        args = {name: _moved(value, job["dir"], str(here)) for name, value in job["args"].items()}
+        below = job["dir"] + os.sep
+        args = {name: str(here / value.removeprefix(below)) if isinstance(value, str) and value.startswith(below)
+                else value for name, value in job["args"].items()}
         return Job(**{**job, "dir": str(here), "args": args})
 
     async def receive(self) -> Message | Chunk:
@@ -97,10 +99,9 @@ class NodeWorker:
         while True:
             for item in self._outgoing:
                 return item
-            self._outgoing = self._news(self._local.poll(0.0))
-            for item in self._outgoing:
-                return item
-            await _readable(self._local.fileno())
+            if not (messages := self._local.poll(0.0)):
+                await _readable(self._local.fileno())
+            self._outgoing = self._news(messages)
 
     async def close(self) -> None:
         """End the worker and give up its number."""
@@ -143,11 +144,6 @@ def _claim(root: Path) -> tuple[int, Path, IO[str]]:
         except BlockingIOError:
             lock.close()
     raise AssertionError("numbers do not end")
-
-
-def _moved(value: Any, origin: str, here: str) -> Any:
-    inside = isinstance(value, str) and value.startswith(origin + os.sep)
-    return here + value[len(origin) :] if inside else value
 
 
 def _log(log: Path) -> Iterator[Chunk]:

@@ -15,20 +15,23 @@ import argparse
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jaxnano.cli import Failure, UserError, above_zero
+from jaxnano.curves import Curves
 from research import machine
-from research.execute import ExecutorError, Job, Message
-from research.execute.landing import Landing
+from research.execute import ExecutorError, Job, Message, Offer
 from research.execute.local import CLOSE_S, START_ATTEMPTS
-from research.execute.node import Chunk, NodeWorker
+from research.execute.node import LOG, Chunk, NodeWorker
+from research.ledger.session import write_result
 from research.text import clean
 
 KINDS = ("GPU", "TPU", "CPU")  # a cluster's workers are of the first kind that it has: results of two do not compare
@@ -56,30 +59,6 @@ class Slot:
         return {"num_cpus": self.amount}
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """An Offer of a Ray cluster's slots, connected to."""
-
-    slots: tuple[Slot, ...]
-
-    @property
-    def workers(self) -> int:
-        """Number of slots."""
-        return len(self.slots)
-
-    @property
-    def device_bytes(self) -> int | None:
-        """The smallest share of a node's memory, in bytes; None if the slots are accelerators."""
-        return min(slot.share_bytes for slot in self.slots) if self.slots[0].kind == "CPU" else None
-
-    def start(self, log_dir: Path, warm: tuple[str, ...], tensorboard: bool = False) -> RayExecutor:
-        """Start an actor a slot; what workers say between jobs stays on their nodes, log_dir is not used."""
-        return RayExecutor(self.slots, warm, tensorboard)
-
-
-PLACE: str = "a Ray cluster"
-
-
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare what only a cluster needs."""
     parser.add_argument("--ray-address", metavar="HOST:PORT", help="the cluster's head, or auto; a Ray here by default")
@@ -93,12 +72,12 @@ def check(options: argparse.Namespace) -> None:
         raise UserError(f"--ray-address: {options.ray_address}: --executor ray would use it")
 
 
-def offer(options: argparse.Namespace, workers: int | None) -> Cluster:
+def offer(options: argparse.Namespace, workers: int | None) -> Offer:
     """The cluster's slots, so many at most."""
     return connect(options.ray_address, workers, options.ray_cpus)
 
 
-def connect(address: str | None = None, workers: int | None = None, cpus: float = 1.0) -> Cluster:
+def connect(address: str | None = None, workers: int | None = None, cpus: float = 1.0) -> Offer:
     """Connect to a cluster, or start a Ray on this machine alone.
 
     Args: address: host:port, or "auto" for the one this machine is a node of; None: RAY_ADDRESS, or a Ray of our own.
@@ -127,7 +106,8 @@ def connect(address: str | None = None, workers: int | None = None, cpus: float 
         ray.shutdown()
         raise Failure(f"--ray-address: {address or 'this machine'}: {len(nodes)} nodes without a GPU, a TPU or "
                       f"{cpus:g} CPUs")
-    return Cluster(slots)
+    shared = min(slot.share_bytes for slot in slots) if slots[0].kind == "CPU" else None
+    return Offer(len(slots), shared, partial(RayExecutor, slots))
 
 
 def _answers(address: str | None) -> None:
@@ -157,6 +137,51 @@ def offered(nodes: Sequence[Mapping[str, float]], cpus: float = 1.0) -> Iterator
         yield from [Slot(kind, each, int(node.get("memory", 0.0)) // max(1, count))] * count
 
 
+class Landing:
+    """A job's folder on the loop's side, filled as its messages come."""
+
+    def __init__(self, job: Job, tensorboard: bool) -> None:
+        """Begin the folder's curves anew; nothing else in it changes before `finish`."""
+        self.job, self._folder, self._stage = job, Path(job["dir"]), Path(job["dir"]) / "incoming"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self._stage, ignore_errors=True)
+        about = {heading: clean(text) for heading, text in job.get("about", {}).items()}
+        self.curves = Curves(self._folder, tensorboard=tensorboard, about=about)
+
+    def add(self, chunk: Chunk) -> None:
+        """Take in a piece of a file."""
+        path = self._stage / chunk.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab") as file:
+            file.write(chunk.data)
+
+    def finish(self, result: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Put the files that have come into place, then the result, if there is one; returns it as written."""
+        if self._stage.exists():
+            for item in self._stage.iterdir():
+                _put(item, self._folder / item.name)
+        if result is not None:
+            self.curves.final(result.get("steps"), result.get("loss") or {})
+        self.drop()
+        return write_result(self._folder, self.job["attempt"], result, self.job["id"]) if result is not None else {}
+
+    def drop(self) -> None:
+        """End it without the files that have come."""
+        self.curves.close()
+        shutil.rmtree(self._stage, ignore_errors=True)
+
+
+def _put(item: Path, target: Path) -> None:
+    """A file or folder in its place; a log is added to the attempts' before."""
+    if item.name == LOG:
+        with open(target, "ab") as log:
+            log.write(item.read_bytes())
+        return
+    if target.is_dir():
+        shutil.rmtree(target)
+    item.replace(target)
+
+
 @dataclass
 class _Worker:
     """A slot in use: its actor, the actor's answer that is awaited, and the job under way."""
@@ -175,21 +200,19 @@ class _Worker:
 class RayExecutor:
     """An Executor over slots of the cluster that this process is connected to; `close` ends that connection."""
 
-    def __init__(self, slots: Sequence[Slot], warm: tuple[str, ...], tensorboard: bool = False) -> None:
-        """Ask for the actors, without waiting for them; see research.execute.Offer.start."""
+    def __init__(self, slots: Sequence[Slot], log_dir: Path, warm: tuple[str, ...], tensorboard: bool = False) -> None:
+        """Ask for the actors, without waiting for them; see research.execute.Offer.
+
+        log_dir is not used: what workers say between jobs stays on their nodes.
+        """
         import ray
 
-        self._ray, self._warm, self._tensorboard = ray, warm, tensorboard
+        self.workers, self._ray, self._warm, self._tensorboard = len(slots), ray, warm, tensorboard
         self._remote = ray.remote(NodeWorker)
         self._pending: list[Message] = []
         self._workers = [_Worker(number, slot) for number, slot in enumerate(slots)]
         for worker in self._workers:
             self._start(worker)
-
-    @property
-    def workers(self) -> int:
-        """Number of workers."""
-        return len(self._workers)
 
     def present(self, worker: int) -> bool:
         """Whether the worker's actor has a place and has said that it is ready."""

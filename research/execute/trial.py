@@ -20,7 +20,7 @@ from jaxnano.config.base import validate
 from jaxnano.config.recipe import Recipe, hypers
 from jaxnano.cost import least_accumulate
 from jaxnano.device import device_bytes, use_compile_cache
-from research.execute import Cancelled
+from research.execute import Cancelled, Report
 from research.machine import fingerprint
 
 TARGET = "research.execute.trial:run_job"
@@ -29,7 +29,7 @@ TIMED_SHARE = 0.01  # of the training time, for each of two timings of a step
 WARM = ("research.execute.trial",)  # what a worker imports before its first job
 
 
-def run_job(args: Mapping[str, Any], report: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
+def run_job(args: Mapping[str, Any], report: Report) -> dict[str, Any]:
     """Train and evaluate.
 
     Args: args: recipe (plain data), total_steps, seed, splits {name: tokens}, data_hash, checkpoint (a folder, or

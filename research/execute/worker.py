@@ -13,40 +13,38 @@ import ctypes
 import importlib
 import json
 import os
+import pkgutil
 import queue
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from jaxnano.curves import Curves
 from research import machine
-from research.execute import Cancelled, Job, Report
+from research.execute import Cancelled, Job
 from research.ledger.events import encode
 from research.ledger.session import write_result
 from research.text import clean
 
-Target = Callable[[dict[str, Any], Report], dict[str, Any]]
 _PR_SET_PDEATHSIG = 1
 
 
 class Inbox:
-    """Jobs and cancellations from stdin, read by a thread of their own, which ends the process at stdin's end."""
+    """Jobs and cancellations from stdin, read by a thread of their own, which ends the process at stdin's end.
+
+    cancelled: by id and attempt of a job, why it has to stop.
+    """
 
     def __init__(self, stdin: int) -> None:
-        """Read from the file descriptor `stdin`."""
         self.jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
-        self._cancelled: dict[tuple[str, int], str] = {}
+        self.cancelled: dict[tuple[str, int], str] = {}
         threading.Thread(target=self._read, args=(stdin,), daemon=True).start()
-
-    def reason_to_stop(self, job: Job) -> str | None:
-        """Why the job was cancelled, or None."""
-        return self._cancelled.get((job["id"], job["attempt"]))
 
     def _read(self, stdin: int) -> None:
         try:
@@ -54,7 +52,7 @@ class Inbox:
                 for line in lines:
                     message = json.loads(line)
                     if "cancel" in message:
-                        self._cancelled = {(message["cancel"], message["attempt"]): message["reason"]}
+                        self.cancelled = {(message["cancel"], message["attempt"]): message["reason"]}
                     else:
                         self.jobs.put(message)
         finally:  # the loop is gone, or said something unheard of: nothing this process does has a reader any more
@@ -65,18 +63,13 @@ class Outbox:
     """The way back to the loop: a descriptor that no library knows of."""
 
     def __init__(self, descriptor: int) -> None:
-        """Write to the file descriptor."""
-        self._descriptor = descriptor
-        self._lock = threading.Lock()
+        self._file = open(descriptor, "wb")  # noqa: SIM115 - until the process ends
 
     def send(self, kind: str, job: Job | None = None, body: Mapping[str, Any] | None = None) -> None:
-        """Send one line."""
         about = {"id": job["id"], "attempt": job["attempt"]} if job else {}
         line = encode({"kind": kind, **about, "body": body or {}, "rss_mb": round(machine.rss_mb(), 1)}) + "\n"
-        data = line.encode()
-        with self._lock:
-            while data:
-                data = data[os.write(self._descriptor, data) :]
+        self._file.write(line.encode())
+        self._file.flush()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -128,14 +121,11 @@ def _run(job: Job, inbox: Inbox, outbox: Outbox, tensorboard: bool) -> dict[str,
             row = json.loads(encode(values))
             curves.write([row])
             outbox.send("progress", job, row)
-            reason = inbox.reason_to_stop(job)
-            if reason is not None:
+            if (reason := inbox.cancelled.get((job["id"], job["attempt"]))) is not None:
                 raise Cancelled(reason)
 
         try:
-            module, _, function = job["target"].partition(":")
-            target = cast(Target, getattr(importlib.import_module(module), function))
-            result = target(job["args"], report)
+            result = pkgutil.resolve_name(job["target"])(job["args"], report)
             if not isinstance(result, dict) or "outcome" not in result:
                 raise TypeError(f"{job['target']} returned {result!r:.80}, not a dict with an outcome")
             plain = json.loads(encode(result))  # one that is not JSON data is the target's failure, not this worker's

@@ -7,7 +7,7 @@ from functools import cache, lru_cache
 
 import numpy as np
 
-from jaxnano.config.base import ConfigError, Problem
+from jaxnano.config.base import ConfigError
 from jaxnano.config.recipe import Recipe, recipe_id
 from research.contract.idea import Idea, ideas, part
 from research.contract.part import Part, Proposal, conflict, prior, title
@@ -42,23 +42,15 @@ def left_out(track: Track, known: Iterable[Idea]) -> Iterator[str]:
     bases = [Recipe(), *(load_track(name).base_recipe for name in tracks())]
     elsewhere = []
     for idea in known:
-        if (problem := _problem(track.base_recipe, idea)) is None:
-            continue
-        if any(_problem(base, idea) is None for base in bases):
-            elsewhere.append(idea.name)
-        else:
-            yield f"idea {idea.name} is left out: {problem}"
+        try:
+            build(track.base_recipe, [part(idea)])
+        except ConfigError as error:
+            if any(try_build(base, [part(idea)]) is not None for base in bases):
+                elsewhere.append(idea.name)
+            else:
+                yield f"idea {idea.name} is left out: {error.problems[0]}"
     if elsewhere:
         yield f"{len(elsewhere)} of the ideas do not fit on track {track.name}: {', '.join(elsewhere)}"
-
-
-def _problem(base: Recipe, idea: Idea) -> Problem | None:
-    """Why an idea does not apply to a recipe."""
-    try:
-        build(base, [part(idea)])
-    except ConfigError as error:
-        return error.problems[0]
-    return None
 
 
 class Catalogue:

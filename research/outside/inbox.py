@@ -13,11 +13,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from jaxnano.config.base import ConfigError, Problem, dump_full
+from jaxnano.config.base import ConfigError, Problem
 from jaxnano.config.recipe import Recipe, recipe_id
 from research.contract.gate import Gate, Verdict
 from research.contract.idea import Idea, part
@@ -31,24 +31,32 @@ from research.ledger.events import Event
 from research.ledger.kinds import Crowned, Review, Submission, Verified
 from research.ledger.session import Session
 from research.ledger.state import FINAL, State, fold
+from research.outside.forms import Came
 from research.show.facts import Facts
 from research.text import beginning
 
 POLL_S = 0.1
 
 
+Edits = Annotated[tuple[IdeaEdit, ...], Field(min_length=1, max_length=MOST)]
+Why = Annotated[str, Field(min_length=1, max_length=MAX_WHY)]
+Title = Annotated[str, Field(max_length=MAX_NAME)]
+Promise = Annotated[float, Field(ge=-10, le=10, description="expected, nats; it moves the prior by two epsilons at "
+                                 "most")]
+Source = Annotated[str, Field(max_length=300)]
+On = Annotated[str, Field(description="`best` (the champion, or else the candidate that leads), `base`, or a recipe's "
+                          "id")]
+
+
 class Ask(Idea):
-    """Edits on top of a recipe that is known. effect: expected, nats; it moves the prior by two epsilons at most.
+    """Edits on top of a recipe that is known."""
 
-    on: `best` (the champion, or else the candidate that leads), `base`, or a recipe's id.
-    """
-
-    edits: tuple[IdeaEdit, ...] = Field(min_length=1, max_length=MOST)
-    why: str = Field(min_length=1, max_length=MAX_WHY)
-    name: str = Field(default="", max_length=MAX_NAME)
-    effect: float = Field(default=0.0, ge=-10, le=10)
-    source: str = Field(default="", max_length=300)
-    on: str = "best"
+    edits: Edits
+    why: Why
+    name: Title = ""
+    effect: Promise = 0.0
+    source: Source = ""
+    on: On = "best"
 
 
 def visible(events: Iterable[Event[Any]], track: Track) -> Iterator[Event[Any]]:
@@ -167,10 +175,6 @@ class Inbox:
         return Proposal(name=title(parts), parts=parts, hypothesis=ask.why, lane=lane, origin=origin,
                         parents=(parent,) if parent else ())
 
-    def judge(self, proposal: Proposal) -> Verdict:
-        """The gate's verdict, without submitting."""
-        return self.gate.judge_parts(proposal.parts)
-
     def submit(self, ask: Ask, *, origin: str, lane: str = INBOX) -> Submitted:
         """Judge and submit. A refused one is submitted too: the ledger knows what was tried.
 
@@ -178,7 +182,7 @@ class Inbox:
         """
         self.refresh()
         proposal = self.compose(ask, lane, origin)
-        verdict = self.judge(proposal)
+        verdict = self.gate.judge_parts(proposal.parts)
         number = self.session.ledger.append("submission", "", Submission(proposal=proposal))
         if verdict.recipe is None:
             return Submitted(number, proposal, verdict, None)
@@ -186,11 +190,9 @@ class Inbox:
         first = Trial(recipe_id(verdict.recipe), min(self.track.horizons), 0)
         return Submitted(number, proposal, verdict, first.key)
 
-    def outcome(self, number: int) -> dict[str, Any] | None:
-        """The loop's answer to a submission: its verdict and, once its first run is over, what came of its runs.
+    def outcome(self, number: int) -> Came | None:
+        """The loop's answer to a submission; None while it has not judged it, or its first run is not over.
 
-        Returns: {accepted, recipe_id, refusals, runs: {trial key: as of Facts.run}, effect: [mean, sd]}; None while
-        the loop has not judged it, or its first run is not over.
         Raises: ConfigError if there is no submission of this number.
         """
         answer = self.refresh().answers.get(number)
@@ -199,19 +201,14 @@ class Inbox:
         if answer is None:
             return None
         found, body = answer
-        about = {"accepted": body.accepted, "recipe_id": found or None,
-                 "refusals": [dump_full(refusal) for refusal in body.refusals]}
         if not body.accepted:
-            return about | {"runs": {}}
+            return Came(accepted=False, recipe_id=found or None, refusals=body.refusals)
         facts = Facts(self.snapshot)
         runs = {trial.key: facts.run(trial) for trial in self.state.trials.values()
                 if trial.recipe_id == found and trial.outcome in FINAL}
-        if not runs:
-            return None
-        mean, sd = (values[self.snapshot.index[found]] for values in self.snapshot.effects)
-        return about | {"runs": runs, "effect": [float(mean), float(sd)]}
+        return Came(accepted=True, recipe_id=found, runs=runs, effect=list(facts.effect(found))) if runs else None
 
-    def wait(self, number: int, timeout_s: float) -> dict[str, Any] | None:
+    def wait(self, number: int, timeout_s: float) -> Came | None:
         """`outcome`, or None if there is none after timeout_s seconds, or no loop is left that could bring it."""
         deadline = time.monotonic() + timeout_s
         while (found := self.outcome(number)) is None and self.running and time.monotonic() < deadline:

@@ -62,18 +62,17 @@ def candidates(facts: Facts) -> list[CandidateRow]:
 
 def candidate(facts: Facts, recipe_id: str) -> CandidateRow:
     """One of them: an accepted recipe."""
-    proposal, at = facts.proposal(recipe_id), facts.snapshot.index[recipe_id]
-    mean, sd = (float(values[at]) for values in facts.snapshot.effects)
+    proposal = facts.proposal(recipe_id)
     base, own = (facts.state.losses(rid or "", 1.0, facts.track.splits.search) for rid in (facts.base, recipe_id))
     search = compare(base, own).as_dict() if len(base.keys() & own.keys()) > 1 else None
-    gains = _gains(facts, recipe_id)
+    gains = {h: found for h in sorted(facts.track.horizons) if (found := facts.gains(recipe_id, horizon=h))}
     reviews = [e.body.written() for e in facts.state.reviews if e.subject == recipe_id]
+    proofs = [row for row in facts.verifications() if row["recipe_id"] == recipe_id]
     return CandidateRow(
-        recipe_id, facts.name(recipe_id), status(facts, recipe_id), proposal.lane,
-        proposal.origin, facts.claim(recipe_id), facts.parts(recipe_id), facts.edits(recipe_id), mean, sd,
-        search,
-        [row for row in facts.verifications() if row["recipe_id"] == recipe_id], _cost(facts, recipe_id),
-        _cost(facts, facts.base or recipe_id), gains, _trend(gains, facts.track.epsilon), reviews)
+        recipe_id, facts.name(recipe_id), status(facts, recipe_id), proposal.lane, proposal.origin,
+        facts.claim(recipe_id), facts.parts(recipe_id), facts.edits(recipe_id), *facts.effect(recipe_id), search,
+        proofs, _cost(facts, recipe_id), _cost(facts, facts.base or recipe_id), gains,
+        _trend(gains, facts.track.epsilon), reviews)
 
 
 def status(facts: Facts, recipe_id: str) -> str:
@@ -96,17 +95,11 @@ def status(facts: Facts, recipe_id: str) -> str:
 
 
 def _cost(facts: Facts, recipe_id: str) -> Spent:
-    arm = facts.snapshot.arms[facts.snapshot.index[recipe_id]]
+    arm = facts.snapshot.by_id[recipe_id]
     step = arm.recipe.data.batch * arm.recipe.data.length
     spent = [(t.result.steps or 0) * step / t.result.tokens_per_s for t in facts.state.trials.values()
              if t.recipe_id == recipe_id and t.loss and t.horizon == 1.0 and t.result and t.result.tokens_per_s]
     return Spent(preflight(arm.recipe).parameters, arm.flops, float(np.mean(spent)) if spent else None)
-
-
-def _gains(facts: Facts, recipe_id: str) -> dict[float, dict[int, float]]:
-    """Gains over the base on the search split by horizon, shortest first, and seed."""
-    found = {horizon: facts.gains(recipe_id, horizon=horizon) for horizon in sorted(facts.track.horizons)}
-    return {horizon: gains for horizon, gains in found.items() if gains}
 
 
 def _trend(gains: dict[float, dict[int, float]], epsilon: float) -> str:

@@ -21,21 +21,13 @@ SAMPLES = 4096  # joint draws of the candidates' effects, for the best value's u
 def explain(events: Sequence[Event], text: str) -> list[str]:
     """Lines about a trial or a recipe, from the ledger's events alone.
 
-    Raises: ValueError if nothing, or more than one thing, is called so.
+    Raises: UserError if nothing, or more than one thing, is called so; a recipe goes before its trials.
     """
     facts = Facts.of(fold(events))
-    found = find(text, facts)
-    lines = _trial(facts, events, facts.state.trials[found]) if found in facts.state.trials else _recipe(facts, found)
-    return list(lines)
-
-
-def find(text: str, facts: Facts) -> str:
-    """The trial's key or recipe's id that begins with `text`; a recipe goes before its trials.
-
-    Raises: ValueError if there is none, or several.
-    """
-    names = beginning(text, facts.state.proposals) or beginning(text, facts.state.trials)
-    return the_one(repr(text), names, "no trial or recipe of this session begins with it; its report lists them")
+    trials, recipes = facts.state.trials, facts.state.proposals
+    found = the_one(repr(text), beginning(text, recipes) or beginning(text, trials),
+                    "no trial or recipe of this session begins with it; its report lists them")
+    return list(_trial(facts, events, trials[found]) if found in trials else _recipe(facts, found))
 
 
 def _recipe(facts: Facts, recipe_id: str) -> Iterator[str]:
@@ -56,16 +48,12 @@ def _recipe(facts: Facts, recipe_id: str) -> Iterator[str]:
 
 def _over(facts: Facts, trial: TrialRecord) -> str:
     """A run's gains over base, parent and leader, on its own seed."""
-    run, base = facts.run(trial), facts.base
-    rivals = {"the base": ("gain", base), "its parent": ("gain_over_parent", run["parent"]),
-              "the leader": ("gain_over_leader", run["leader"])}
-    seen: set[str | None] = set()
-    said = []
-    for name, (key, rival) in rivals.items():
-        if rival not in seen and run[key] is not None:
-            said.append(f"{effect(run[key])} over {name}")
-        seen.add(rival)
-    return f", on seed {trial.seed}: {', '.join(said)}" if said else ""
+    run, told = facts.run(trial), {}
+    for name, rival, gain in (("the base", facts.base, run.gain), ("its parent", run.parent, run.gain_over_parent),
+                              ("the leader", run.leader, run.gain_over_leader)):
+        if gain is not None:
+            told.setdefault(rival, f"{effect(gain)} over {name}")
+    return f", on seed {trial.seed}: {', '.join(told.values())}" if told else ""
 
 
 def _what(facts: Facts, recipe_id: str) -> Iterator[str]:
@@ -110,18 +98,13 @@ def _why(facts: Facts, then: Snapshot, decision: Event[Decided], recipe_id: str)
     yield f"  belief then: {_belief(then, recipe_id)}"
     if body.eig is None or body.winner is None:
         return
-    yield f"  promised {_promise(body)}"
+    yield (f"  promised {body.eig:.3g} nats of information about the best value and an improvement of "
+           f"{body.improvement:.3g} for {body.cost_s:.1f} device-seconds")  # a new cell's price holds the base's run
     if body.winner.trial != decision.subject:
         yield f"  it came first because {body.winner.trial} ({body.winner.name}) needs the base in its cell"
     for other in body.runners_up:
         promise = f"{other.eig:.3g} nats, {other.improvement:.3g}, {other.cost_s:.1f} s"
         yield f"  rather than {other.trial} ({other.name}): {promise}"
-
-
-def _promise(scored: Decided) -> str:
-    """What a run was expected to bring and to cost; a new cell's price holds the base's run."""
-    return (f"{scored.eig:.3g} nats of information about the best value and an improvement of "
-            f"{scored.improvement:.3g} for {scored.cost_s:.1f} device-seconds")
 
 
 def _outcome(facts: Facts, trial: TrialRecord, attempt: Attempt) -> Iterator[str]:
@@ -154,13 +137,9 @@ def _lesson(old: Snapshot, new: Snapshot, recipe_id: str) -> Iterator[str]:
 
 def _belief(snapshot: Snapshot, recipe_id: str) -> str:
     """Mean and standard deviation of a recipe's effect."""
-    at = snapshot.index.get(recipe_id)
-    if at is None:
-        return "unknown, it was not accepted yet"
-    if at == 0:
-        return "the base, whose effect is 0"
-    mean, sd = snapshot.effects
-    return spread(mean[at], sd[at])
+    if not (at := snapshot.index.get(recipe_id)):
+        return "unknown, it was not accepted yet" if at is None else "the base, whose effect is 0"
+    return spread(*Facts(snapshot).effect(recipe_id))
 
 
 def best_sd(snapshot: Snapshot) -> float | None:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from jaxnano.config.base import dump_full, validate
+from jaxnano.config.base import Node, dump_full, validate
 from jaxnano.config.edit import diff
 from jaxnano.config.recipe import Recipe
 from research.contract.part import LLM, OUTSIDE, Proposal
-from research.contract.track import Measured, Track
+from research.contract.track import Measured
 from research.contract.trial import FRESH
 from research.decide.belief import Belief, Snapshot
 from research.decide.book import base_id, track_of
@@ -22,8 +21,7 @@ from research.decide.price import Prices
 from research.decide.proof import pending
 from research.lanes.catalogue import Catalogue
 from research.learn.compare import compare
-from research.ledger.events import Event
-from research.ledger.kinds import Result, Sealed, Verified
+from research.ledger.kinds import Result
 from research.ledger.spend import Spend
 from research.ledger.state import State, TrialRecord
 
@@ -36,36 +34,47 @@ def trial_id(key: str) -> str:
     return f"trial-{key}"
 
 
-@dataclass
-class Facts:
-    """A session's facts. snapshot: the belief at the state they are about. Losses and effects are in nats."""
+class Run(Node):
+    """A run as it is told. loss: on the search split. gain: over the base's run on the same seed and horizon.
 
-    snapshot: Snapshot
+    gain_over_parent, gain_over_leader: likewise, over the recipe it was put on and the one that leads now; null
+    where these have no such run. predicted: [mean, sd] of the final loss, of a run that was found hopeless.
+    effect: [mean, sd] of the recipe at the full horizon, as believed now; null for the base.
+    """
+
+    key: str
+    recipe_id: str
+    name: str
+    lane: str
+    purpose: str
+    horizon: float
+    seed: int
+    outcome: str
+    reason: str
+    loss: float | None
+    gain: float | None
+    parent: str | None
+    gain_over_parent: float | None
+    leader: str | None
+    gain_over_leader: float | None
+    predicted: list[float | None] | None
+    effect: list[float] | None
+    device_s: float | None
+
+
+class Facts:
+    """A session's facts. base: its recipe id; None before it is proposed. Losses and effects are in nats."""
+
+    def __init__(self, snapshot: Snapshot):
+        """snapshot: the belief at the state they are about."""
+        self.snapshot, self.state, self.track = snapshot, snapshot.state, snapshot.belief.track
+        self.base = base_id(self.state)
+        self.unit = "nats per byte" if self.state.session.bytes_per_token in (None, 1.0) else "nats per token"
 
     @staticmethod
     def of(state: State) -> Facts:
         """The facts of a folded ledger. Raises: SessionError if it has no `session` event yet."""
         return Facts(Belief(track_of(state)).at(state))
-
-    @property
-    def state(self) -> State:
-        """The folded ledger."""
-        return self.snapshot.state
-
-    @property
-    def track(self) -> Track:
-        """The contract."""
-        return self.snapshot.belief.track
-
-    @property
-    def base(self) -> str | None:
-        """The base's recipe id; None before it is proposed."""
-        return base_id(self.state)
-
-    @property
-    def unit(self) -> str:
-        """What losses are measured in."""
-        return "nats per byte" if self.state.session.bytes_per_token in (None, 1.0) else "nats per token"
 
     def proposal(self, recipe_id: str) -> Proposal:
         """What was proposed under a recipe id; nothing, without a name, if nothing was."""
@@ -79,6 +88,11 @@ class Facts:
         """What separates a recipe from the base: {path, old, new}."""
         recipe = validate(Recipe, self.state.proposals[recipe_id].recipe)
         return [{"path": e.path, "old": e.old, "new": e.new} for e in diff(self.track.base_recipe, recipe).edits]
+
+    def effect(self, recipe_id: str) -> tuple[float, float]:
+        """Mean and standard deviation of an accepted recipe's effect at the full horizon, as believed."""
+        mean, sd = (float(values[self.snapshot.index[recipe_id]]) for values in self.snapshot.effects)
+        return mean, sd
 
     @cached_property
     def leader(self) -> str | None:
@@ -104,19 +118,20 @@ class Facts:
         """A run's gain over the rival's in the same cell; None for the rival's own, and where a loss is missing."""
         return self.gains(trial.recipe_id, over, trial.horizon).get(trial.seed)
 
-    def run(self, trial: TrialRecord) -> dict[str, Any]:
-        """A run as it is told: its cell, its outcome, and its gains over base, parent and leader in that cell.
-
-        predicted: [mean, sd] of its final loss when it was found hopeless.
-        """
-        result, parent = trial.result, self.parent(trial.recipe_id)
+    def run(self, trial: TrialRecord) -> Run:
+        """A run that has begun."""
+        result, recipe_id, proposal = trial.result, trial.recipe_id, self.proposal(trial.recipe_id)
+        parent = self.parent(recipe_id)
         predicted = result and (result.predicted or (result.audit and result.audit.predicted))
-        return {"horizon": trial.horizon, "seed": trial.seed, "outcome": trial.outcome,
-                "reason": result.reason if result else "", "loss": trial.loss.get(self.track.splits.search),
-                "gain": self.gain(trial), "parent": parent,
-                "gain_over_parent": self.gain(trial, parent) if parent else None, "leader": self.leader,
-                "gain_over_leader": self.gain(trial, self.leader) if self.leader else None,
-                "predicted": list(predicted) if predicted else None}
+        return Run(key=trial.key, recipe_id=recipe_id, name=self.name(recipe_id), lane=proposal.lane,
+                   purpose=trial.attempts[0].purpose, horizon=trial.horizon, seed=trial.seed, outcome=trial.outcome,
+                   reason=result.reason if result else "", loss=trial.loss.get(self.track.splits.search),
+                   gain=self.gain(trial), parent=parent,
+                   gain_over_parent=self.gain(trial, parent) if parent else None, leader=self.leader,
+                   gain_over_leader=self.gain(trial, self.leader) if self.leader else None,
+                   predicted=list(predicted) if predicted else None,
+                   effect=list(self.effect(recipe_id)) if self.snapshot.index.get(recipe_id) else None,
+                   device_s=result.device_s if result else None)
 
     def losses(self, recipe_id: str, beside: str | None = None) -> dict[str, dict[int, float]]:
         """Full-horizon losses by split and seed: of the verification runs if there are any, else of all.
@@ -165,12 +180,10 @@ class Facts:
         """The champion's side, compared with the recipe it had to beat; None if none was crowned."""
         if (recipe_id := self.state.champion) is None:
             return None
-        event = next(e for e in reversed(self.state.verifications) if e.subject == recipe_id and e.body.passed)
-        incumbent = self.seal(event).incumbent
-        side = self.side(recipe_id, event.body.comparisons["incumbent"], incumbent)
-        body = {"attempt": event.body.attempt, "alpha": event.body.alpha, "n": len(event.body.seeds),
-                "against": incumbent}
-        return side | body | {"over_base": self.over_base(recipe_id), "parts": self.parts(recipe_id)}
+        row = next(r for r in reversed(self.verifications()) if r["recipe_id"] == recipe_id and r["passed"])
+        return self.side(recipe_id, row["comparisons"]["incumbent"], row["incumbent"]) | {
+            "attempt": row["attempt"], "alpha": row["alpha"], "n": len(row["seeds"]), "against": row["incumbent"],
+            "over_base": self.over_base(recipe_id), "parts": self.parts(recipe_id)}
 
     def waiting(self) -> list[str]:
         """Recipes that passed and may still be crowned: nobody vetoed or overtook them. The largest effect first."""
@@ -184,10 +197,6 @@ class Facts:
         done = {"approve": "approved", "veto": "vetoed", "hold": "held"}[event.body.decision]
         note = f": {event.body.note}" if event.body.note else ""
         return f"{done} by {event.body.reviewer or 'somebody'}{note}"
-
-    def seal(self, verification: Event[Verified]) -> Sealed:
-        """The seal that a verification opened."""
-        return next(e.body for e in self.state.sealed if e.body.nomination == verification.body.nomination)
 
     def over_base(self, recipe_id: str) -> dict[str, Any] | None:
         """Comparison with the base on the seeds that both ran in full: the protected split where they share any."""
@@ -262,6 +271,11 @@ class Facts:
                          "over_leader": {"mean": float(np.mean(list(gaps.values()))) if gaps else None,
                                          "seeds": list(gaps)}})
         return rows
+
+    @property
+    def front(self) -> str | None:
+        """The first of the frontier, if there is one."""
+        return next((row["recipe_id"] for row in self.frontier(1)), None)
 
     @cached_property
     def _completed(self) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +70,8 @@ def progress(facts: Facts, events: Sequence[Event]) -> Figure | None:
             at[event.subject] = spent
     found = [(at[t.key], gain, t) for t in facts.state.trials.values()
              if t.horizon == 1.0 and (gain := facts.gain(t)) is not None]
-    dots = [Series(_seed(first), [f[0] for f in mine], [f[1] for f in mine], "dots",
+    dots = [Series(f"seed {first}" if first < FRESH else "fresh seeds", [f[0] for f in mine], [f[1] for f in mine],
+                   "dots",
                    titles=[f"{facts.name(t.recipe_id)} on seed {t.seed}: {gain:+.4f}" for _, gain, t in mine],
                    targets=[trial_id(t.key) for *_, t in mine])
             for first in sorted({min(t.seed, FRESH) for *_, t in found})
@@ -79,38 +81,24 @@ def progress(facts: Facts, events: Sequence[Event]) -> Figure | None:
                   "and every full-horizon run's gain over the base on the same seed: dots of one colour compare.")
 
 
-def _seed(seed: int) -> str:
-    """The colour a gain belongs to: gains of different seeds do not compare."""
-    return f"seed {seed}" if seed < FRESH else "fresh seeds"
-
-
 def curves(facts: Facts) -> Figure | None:
     """Training loss over progress: base, champion (or leader), best single idea; the mean of their full runs."""
-    single, frontier = facts.best_single(), facts.frontier(1)
-    leader = facts.state.champion or (frontier[0]["recipe_id"] if frontier else None)
-    roles = {"base": facts.base, "champion" if facts.state.champion else "leader": leader,
-             "best single idea": single["recipe_id"] if single else None}
-    series, seen = [], set()
-    seeds = _common_seeds(facts, [recipe_id for recipe_id in roles.values() if recipe_id])
-    for role, recipe_id in roles.items():
-        found = _mean_curve(facts, recipe_id, seeds) if recipe_id and recipe_id not in seen else None
-        seen.add(recipe_id)
-        if found is not None:
-            label = role if role == "base" else f"{role}: {facts.name(recipe_id or '')}"
-            series.append(Series(label, *found))
+    single, champion = facts.best_single(), facts.state.champion
+    roles: dict[str, str] = {}
+    for role, recipe_id in (("base", facts.base), ("champion" if champion else "leader", champion or facts.front),
+                            ("best single idea", single["recipe_id"] if single else None)):
+        if recipe_id:
+            roles.setdefault(recipe_id, role)
+    ran = [{*facts.state.losses(recipe_id, 1.0, facts.track.splits.search)} for recipe_id in roles]
+    seeds = set.intersection(*ran) if ran else set()  # which all of them ran in full
+    series = [Series(role if role == "base" else f"{role}: {facts.name(recipe_id)}", *found)
+              for recipe_id, role in roles.items() if (found := _mean_curve(facts, recipe_id, seeds))]
     if not series:
         return None
     svg = plots.xy(series, "progress of the run", f"training loss, {facts.unit}")
     over = f"on {count(len(seeds), 'seed')} that all of them ran" if seeds else "on the seeds of each"
     return Figure("curves", svg, f"Training loss, the mean of full-horizon runs {over}, from {CURVES_FROM:.0%} of the "
                   "run on.")
-
-
-def _common_seeds(facts: Facts, recipe_ids: Sequence[str]) -> set[int]:
-    """The seeds that all of them ran in full."""
-    split = facts.track.splits.search
-    ran = [{*facts.state.losses(recipe_id, 1.0, split)} for recipe_id in recipe_ids]
-    return set.intersection(*ran) if ran else set()
 
 
 def _mean_curve(facts: Facts, recipe_id: str, seeds: set[int]) -> tuple[list[float], list[float]] | None:
@@ -128,10 +116,8 @@ def effects(facts: Facts) -> Figure | None:
     """Expected effects of the top candidates with intervals, beside what their full-horizon runs measured."""
     rows = []
     for row in facts.frontier(ROWS):
-        half, gains = NORMAL_95 * row["sd"], row["gains"]
-        keys = [trial_id(Trial(row["recipe_id"], 1.0, seed).key) for seed in gains]
-        rows.append(Whisker(row["name"], row["mean"], row["mean"] - half, row["mean"] + half, list(gains.values()),
-                            keys, list(gains)))
+        gains, keys = row["gains"], [trial_id(Trial(row["recipe_id"], 1.0, seed).key) for seed in row["gains"]]
+        rows.append(Whisker(row["name"], row["mean"], NORMAL_95 * row["sd"], list(gains.values()), keys, list(gains)))
     if not rows:
         return None
     return Figure("effects", plots.intervals(rows, f"effect at the full horizon, {facts.unit}"),
@@ -141,15 +127,14 @@ def effects(facts: Facts) -> Figure | None:
 
 def allocation(facts: Facts) -> Figure | None:
     """Device-seconds by horizon and purpose."""
-    spent: dict[float, dict[str, float]] = {}
+    spent: dict[float, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for trial in facts.state.trials.values():
         for attempt in trial.attempts:
-            row = spent.setdefault(trial.horizon, {})
-            row[attempt.purpose] = row.get(attempt.purpose, 0.0) + ((attempt.result and attempt.result.device_s) or 0.0)
-    used = [p for p in PURPOSES if any(row.get(p) for row in spent.values())]
+            spent[trial.horizon][attempt.purpose] += (attempt.result and attempt.result.device_s) or 0.0
+    used = [p for p in PURPOSES if any(row[p] for row in spent.values())]
     if not used:
         return None
-    rows = [(f"horizon {h:g}", [spent[h].get(p, 0.0) for p in used]) for h in sorted(spent)]
+    rows = [(f"horizon {h:g}", [spent[h][p] for p in used]) for h in sorted(spent)]
     return Figure("allocation", plots.bars(rows, used, "device-seconds", lambda v: f"{v:,.0f}"),
                   "Where the device time went: by the length of the run and what it was for.")
 

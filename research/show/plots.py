@@ -53,12 +53,11 @@ class Series:
 
 @dataclass(frozen=True)
 class Whisker:
-    """A row of an interval plot: an interval around a mean, and beside it what was measured, on which seeds."""
+    """A row of an interval plot: a mean, half its interval, and beside it what was measured, on which seeds."""
 
     label: str
     mean: float
-    low: float
-    high: float
+    half: float
     measured: Sequence[float] = ()
     targets: Sequence[str] = ()
     seeds: Sequence[int] = ()
@@ -93,7 +92,7 @@ def intervals(rows: Sequence[Whisker], x_label: str) -> str:
     """One row each: a mean with its interval, and measured values as open rings, a colour a seed."""
     with _Picture.of(56 + 24 * len(rows), (rows, x_label)) as picture:
         axes, places = picture.axes, range(len(rows))
-        axes.hlines(places, [r.low for r in rows], [r.high for r in rows], color=COLOURS[0])
+        axes.hlines(places, [r.mean - r.half for r in rows], [r.mean + r.half for r in rows], color=COLOURS[0])
         picture.dots([r.mean for r in rows], places, [f"{r.mean:+.4f}" for r in rows], color=COLOURS[0])
         for seed in sorted({seed for r in rows for seed in r.seeds}):
             found = [(value, i, f"seed {seed}: {value:+.4f}", target) for i, r in enumerate(rows)

@@ -43,14 +43,13 @@ def write_report(session_path: Path, state: State) -> None:
 
 def leading(facts: Facts) -> dict[str, Any]:
     """Who leads, how it stands, what it and the base measure, and the parts that an ablation took off."""
-    state, best = facts.state, next((row["recipe_id"] for row in facts.frontier(1)), None)
-    waiting, shown = facts.waiting(), state.champion or best
+    state, waiting, shown = facts.state, facts.waiting(), facts.state.champion or facts.front
     sides = {facts.name(rid): facts.measure(rid) for rid in (facts.base, shown) if rid}
     standing = "The champion" if state.champion else "Verified, not crowned" if waiting else \
         "The leading candidate, not proven"
     worth = [(nominee, body, {row["part"]: row for row in body.rows}) for nominee, body in state.ablations.items()]
     ran = dict.fromkeys(trial.recipe_id for trial in state.trials.values() if trial.attempts)
-    return {"leader": state.champion or next(iter(waiting), best), "standing": standing, "ran": list(ran),
+    return {"leader": state.champion or next(iter(waiting), shown), "standing": standing, "ran": list(ran),
             "measured": [f"{name}: {text}" for name, text in sides.items() if text],
             "outcomes": sorted(state.counts().items(), key=lambda item: -item[1]),
             "barnacles": [(name, nominee, rows.get(name, {})) for nominee, body, rows in worth

@@ -17,7 +17,8 @@ def verdict(facts: Facts) -> tuple[str, str]:
     state, where = facts.state, stage(facts.snapshot)
     if not state.trials:
         return "empty", "Nothing has run yet."
-    proven, waiting = _proven(facts), _verified(facts)
+    champion, waiting = facts.champion(), _verified(facts)
+    proven = ("proven", f"Improvement proven: {_tested(facts, champion)}.") if champion else None
     kind, found = proven or waiting or _refuted(facts) or ("none", "")
     found += f" {waiting[1]}" if proven and waiting else ""
     counts = state.counts()
@@ -40,13 +41,6 @@ def verdict(facts: Facts) -> tuple[str, str]:
     ran += f" ({told})" if len(counts) > 1 else ""
     return "none", (f"No improvement found: after {ran} no candidate is expected to gain more than "
                     f"{facts.track.epsilon:g} {facts.unit}.")
-
-
-def _proven(facts: Facts) -> tuple[str, str] | None:
-    champion = facts.champion()
-    if champion is None:
-        return None
-    return "proven", f"Improvement proven: {_tested(facts, champion)}."
 
 
 def _tested(facts: Facts, side: Mapping[str, Any]) -> str:
@@ -87,7 +81,7 @@ def stage(snapshot: Snapshot) -> str:
     state = snapshot.state
     proof = Proof(snapshot, state.nominated[-1].subject, state.nominated[-1].body) if state.nominated else None
     if proof is None or proof.done:
-        names = [snapshot.arms[snapshot.index[p.sealed.subject]].name for p in pending(snapshot) if p.sealed]
+        names = [snapshot.by_id[p.sealed.subject].name for p in pending(snapshot) if p.sealed]
         return f"searching; verified and not crowned: {', '.join(names)}" if names else "searching"
     nominee, seal = proof.recipe_id, proof.sealed
     started = seal.seq if seal else state.nominated[-1].seq

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
@@ -137,9 +138,9 @@ def line_of(event: Event[Any], facts: Facts) -> str | None:
 def _run(facts: Facts, trial: TrialRecord, attempt: Attempt) -> str:
     result = attempt.result
     value = result.loss.get(facts.track.splits.search) if result else None
-    gains = facts.run(trial) if value is not None else {}
-    leads = effect(gains.get("gain_over_leader"))
-    numbers = f"{loss(value):>7} {effect(gains.get('gain')):>8} {f'({leads})' if leads else '':>10}"
+    run = facts.run(trial)
+    gain, leads = (effect(run.gain), effect(run.gain_over_leader)) if value is not None else ("", "")
+    numbers = f"{loss(value):>7} {gain:>8} {f'({leads})' if leads else '':>10}"
     what = f"{attempt.purpose} {trial.horizon:g}/{trial.seed}"
     return f"{what:<19} {result.outcome if result else '':<11} {numbers}  {facts.name(trial.recipe_id)}"
 
@@ -203,10 +204,8 @@ class Frame:
 
     def _incumbent(self):
         recipe_id = self.facts.state.champion
-        best = self.facts.frontier(1)
-        if recipe_id is None and not best:
+        if (shown := recipe_id or self.facts.front) is None:
             return "", []
-        shown = recipe_id or best[0]["recipe_id"]
         rows = [[_plain(e["path"]), _plain(show(e["old"]), "red"), _plain(show(e["new"]), "green")]
                 for e in self.facts.edits(shown)]
         return ("champion" if recipe_id else "leader") + f" against the base: {self.facts.name(shown)}", rows
@@ -227,9 +226,8 @@ def _grid(rows: Sequence[Sequence[Any]]) -> Table:
     return grid
 
 
-def _plain(text: str, style: str = "") -> Text:
-    return Text(clean(text), style=style, no_wrap=True, overflow="ellipsis")
+def _plain(text: str, style: str = "", justify: Literal["left", "right"] = "left") -> Text:
+    return Text(clean(text), style=style, justify=justify, no_wrap=True, overflow="ellipsis")
 
 
-def _right(text: str, style: str = "") -> Text:
-    return Text(text, style=style, justify="right", no_wrap=True)
+_right = partial(_plain, justify="right")

@@ -14,39 +14,33 @@ from research.text import one_line
 
 MOST = 8  # proposals an answer
 MAX_TEXT = 256 * 1024  # characters of an answer that are looked at
-_TEXT = {"type": "string"}
 
-_EDIT = {
-    "type": "object",
-    "properties": {
-        "path": {**_TEXT, "description": "dotted path in the tree"},
-        "value": {**_TEXT, "description": "what to put there, written as JSON: 0.5, \"rsqrt\", {\"kind\": \"rotary\"}"},
-        "before": {**_TEXT, "description": "name of the neighbour that a list's new item goes before, or empty"},
-        "after": {**_TEXT, "description": "name of the neighbour that a list's new item goes after, or empty"},
-    },
-    "required": ["path", "value", "before", "after"],
-    "additionalProperties": False,
-}
-_PROPOSAL = {
-    "type": "object",
-    "properties": {
-        "name": {**_TEXT, "description": "two to five words"},
-        "on": {**_TEXT, "description": "best, base, or a recipe's id"},
-        "edits": {"type": "array", "items": _EDIT},
-        "hypothesis": {**_TEXT, "description": "what will happen, one sentence"},
-        "expected_effect": {"type": "number", "description": "nats of loss gained, positive = better"},
-        "why": {**_TEXT, "description": "the mechanism, one or two sentences"},
-        "source": {**_TEXT, "description": "paper or record, or empty"},
-    },
-    "required": ["name", "on", "edits", "hypothesis", "expected_effect", "why", "source"],
-    "additionalProperties": False,
-}
-SCHEMA: dict[str, Any] = {  # objects, arrays, text, numbers: what Gemini and OpenAI's strict mode both take
-    "type": "object",
-    "properties": {"proposals": {"type": "array", "items": _PROPOSAL}},
-    "required": ["proposals"],
-    "additionalProperties": False,
-}
+
+def _text(about: str) -> dict[str, Any]:
+    return {"type": "string", "description": about}
+
+
+def _object(**fields: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": fields, "required": [*fields], "additionalProperties": False}
+
+
+def _list(items: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": items}
+
+
+# Objects, arrays, text, numbers: what Gemini and OpenAI's strict mode both take.
+SCHEMA = _object(proposals=_list(_object(
+    name=_text("two to five words"),
+    on=_text("best, base, or a recipe's id"),
+    edits=_list(_object(
+        path=_text("dotted path in the tree"),
+        value=_text('what to put there, written as JSON: 0.5, "rsqrt", {"kind": "rotary"}'),
+        before=_text("name of the neighbour that a list's new item goes before, or empty"),
+        after=_text("name of the neighbour that a list's new item goes after, or empty"))),
+    hypothesis=_text("what will happen, one sentence"),
+    expected_effect={"type": "number", "description": "nats of loss gained, positive = better"},
+    why=_text("the mechanism, one or two sentences"),
+    source=_text("paper or record, or empty"))))
 
 
 @dataclass

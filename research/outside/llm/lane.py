@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import Field
 
 from jaxnano.cli import UserError
-from jaxnano.config.base import ConfigError, Node, Problem, dump_full, validate
+from jaxnano.config.base import ConfigError, Node, Problem, validate
 from research.contract.part import LLM, Proposal
 from research.lanes.protocol import Knowledge
 from research.ledger.events import LedgerFailure, SessionError
@@ -115,10 +115,6 @@ class Llm:
         settings = settings_of(options, before)
         return cls(settings, endpoint(settings.model, os.environ))
 
-    def about(self) -> dict[str, Any]:
-        """For the session's first event: everything but the key."""
-        return dump_full(self.settings)
-
     def open(self, session: Path) -> None:
         """Start the thread on a session, which must have begun."""
         self._thread = threading.Thread(target=self._run, args=(session,), name=LLM, daemon=True)
@@ -167,9 +163,8 @@ class Llm:
                 except (SessionError, LedgerFailure):
                     raise
                 except Exception as error:  # a fault of ours: the session goes on, and the ledger knows
-                    fault = Fault("error", f"{type(error).__name__}: {error}")
-                    self._event(fault.outcome, self.endpoint.reason(fault.reason))
-                    self._pause(fault.pause_s)
+                    self._event("error", self.endpoint.reason(f"{type(error).__name__}: {error}"))
+                    self._pause()
                 self._busy = False
         finally:
             if provider is not None:
@@ -249,7 +244,7 @@ class Llm:
         if draft.ask is None:
             return
         try:
-            verdict = inbox.judge(inbox.compose(draft.ask, LLM, self.endpoint.model))
+            verdict = inbox.gate.judge_parts(inbox.compose(draft.ask, LLM, self.endpoint.model).parts)
         except ConfigError as error:
             draft.ask, draft.problems = None, error.problems  # on a recipe that nobody knows
             return
@@ -289,8 +284,7 @@ class Llm:
         if self.settings.cost is not None:
             about += f", {self._spend.cost:.4g} of {self.settings.cost:g} USD"
         reason = f"{about}: no room for one more request"
-        if not any(e.body.outcome == EXHAUSTED and e.body.reason == reason
-                   for e in inbox.refresh().calls):
+        if not any((e.body.outcome, e.body.reason) == (EXHAUSTED, reason) for e in inbox.refresh().calls):
             self._event(EXHAUSTED, reason)
         self._spent = True
 

@@ -113,18 +113,12 @@ class Tables:
     def __init__(self, facts: Facts, inbox: Inbox):
         self.facts, self.snapshot, self.track = facts, facts.snapshot, facts.track
         self.refused = _refusals(inbox)
-        self.notes = [cut(note, MAX_RULE) for _, answer in facts.state.answers.values()
-                      for note in answer.notes]
-        found, sd = self.snapshot.effects
-        self.effects = {arm.recipe_id: (float(m), float(s))
-                        for arm, m, s in zip(self.snapshot.arms, found, sd, strict=True)}
-        over = self.snapshot.over
-        ran = [arm for arm in self.snapshot.arms[1:] if arm.recipe_id in over]
-        self.ran = sorted(ran, key=lambda arm: -self.effects[arm.recipe_id][0])
+        self.notes = [cut(note, MAX_RULE) for _, answer in facts.state.answers.values() for note in answer.notes]
+        ran = [arm for arm in self.snapshot.arms[1:] if arm.recipe_id in self.snapshot.over]
+        self.ran = sorted(ran, key=lambda arm: -facts.effect(arm.recipe_id)[0])
         self.changed = {arm.recipe_id: self._edits(arm) for arm in ran}
-        proposed = facts.state.proposals
         known = alone(self.track)  # type: ignore[arg-type]  # frozen, so it hashes
-        self.ideas = [name for name, recipe in known.items() if recipe not in proposed]
+        self.ideas = [name for name, recipe in known.items() if recipe not in facts.state.proposals]
         self.tree = describe("", self.track.frozen)
 
     def document(self, rows: dict[str, int], best: str | None, recipe: bool) -> dict[str, Any]:
@@ -160,14 +154,14 @@ class Tables:
     def _incumbent(self, best: str | None, edits: int, spelt: bool) -> dict[str, Any]:
         if best is None:
             return {}
-        arm = self.snapshot.arms[self.snapshot.index[best]]
+        arm = self.snapshot.by_id[best]
         row = self._row(arm, edits) if arm.parts else {"id": arm.recipe_id, "name": "base", "changes": []}
         recipe = {"recipe": self.track.free(arm.recipe)} if spelt else {}
         return row | {"proven": best == self.facts.state.champion} | recipe
 
     def _row(self, arm: Arm, edits: int) -> dict[str, Any]:
         """A recipe: who it is, what it changes, and what is known of it."""
-        mean, sd = self.effects[arm.recipe_id]
+        mean, sd = self.facts.effect(arm.recipe_id)
         rows = self.changed.get(arm.recipe_id) or self._edits(arm)
         changes = [cut(changed(e.path, e.old, e.new), MAX_CHANGE) for e in rows[: edits or 1]]
         more = [f"and {len(rows) - len(changes)} more"] if len(rows) > len(changes) else []
@@ -182,8 +176,8 @@ class Tables:
 
     def _near(self, arm: Arm, best: str | None) -> bool:
         """Whether it may still be better than the incumbent."""
-        mean, sd = self.effects[arm.recipe_id]
-        return best is not None and mean + NORMAL_95 * sd > self.effects[best][0]
+        mean, sd = self.facts.effect(arm.recipe_id)
+        return best is not None and mean + NORMAL_95 * sd > self.facts.effect(best)[0]
 
     def _broken(self, most: int) -> list[dict[str, Any]]:
         """Runs that diverged, failed or were hopeless, by recipe."""
@@ -200,7 +194,7 @@ class Tables:
         found: dict[str, list[float]] = {}
         for arm in self.ran:
             for path in {edit.path for edit in self.changed[arm.recipe_id]}:
-                found.setdefault(path, []).append(self.effects[arm.recipe_id][0])
+                found.setdefault(path, []).append(self.facts.effect(arm.recipe_id)[0])
         often = sorted(found.items(), key=lambda item: -len(item[1]))[:most]
         return [{"path": cut(path, MAX_NAME), "recipes": len(values), "best": round(max(values), 4),
                  "worst": round(min(values), 4)} for path, values in often]
@@ -225,6 +219,3 @@ def _problem(path: str, value: Any, rule: str, most: int = MAX_RULE) -> dict[str
 def _text(document: dict[str, Any]) -> str:
     """JSON in ASCII: nothing a name may hold shows as anything but a name."""
     return json.dumps(document, separators=(",", ":"))
-
-
-__all__ = ["Page", "tokens", "write"]

@@ -183,7 +183,8 @@ class OpenAi:
                                                               extra_body=body)
         except Exception as error:
             fault = self._wire.fault(error)
-            if fault.status in (400, 422) and len(self._formats) > 1 and _about_format(fault.reason):
+            about_format = re.search("response_format|json_schema|json_object|schema", fault.reason.lower())
+            if fault.status in (400, 422) and len(self._formats) > 1 and about_format:
                 del self._formats[0]
             raise fault from None
         usage = getattr(found, "usage", None)
@@ -198,7 +199,3 @@ class OpenAi:
     def close(self) -> None:
         """Close the connection."""
         self._http.close()
-
-
-def _about_format(reason: str) -> bool:
-    return any(word in reason.lower() for word in ("response_format", "json_schema", "json_object", "schema"))

@@ -29,7 +29,7 @@ def make(tmp_path, monkeypatch):
         def build(count=1, places=None, **options):
             places = places or [Place(())] * count
             options = {"warm": (), **options}
-            return stack.enter_context(LocalExecutor(places, tmp_path / "workers", **options))
+            return stack.enter_context(contextlib.closing(LocalExecutor(places, tmp_path / "workers", **options)))
 
         yield build
 

@@ -23,7 +23,7 @@ from research.ledger.events import encode
 from research.ledger.kinds import Decided
 from research.ledger.state import fold
 from research.outside.desk import Desk
-from research.outside.forms import Awaited, Nothing, Subject, Where, Which
+from research.outside.forms import Came
 from research.outside.inbox import Inbox, visible
 
 
@@ -42,9 +42,9 @@ def test_an_accepted_proposal_gets_the_first_run_that_was_promised(session):
         assert inbox.wait(found.number, timeout_s=0.0) is None
         state = drive(session).state
         outcome = inbox.wait(found.number, timeout_s=0.0)
-    assert outcome["accepted"] and outcome["recipe_id"] == found.recipe_id == found.trial.split("-")[0]
-    run = outcome["runs"][found.trial]
-    assert run["outcome"] == "completed" and run["gain"] == pytest.approx(
+    assert outcome.accepted and outcome.recipe_id == found.recipe_id == found.trial.split("-")[0]
+    run = outcome.runs[found.trial]
+    assert run.outcome == "completed" and run.gain == pytest.approx(
         state.losses(state.trials[found.trial].recipe_id, 0.5)[0] * -1
         + state.losses(next(iter(state.proposals)), 0.5)[0])
     assert state.trials[found.trial].decisions[0].body.promised
@@ -60,8 +60,8 @@ def test_a_refused_proposal_is_in_the_ledger_with_its_reason(session):
         assert not found.verdict.accepted and found.trial is None and found.recipe_id is None
         state = drive(session).state
         outcome = inbox.outcome(found.number)
-    assert outcome == {"accepted": False, "recipe_id": None, "runs": {}, "refusals": outcome["refusals"]}
-    assert [(r["path"], r["value"]) for r in outcome["refusals"]] == [("optimizer.groups.all.lr", 99.0)]
+    assert outcome == Came(accepted=False, recipe_id=None, runs={}, refusals=outcome.refusals)
+    assert [(r.path, r.value) for r in outcome.refusals] == [("optimizer.groups.all.lr", 99.0)]
     assert state.submissions[found.number].proposal["name"] == "rate 0.1"
     assert state.verdicts["refused"] >= 1
 
@@ -105,7 +105,7 @@ def test_a_duplicate_is_refused_at_once_and_again_by_the_loop(session):
         assert "the same recipe" in again.verdict.problems[0].rule
         state = drive(session).state
         answers = [state.answers[found.number][1].accepted for found in (first, again, twin)]
-        assert answers == [True, False, False] and one.outcome(first.number)["runs"]
+        assert answers == [True, False, False] and one.outcome(first.number).runs
         assert "known" in other.submit(ask(0.003), origin="other").verdict.problems[0].rule
 
 
@@ -118,7 +118,7 @@ def test_edits_go_on_the_base_the_best_or_a_recipe_that_is_named(session):
         assert best == inbox.state.champion and parts
         for on, above in (("base", 1), ("best", len(parts) + 1), (one.recipe_id, 2), (one.recipe_id[:9], 2)):
             proposal = inbox.compose(ask(0.0, on=on, name="decay", edits=(decay,)), "inbox", "me")
-            assert len(proposal.parts) == above and inbox.judge(proposal).accepted, on
+            assert len(proposal.parts) == above and inbox.gate.judge_parts(proposal.parts).accepted, on
         assert proposal.parents == (one.recipe_id,)
         again = inbox.compose(ask(0.004, on=one.recipe_id), "inbox", "me")  # what it replaces goes
         assert [p.edits[0].new for p in again.parts] == [0.004]
@@ -237,15 +237,15 @@ def everything(path, session):
     """All that an outsider can be told of a session."""
     with Inbox(path) as inbox:
         desk = Desk(inbox)
-        yield desk.rules(Nothing())
-        yield desk.schema(Where())
-        yield desk.state(Nothing())
-        yield desk.trials(Which(limit=200))
+        yield desk.rules()
+        yield desk.schema()
+        yield desk.state()
+        yield desk.trials(limit=200)
         verified = [key for key, trial in inbox.state.trials.items() if trial.seed >= FRESH]
         for name in (inbox.state.champion, *list(inbox.state.proposals)[:2], verified[0], verified[-1]):
-            yield desk.explain(Subject(id=name))
+            yield desk.explain(name)
         for number in inbox.state.submissions:
-            yield desk.wait(Awaited(number=number))
+            yield desk.wait(number)
         yield [event.body.written() for event in visible(session.ledger.events(), inbox.track)]
         yield inbox.snapshot.view(), inbox.state.verifications, inbox.state.crowned, inbox.state.reviews
 
@@ -291,13 +291,13 @@ def test_a_number_that_ends_a_schedule_is_accepted_and_said(tmp_path):
 
 def test_the_stage_is_ended_once_no_loop_works_on_it(session):
     with Inbox(session.path) as inbox:
-        assert Desk(inbox).state(Nothing()).stage.startswith("searching")
+        assert Desk(inbox).state().stage.startswith("searching")
         session.ledger.release()  # as when the loop is killed
-        gone = Desk(inbox).state(Nothing())
+        gone = Desk(inbox).state()
         assert (gone.stage, gone.running, gone.ended) == ("ended", False, "its loop is gone without an end")
         session.ledger.acquire()
         session.ledger.append("end", "", {"reason": "time is up"})
-        assert (Desk(inbox).state(Nothing()).stage, Desk(inbox).state(Nothing()).ended) == ("ended", "time is up")
+        assert (Desk(inbox).state().stage, Desk(inbox).state().ended) == ("ended", "time is up")
 
 
 def test_a_refusal_says_by_how_much_or_what_would_pass(tmp_path):

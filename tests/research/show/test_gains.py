@@ -10,7 +10,6 @@ from jaxnano.config.base import ConfigError
 from research.contract.idea import ideas, part
 from research.contract.trial import Trial
 from research.outside.desk import Desk
-from research.outside.forms import Awaited, Nothing, Which
 from research.outside.inbox import Inbox
 from research.show.candidates import candidate
 from research.show.card import card, page
@@ -53,8 +52,8 @@ def test_a_recipe_is_compared_on_the_seeds_that_both_ran(story):
     assert rows[story.steady]["over_leader"] == {"mean": None, "seeds": []}
     assert "measured" not in rows[story.steady]  # 0.692 of one, beside 0.75 of the other, would put the worse first
     run = facts.run(facts.state.trials[Trial(story.lucky, 1.0, 0).key])
-    assert (run["gain"], run["gain_over_parent"]) == pytest.approx((0.75, -0.005)) and run["parent"] == story.steady
-    assert facts.run(facts.state.trials[Trial(story.steady, 1.0, 1).key])["gain_over_leader"] is None
+    assert (run.gain, run.gain_over_parent) == pytest.approx((0.75, -0.005)) and run.parent == story.steady
+    assert facts.run(facts.state.trials[Trial(story.steady, 1.0, 1).key]).gain_over_leader is None
 
 
 def test_no_best_measured_gain_of_the_luckiest_run(story, capsys):
@@ -94,20 +93,20 @@ def test_the_desk_sorts_within_cells_and_refuses_filters_that_nothing_passes(sto
     story.run(Trial(story.steady, 0.25, 0), outcome="killed", reason="hopeless: 1 %", loss={}, predicted=[3.1, 0.02])
     with Inbox(story.session.path) as inbox:
         desk = Desk(inbox)
-        runs = desk.trials(Which(sort="gain")).runs
+        runs = desk.trials(sort="gain").runs
         assert [(r.horizon, r.seed, r.name) for r in runs] == [
             (1.0, 0, "steady"), (1.0, 0, "lucky"), (1.0, 0, "base"), (1.0, 1, "steady"), (1.0, 1, "base"),
             (0.25, 0, "steady")]
-        assert [r.name for r in desk.trials(Which(sort="effect", seed=0, horizon=1.0)).runs][:1] == ["steady"]
-        (ended,) = desk.trials(Which(outcome="killed")).runs
+        assert [r.name for r in desk.trials(sort="effect", seed=0, horizon=1.0).runs][:1] == ["steady"]
+        (ended,) = desk.trials(outcome="killed").runs
         assert ended.predicted == [3.1, 0.02] and ended.loss is None
-        row = next(row for row in desk.state(Nothing()).frontier if row.recipe_id == story.lucky)
+        row = next(row for row in desk.state().frontier if row.recipe_id == story.lucky)
         assert row.gains == {"0": pytest.approx(0.75)} and row.over_leader["seeds"] == [0]
         for filters, words in (({"lane": "nobody"}, "lane: \"nobody\": base, catalogue, tuner would do"),
                                ({"horizon": 0.3}, "horizon: 0.3: 0.125, 0.25, 0.5, 1.0 would do"),
                                ({"seed": 77}, "seed: 77: 0, 1 would do"), ({"recipe": "zz"}, "no recipe begins with")):
             with pytest.raises(ConfigError, match=re.escape(words)):
-                desk.trials(Which(**filters))
+                desk.trials(**filters)
     text = "\n".join(explain(story.session.ledger.events(), Trial(story.lucky, 1.0, 0).key))
     assert "gain, on seed 0: +0.7500 over the base, -0.0050 over its parent" in text
 
@@ -164,6 +163,6 @@ def test_waiting_tells_the_gain_over_the_parent(story):
     with Inbox(story.session.path) as inbox:
         number = story.session.ledger.append("submission", "", {"proposal": {}})
         story.write("verdict", story.lucky, {"accepted": True, "refusals": [], "ms": 1.0, "submission": number})
-        found = Desk(inbox).wait(Awaited(number=number, timeout_s=0.0)).outcome
-    (run,) = found["runs"].values()
-    assert (run["gain"], run["gain_over_parent"]) == pytest.approx((0.75, -0.005)) and run["seed"] == 0
+        found = Desk(inbox).wait(number).outcome
+    (run,) = found.runs.values()
+    assert (run.gain, run.gain_over_parent) == pytest.approx((0.75, -0.005)) and run.seed == 0

@@ -231,7 +231,7 @@ def test_plots_of_few_equal_and_wild_values(values):
             assert "nan" not in svg and "inf" not in svg
     finite = [v for v in values if v == v]
     ElementTree.fromstring(plots.bars([("row", [abs(v) for v in finite])], ["p"] * len(finite), "x"))
-    ElementTree.fromstring(plots.intervals([plots.Whisker("w", v, v - 1, v + 1) for v in finite], "x"))
+    ElementTree.fromstring(plots.intervals([plots.Whisker("w", v, 1.0) for v in finite], "x"))
 
 
 @pytest.mark.parametrize("labels", [
@@ -255,7 +255,7 @@ def test_a_name_in_a_plot_is_text(label, recwarn):
     series = plots.Series(label, [0.0, 1.0], [1.0, 2.0], "dots", titles=[label] * 2, targets=["a", "b"])
     drawn = [plots.xy([series, plots.Series(label, [0.0], [1.0])], label, label),
              plots.bars([(label, [1.0])], [label], label),
-             plots.intervals([plots.Whisker(label, 1.0, 0.0, 2.0)], label)]
+             plots.intervals([plots.Whisker(label, 1.0, 1.0)], label)]
     for svg in drawn:
         texts = [t.text for t in ElementTree.fromstring(svg).iter() if t.tag.endswith(("}text", "}title"))]
         assert clean(label) in texts and (len(label) < 99 or any("n…n" in t and len(t) < 60 for t in texts))
