@@ -1,4 +1,4 @@
-"""What an outsider may ask of a session and what is answered, as plain data: the tools of research/mcp.py.
+"""What an outsider may ask of a session and what is answered, as plain data: what tools.py offers.
 
 They read and propose; the loop decides. Everything here is folded from the ledger as outsiders see it, without the
 protected and the held-out split.
@@ -44,7 +44,6 @@ HOW = (
     "A record is sealed first, then run on fresh seeds and tested once on a protected split. Of that split you see "
     "pass or fail and no number.",
 )
-
 
 Place = Annotated[str, Field(max_length=300, description="of an edit: model.position, optimizer.groups.matrices.lr; "
                              "empty for the whole tree", json_schema_extra={"pattern": f"^$|{PATH}"})]

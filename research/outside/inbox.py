@@ -37,7 +37,6 @@ from research.text import beginning
 
 POLL_S = 0.1
 
-
 Edits = Annotated[tuple[IdeaEdit, ...], Field(min_length=1, max_length=MOST)]
 Why = Annotated[str, Field(min_length=1, max_length=MAX_WHY)]
 Title = Annotated[str, Field(max_length=MAX_NAME)]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jaxnano import published
-from jaxnano.cli import Failure, Output, UserError, report_errors, seed_number
+from jaxnano.cli import Command, Failure, Output, UserError, report_errors, seed_number
 from research.learn.compare import compare
 
 
@@ -36,6 +36,20 @@ def test_a_file_of_a_published_folder_may_be_called_anything(tmp_path: Path, cap
     (tmp_path / "\x1b[2J").write_text("")
     assert report_errors(lambda: published.load(tmp_path) and 0) == 2
     assert "\x1b" not in capsys.readouterr().err
+
+
+def test_a_command_answers_help_before_it_goes_on_and_is_parsed_once(monkeypatch: Any, capsys: Any) -> None:
+    command = Command("a.command", "What it does.\n\nAnd more.")
+    command.add_argument("--count", type=int, default=1)
+    monkeypatch.setattr(sys, "argv", ["a.command", "--help"])
+    command.early("a.command")  # imported: nothing is asked
+    with pytest.raises(SystemExit) as ended:
+        command.early("__main__")
+    assert ended.value.code == 0 and "What it does.\n" in (said := capsys.readouterr().out) and "more" not in said
+    monkeypatch.setattr(sys, "argv", ["a.command", "--count", "2"])
+    command.early("__main__")
+    monkeypatch.setattr(sys, "argv", ["a.command", "--count", "many"])
+    assert command.options(None).count == 2 and command.options(["--count", "3"]).count == 3
 
 
 def run(program: str) -> subprocess.CompletedProcess[str]:
