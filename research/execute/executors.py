@@ -1,5 +1,5 @@
-"""The executors there are. A new one is a module with an `offer`, and options where it has any, an entry here, and a class
-of executor_contract.py in the tests."""
+"""The executors there are. A new one is a module with an `offer`, and options where it has any, an entry here, and a
+class of executor_contract.py in the tests."""
 
 from __future__ import annotations
 
