@@ -63,7 +63,7 @@ def qualify(track: Track, workers: int | None = None) -> dict[str, Any]:
     all_seeds = [*aa.values(), *(grid[best].values() if recipes[best] == track.base_recipe else ())]
     seed_sd = float(np.std(all_seeds, ddof=1))
     same = compare(halves[0], halves[1], alternative="two-sided")
-    times = [r["device_s"] for r in results.values()]
+    times = [r.device_s or 0.0 for r in results.values()]
     return {
         "track": track.name, "track_hash": track.identity, "data_hash": corpus.data_hash, "versions": versions(),
         "path": track.grid.paths, "grid": grid, "best": best, "base_is_best": recipes[best] == track.base_recipe,

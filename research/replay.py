@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,12 @@ def replay(session: Path, name: str) -> dict[str, Any]:
                         f"{corpus.data_hash[:12]}; the same versions of the wheels would do")
     again = job(recipe, trial.horizon, trial.seed, before.steps, splits, corpus.data_hash)
     after = run_batch([again], 1, "replay")[trial.key]
-    if after["outcome"] != "completed":
-        raise Failure(f"{trial.key}: completed then, and {after['outcome']} now: {after['reason']}")
-    differs = {k: {"then": v, "now": after["fingerprint"].get(k)} for k, v in before.fingerprint.items()
-               if after["fingerprint"].get(k) != v}
-    gap = max(abs(after["loss"].get(split, float("inf")) - loss) for split, loss in trial.loss.items())
-    return {"trial": trial.key, "then": trial.loss, "now": after["loss"], "difference": gap,
+    if after.outcome != "completed":
+        raise Failure(f"{trial.key}: completed then, and {after.outcome} now: {after.reason}")
+    differs = {k: {"then": v, "now": after.fingerprint.get(k)} for k, v in before.fingerprint.items()
+               if after.fingerprint.get(k) != v}
+    gap = max(abs((after.loss.get(split) or math.inf) - loss) for split, loss in trial.loss.items())
+    return {"trial": trial.key, "then": trial.loss, "now": after.loss, "difference": gap,
             "fingerprint_differs": differs, "holds": gap == 0.0 if not differs else gap <= TOLERANCE,
             "promise": f"within {TOLERANCE:g} nats, for other {', '.join(differs)}" if differs else "equal to the bit"}
 

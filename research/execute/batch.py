@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 from rich.progress import Progress
 
@@ -18,6 +18,8 @@ from research.contract.track import Track
 from research.contract.trial import Trial
 from research.execute import Job, executors
 from research.execute.trial import TARGET, WARM
+from research.ledger.events import node_of
+from research.ledger.kinds import Result
 
 HERE = argparse.Namespace(executor="local")
 
@@ -30,7 +32,7 @@ def job(recipe: Recipe, horizon: float, seed: int, steps: int, splits: Mapping[s
     return Job(id=Trial(recipe_id(recipe), horizon, seed).key, attempt=1, dir="", target=TARGET, args=args)
 
 
-def run_batch(jobs: Iterable[Job], workers: int | None = None, title: str = "trials") -> dict[str, dict[str, Any]]:
+def run_batch(jobs: Iterable[Job], workers: int | None = None, title: str = "trials") -> dict[str, Result]:
     """Run all jobs, one at a time on each worker.
 
     Returns: results by trial key. A worker that dies costs its job a second try, then the run.
@@ -38,7 +40,7 @@ def run_batch(jobs: Iterable[Job], workers: int | None = None, title: str = "tri
     """
     waiting: list[Job] = list({j["id"]: j for j in jobs}.values())
     total = len(waiting)
-    results: dict[str, dict[str, Any]] = {}
+    results: dict[str, Result] = {}
     running: dict[int, Job] = {}
     offered = executors.offer(HERE, workers)
     if offered.workers > total > 0:
@@ -53,7 +55,9 @@ def run_batch(jobs: Iterable[Job], workers: int | None = None, title: str = "tri
                     executor.submit(worker, running[worker])
             for message in executor.poll(1.0):
                 if message.kind == "result" and message.id:
-                    results[message.id] = _completed(message.id, message.body)
+                    found = results[message.id] = node_of("result", message.body)
+                    if found.outcome not in ("completed", "diverged"):
+                        raise Failure(f"{message.id}: {found.outcome}: {found.reason}")
                     del running[message.worker]
                     bar.advance(task)
                 elif message.kind == "died" and message.id:
@@ -62,12 +66,6 @@ def run_batch(jobs: Iterable[Job], workers: int | None = None, title: str = "tri
                         raise Failure(f"{message.id}: {message.body['reason']}")
                     waiting.insert(0, Job(**{**again, "attempt": again["attempt"] + 1}))
     return results
-
-
-def _completed(key: str, result: dict[str, Any]) -> dict[str, Any]:
-    if result["outcome"] not in ("completed", "diverged"):
-        raise Failure(f"{key}: {result['outcome']}: {result.get('reason', '')}")
-    return result
 
 
 def full_runs(track: Track, recipes: Iterable[Recipe], seeds: Iterable[int], data_hash: str,
@@ -81,20 +79,21 @@ def full_runs(track: Track, recipes: Iterable[Recipe], seeds: Iterable[int], dat
         horizon = min(track.horizons)
         timed = job(base, horizon, 0, track.steps(base, horizon), splits, data_hash)
         result = run_batch([timed], 1, "the base's step")[timed["id"]]
-        seconds = track.seconds(1.0, base.data.batch * base.data.length / result["tokens_per_s"])
+        seconds = track.seconds(1.0, base.data.batch * base.data.length / (result.tokens_per_s or math.inf))
     kinds = list(recipes)
     return [job(recipe, 1.0, seed, track.steps(recipe, 1.0), splits, data_hash,
                 None if by_base and recipe == base else seconds) for seed in seeds for recipe in kinds]
 
 
-def losses(results: Mapping[str, dict[str, Any]], recipe: Recipe, horizon: float, seeds: Sequence[int],
+def losses(results: Mapping[str, Result], recipe: Recipe, horizon: float, seeds: Sequence[int],
            split: str) -> dict[int, float]:
     """Loss by seed of one recipe's completed trials."""
     keys = {seed: Trial(recipe_id(recipe), horizon, seed).key for seed in seeds}
-    return {seed: results[key]["loss"][split] for seed, key in keys.items() if results[key]["outcome"] == "completed"}
+    found = {seed: results[key].loss.get(split) for seed, key in keys.items() if results[key].outcome == "completed"}
+    return {seed: loss for seed, loss in found.items() if loss is not None}
 
 
-def all_losses(results: Mapping[str, dict[str, Any]], recipe: Recipe, horizon: float, seeds: Sequence[int], split: str,
+def all_losses(results: Mapping[str, Result], recipe: Recipe, horizon: float, seeds: Sequence[int], split: str,
                name: str) -> dict[int, float]:
     """Loss by seed of one recipe, called `name`, whose trials must all have completed.
 

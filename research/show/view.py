@@ -192,11 +192,8 @@ class Frame:
         return "frontier: expected effect at the full horizon", rows
 
     def _chosen(self):
-        chosen = [e for e in self.facts.state.decisions if e.body.winner is not None]
-        if not chosen:
-            return "", []
-        body = chosen[-1].body
-        scored = [body.winner, *body.runners_up[:RUNNERS_UP]]
+        body = next((e.body for e in reversed(self.facts.state.decisions) if e.body.winner is not None), None)
+        scored = [body.winner, *body.runners_up[:RUNNERS_UP]] if body else []
         rows = [[_plain("before" if i else "chosen", "dim"), _right(f"{s.eig:.2g} nats"),
                  _right(f"{s.improvement:.2g}"), _right(f"{s.cost_s:.1f} s"),
                  _plain("/".join(s.trial.split("-")[1:]), "dim"), _plain(s.name)] for i, s in enumerate(scored)]

@@ -14,6 +14,7 @@ from research import compare, qualify
 from research.contract.track import load_track
 from research.contract.trial import Trial
 from research.execute.batch import all_losses, full_runs
+from research.ledger.kinds import Result
 
 BASE = Path(MICRO).with_name("micro-base.yaml")
 
@@ -66,6 +67,7 @@ def test_where_the_base_sets_the_time_its_step_is_measured(timed):
 def test_a_diverged_run_is_told_with_its_seeds():
     recipe = load_track(MICRO).base_recipe
     key = lambda seed: Trial(recipe_id(recipe), 1.0, seed).key  # noqa: E731
-    results = {key(0): {"outcome": "completed", "loss": {"search": 2.0}}, key(1): {"outcome": "diverged", "loss": {}}}
+    results = {key(0): Result(attempt=1, outcome="completed", loss={"search": 2.0}),
+               key(1): Result(attempt=1, outcome="diverged")}
     with pytest.raises(Failure, match="candidate: diverged on seed 1 of 2 seeds"):
         all_losses(results, recipe, 1.0, [0, 1], "search", "candidate")
