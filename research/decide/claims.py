@@ -125,7 +125,8 @@ def _differences(expected: Any, found: Any, path: str = "") -> Iterator[str]:
         for place, (one, other) in enumerate(zip(expected, found, strict=True)):
             yield from _differences(one, other, f"{path}.{place}")
     elif type(expected) is not type(found) or expected != found and not (
-            isinstance(expected, float) and math.isclose(expected, found, rel_tol=CLOSE, abs_tol=1e-12)):
+            isinstance(expected, float) and isinstance(found, float)
+            and math.isclose(expected, found, rel_tol=CLOSE, abs_tol=1e-12)):
         yield f"{path} is {found!r}, from the results it is {expected!r}"
 
 

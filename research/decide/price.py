@@ -95,7 +95,8 @@ class Prices:
     @cached_property
     def compile_s(self) -> float:
         """Predicted seconds to compile a structure nobody has seen."""
-        return _median([r.compile_s for _, r in self._done if r.device_s and (r.compile_s or 0.0) > 1.0], COMPILE_S)
+        times = [result.compile_s for _, result in self._done if result.device_s and result.compile_s]
+        return _median([compile_s for compile_s in times if compile_s > 1.0], COMPILE_S)
 
     @cached_property
     def slowdown(self) -> float:

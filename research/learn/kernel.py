@@ -25,8 +25,8 @@ def columns(recipes: Sequence[Features]) -> dict[str, tuple[np.ndarray, ...]]:
         for path, value in features.items():
             if not isinstance(value, str) and not math.isfinite(value):
                 raise ValueError(f"feature {path} is {value}; a finite displacement from the base is needed")
-            split = (math.nan, value) if isinstance(value, str) else (float(value), "")
-            entries.setdefault(path, []).append((i, *split))
+            number, choice = (math.nan, value) if isinstance(value, str) else (float(value), "")
+            entries.setdefault(path, []).append((i, number, choice))
     return {path: tuple(map(np.array, zip(*found, strict=True))) for path, found in entries.items()}
 
 

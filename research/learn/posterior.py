@@ -10,6 +10,7 @@ replayed.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from scipy.linalg import cho_solve, cholesky, solve_triangular
@@ -45,7 +46,7 @@ class Observation:
     promise: Promise = 0.0
 
 
-def rows_of(candidates: Sequence[Candidate] | Sequence[Observation], horizon, seed=-1) -> Rows:
+def rows_of(candidates: Sequence[Candidate] | Sequence[Observation], horizon: Any, seed: Any = -1) -> Rows:
     """Runs of these recipes; horizon, seed: of each, or of all. Effects are of no seed."""
     return rows([c.features for c in candidates], horizon, seed, [c.promise for c in candidates])
 
