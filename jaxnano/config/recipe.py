@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import model_validator
 
 from jaxnano.config import schedule
-from jaxnano.config.base import Node, digest, dump, dump_full, finite, leaves, name_of, refuse, traced_range
+from jaxnano.config.base import Node, digest, dump, dump_full, finite, leaves, name_of, refuse, traced_range, walk
 from jaxnano.config.data import Data, Embedded
 from jaxnano.config.model import Model
 from jaxnano.config.optimizer import Optimizer
@@ -50,22 +50,13 @@ def recipe_id(recipe: Recipe) -> str:
 
 def structure_id(recipe: Recipe) -> str:
     """Names what is compiled: the recipe with every traced number masked."""
-    return digest(_masked(recipe))
-
-
-def _masked(node: Any) -> Any:
-    if not isinstance(node, Node):
-        return [_masked(item) for item in node] if isinstance(node, tuple) else node
-    out: dict[str, Any] = {}
-    for name, field in type(node).model_fields.items():
-        value = getattr(node, name)
-        if traced_range(field) and finite(value):
-            out[name] = "number"
-        elif traced_range(field) and isinstance(value, dict):
-            out[name] = sorted(value)
-        else:
-            out[name] = _masked(value)
-    return out
+    found: list[tuple[str, Any]] = []
+    for path, value, field in walk(recipe):
+        if traced_range(field) and (finite(value) or isinstance(value, dict)):
+            found.append((path, sorted(value) if isinstance(value, dict) else "number"))
+        elif not any(isinstance(item, Node) for item in (value if isinstance(value, tuple) else (value,))):
+            found.append((path, value))
+    return digest(found)
 
 
 def hypers(recipe: Recipe, total_steps: int) -> dict[str, np.ndarray]:
