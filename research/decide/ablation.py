@@ -9,7 +9,7 @@ were clearly worth more. Parts that were not tested are named, with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,7 +21,7 @@ from research.contract.part import Part, Proposal, title
 from research.contract.proposal import build, without
 from research.contract.trial import Trial
 from research.decide.belief import Arm, Snapshot
-from research.learn.compare import compare, holm
+from research.learn.compare import compared, holm
 from research.ledger.kinds import Ablated
 
 REPLICATES = 3  # common seeds a candidate and its ablations are compared on
@@ -179,8 +179,3 @@ def gain(snapshot: Snapshot, recipe_id: str, over: str) -> tuple[float | None, i
     """What a recipe gains over another in full search runs, nats, the mean over common seeds, and their number."""
     gains = snapshot.state.gains(recipe_id, over, split=snapshot.track.splits.search)
     return (float(np.mean(list(gains.values()))) if gains else None), len(gains)
-
-
-def compared(a: Mapping[int, float], b: Mapping[int, float], attempt: int = 0) -> dict[str, Any]:
-    """`compare` as plain data; empty where fewer than two seeds are common."""
-    return compare(a, b, attempt=attempt).as_dict() if len(a.keys() & b.keys()) > 1 else {}

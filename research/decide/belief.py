@@ -179,6 +179,12 @@ class Snapshot:
         """Recipes that failed or ran out of time: they are not tried again."""
         return {t.recipe_id for t in self.state.trials.values() if t.outcome in ("failed", "timeout")}
 
+    @property
+    def leader(self) -> str | None:
+        """The champion, or else the candidate that leads; None where nothing is expected to beat the base."""
+        best = self.view().best if self.arms else None
+        return self.state.champion or (best.recipe_id if best else None)
+
     def view(self) -> Knowledge:
         """What proposers may know."""
         mean, sd = self.effects

@@ -16,10 +16,11 @@ from typing import Any
 from jaxnano.config.base import ConfigError, validate
 from jaxnano.config.recipe import Recipe
 from research.contract.proposal import dead
-from research.decide.ablation import Ablation, compared, gain
+from research.decide.ablation import Ablation, gain
 from research.decide.belief import Belief, Snapshot
 from research.decide.book import track_of
 from research.decide.proof import Proof
+from research.learn.compare import compared
 from research.ledger import invariants
 from research.ledger.events import Event, Ledger, encode
 from research.ledger.kinds import Body, Crowned

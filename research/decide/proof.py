@@ -10,10 +10,10 @@ import hashlib
 from dataclasses import dataclass
 
 from research.contract.trial import FRESH, Trial
-from research.decide.ablation import Ablation, compared
+from research.decide.ablation import Ablation
 from research.decide.belief import Arm, Snapshot
 from research.lanes.catalogue import Catalogue
-from research.learn.compare import alpha_for_attempt
+from research.learn.compare import alpha_for_attempt, compared
 from research.ledger.events import Event
 from research.ledger.kinds import Nominated, Sealed, Verified
 

@@ -6,6 +6,7 @@ Losses are in nats, lower is better; an effect is mean(a) - mean(b), so a positi
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from scipy import optimize, stats
@@ -35,7 +36,7 @@ class Comparison:
     level: float
     alternative: str
 
-    def as_dict(self) -> dict:
+    def as_dict(self) -> dict[str, Any]:
         """Plain data for the ledger."""
         return asdict(self) | {"interval": list(self.interval)}
 
@@ -93,6 +94,11 @@ def compare(a: Mapping[int, float], b: Mapping[int, float], level: float = 0.95,
     return Comparison(effect=effect, interval=interval, p_value=p_value, p_adjusted=min(1.0, p_value * 2.0**attempt),
                       n=n, paired_sd=paired_sd, unpaired_sd=float(np.hypot(sd_a, sd_b)), correlation=together,
                       level=level, alternative=alternative)
+
+
+def compared(a: Mapping[int, float], b: Mapping[int, float], attempt: int = 0) -> dict[str, Any]:
+    """`compare` as plain data; empty where fewer than two seeds are common."""
+    return compare(a, b, attempt=attempt).as_dict() if len(a.keys() & b.keys()) > 1 else {}
 
 
 def alpha_for_attempt(k: int, alpha: float = 0.001) -> float:

@@ -147,8 +147,7 @@ class Inbox:
         """
         snapshot = self.snapshot
         if on == "best":
-            best = snapshot.view().best
-            on = self.state.champion or (best.recipe_id if best else "base")
+            on = snapshot.leader or "base"
         if on == "base" or not snapshot.arms:
             return next((arm.recipe_id for arm in snapshot.arms), None), ()
         found = beginning(on, snapshot.by_id)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxnano.cost import preflight
-from research.learn.compare import compare
+from research.learn.compare import compared
 from research.show.facts import NORMAL_95, Facts
 
 FRONTIER = 5  # candidates that ran, beside those that were nominated
@@ -64,7 +64,7 @@ def candidate(facts: Facts, recipe_id: str) -> CandidateRow:
     """One of them: an accepted recipe."""
     proposal = facts.proposal(recipe_id)
     base, own = (facts.state.losses(rid or "", 1.0, facts.track.splits.search) for rid in (facts.base, recipe_id))
-    search = compare(base, own).as_dict() if len(base.keys() & own.keys()) > 1 else None
+    search = compared(base, own) or None
     gains = {h: found for h in sorted(facts.track.horizons) if (found := facts.gains(recipe_id, horizon=h))}
     reviews = [e.body.written() for e in facts.state.reviews if e.subject == recipe_id]
     proofs = [row for row in facts.verifications() if row["recipe_id"] == recipe_id]

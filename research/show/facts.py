@@ -20,7 +20,7 @@ from research.decide.book import base_id, track_of
 from research.decide.price import Prices
 from research.decide.proof import pending
 from research.lanes.catalogue import Catalogue
-from research.learn.compare import compare
+from research.learn.compare import compared
 from research.ledger.kinds import Result
 from research.ledger.spend import Spend
 from research.ledger.state import State, TrialRecord
@@ -97,8 +97,7 @@ class Facts:
     @cached_property
     def leader(self) -> str | None:
         """The champion, or else the candidate that leads; None where nothing is expected to beat the base."""
-        best = self.snapshot.view().best if self.snapshot.arms else None
-        return self.state.champion or (best.recipe_id if best else None)
+        return self.snapshot.leader
 
     def parent(self, recipe_id: str) -> str | None:
         """The recipe another was put on; None for the base."""
@@ -202,8 +201,8 @@ class Facts:
         """Comparison with the base on the seeds that both ran in full: the protected split where they share any."""
         for split in (self.track.splits.protected, self.track.splits.search):
             base, own = (self.state.losses(rid or "", 1.0, split) for rid in (self.base, recipe_id))
-            if recipe_id != self.base and len(base.keys() & own.keys()) > 1:
-                return compare(base, own).as_dict() | {"split": split}
+            if recipe_id != self.base and (found := compared(base, own)):
+                return found | {"split": split}
         return None
 
     def parts(self, recipe_id: str) -> list[dict[str, Any]]:
