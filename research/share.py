@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxnano.cli import Command, Failure, Output, UserError, report_errors
-from research.text import clean
+from research.text import clean, listed
 
 PARSER = Command("research.share", __doc__)
 PARSER.add_argument("session", type=Path)
@@ -80,8 +80,7 @@ def _checked(session: Path) -> Facts:
         broken = list(violations(opened.ledger, opened.path))
         events = opened.ledger.events()
     if broken:
-        more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
-        raise UserError(f"{session}: its ledger does not hold: {broken[0]}{more}; research.ledger --check lists them")
+        raise UserError(f"{session}: its ledger does not hold: {listed(broken, 1)}; research.ledger --check lists them")
     facts = Facts.of(fold(events))
     if facts.state.champion is None:
         raise UserError(f"{session}: no champion was crowned, so there is nothing to share; a session that proved an "

@@ -24,6 +24,11 @@ def one_line(text: str, most: int) -> str:
     return cut(" ".join(clean(text[:4096]).split()), most)
 
 
+def listed(items: Sequence[str], most: int) -> str:
+    """The first items, and how many more there are."""
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+
+
 def beginning(text: str, names: Iterable[str]) -> list[str]:
     """The names that begin with `text`, or the one that is it; nothing begins with no text."""
     found = [name for name in names if text and name.startswith(text)]
@@ -35,8 +40,7 @@ def the_one(said: str, found: Sequence[str], none: str) -> str:
     if not found:
         raise UserError(f"{said}: {none}")
     if len(found) > 1:
-        more = f" and {len(found) - 4} more" if len(found) > 4 else ""
-        raise UserError(f"{said}: {', '.join(found[:4])}{more} begin with it; a longer beginning would do")
+        raise UserError(f"{said}: {listed(found, 4)} begin with it; a longer beginning would do")
     return found[0]
 
 
@@ -58,8 +62,7 @@ def effect(value: float | None) -> str:
 
 def by_seed(gains: Mapping[int, float], most: int = 3) -> str:
     """Gains with the seeds they were measured on: those of two recipes compare on one seed and on no other."""
-    more = f" and {len(gains) - most} more" if len(gains) > most else ""
-    return ", ".join(f"{gain:+.4f} on seed {seed}" for seed, gain in list(gains.items())[:most]) + more
+    return listed([f"{gain:+.4f} on seed {seed}" for seed, gain in gains.items()], most)
 
 
 def over_leader(row: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from jaxnano.config.recipe import Recipe
 from jaxnano.config.schedule import Constant, Schedule
 from jaxnano.model.specs import specs
 from jaxnano.optim.build import members
+from research.text import listed
 
 SHOWN = 3  # paths of parameters that a reason names
 
@@ -77,8 +78,7 @@ def _taken(recipe: Recipe) -> dict[str, str]:
             if group.matches(path, spec.role):
                 rivals.setdefault(recipe.optimizer.group_of(path, spec.role).name, []).append(path)
         found[group.name] = f"group {group.name!r} holds no parameter: " + ("; ".join(
-            f"{', '.join(paths[:SHOWN])}{f' and {len(paths) - SHOWN} more' if len(paths) > SHOWN else ''} "
-            f"{'are' if len(paths) > 1 else 'is'} in group {name!r}, which stands before it"
+            f"{listed(paths, SHOWN)} {'are' if len(paths) > 1 else 'is'} in group {name!r}, which stands before it"
             for name, paths in rivals.items()) or "the model has none of its roles or paths")
     return found
 

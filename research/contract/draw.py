@@ -37,11 +37,9 @@ class Draw:
             (model.Attention, "kv_heads"): lambda: self.pick([None, 1, 2]),
             (model.Attention, "head_dim"): lambda: self.pick([None, None, 4, 8, 10]),
             (model.Attention, "windows"): lambda: self.integers(0, 12, int(rng.integers(0, 4))),
-            (model.Attention, "dropped"): lambda: self.blocks(self.depth, 0.15),
-            (model.Mlp, "dropped"): lambda: self.blocks(self.depth, 0.15),
-            (model.Glu, "dropped"): lambda: self.blocks(self.depth, 0.15),
-            (model.Residual, "saves"): lambda: [],  # drawn with the injections, below
-            (model.Residual, "injections"): lambda: [],
+            **dict.fromkeys([(model.Attention, "dropped"), (model.Mlp, "dropped"), (model.Glu, "dropped")],
+                            lambda: self.blocks(self.depth, 0.15)),
+            **dict.fromkeys([(model.Residual, "saves"), (model.Residual, "injections")], list),  # together, below
             (model.Residual, "value_embeddings"): self.value_embeddings,
             (optimizer.Optimizer, "groups"): self.groups,
         }

@@ -19,7 +19,7 @@ from research.contract.proposal import dead
 from research.decide.ablation import Ablation, gain
 from research.decide.belief import Belief, Snapshot
 from research.decide.book import track_of
-from research.decide.proof import Proof
+from research.decide.proof import Proof, proofs
 from research.learn.compare import compared
 from research.ledger import invariants
 from research.ledger.events import Event, Ledger, encode
@@ -107,8 +107,7 @@ def _crowned(snapshot: Snapshot, event: Event[Any]) -> Iterator[str]:
 
 def _proof(snapshot: Snapshot, event: Event[Any]) -> Proof:
     """The proof that a `sealed` or `verification` event belongs to."""
-    named = [e for e in snapshot.state.nominated if e.body.number == event.body.nomination]
-    return Proof(snapshot, named[0].subject, named[0].body)
+    return [proof for proof in proofs(snapshot) if proof.nominated.number == event.body.nomination][0]
 
 
 def _unlike(expected: Body, found: Body) -> Iterator[str]:

@@ -117,19 +117,28 @@ class Proof:
             **({} if met is None else {"official": met}))
 
 
+def proofs(snapshot: Snapshot) -> list[Proof]:
+    """Those of all nominations, the latest last."""
+    return [Proof(snapshot, event.subject, event.body) for event in snapshot.state.nominated]
+
+
+def under_way(snapshot: Snapshot) -> Proof | None:
+    """The latest, unless it is done."""
+    return next((proof for proof in proofs(snapshot)[-1:] if not proof.done), None)
+
+
 def pending(snapshot: Snapshot, vetoed: bool = False) -> list[Proof]:
     """Proofs that passed but crowned nobody yet, largest effect first.
 
     What they beat is still the incumbent, and no person vetoed them; with `vetoed`, those too: the last word counts.
     """
     found = []
-    for event in (e for e in snapshot.state.verifications if e.body.passed):
-        named = next(e for e in snapshot.state.nominated if e.body.number == event.body.nomination)
-        proof = Proof(snapshot, named.subject, named.body)
-        beaten = proof.sealed is not None and proof.sealed.body.incumbent == snapshot.incumbent
-        if beaten and (vetoed or snapshot.state.review(event.subject) != "veto"):
-            test = event.body.comparisons.get("incumbent", {})  # outsiders do not see it
-            found.append((test.get("effect", 0.0), event.seq, proof))
+    for proof in proofs(snapshot):
+        sealed, spoken = proof.sealed, proof.verified
+        beaten = sealed is not None and sealed.body.incumbent == snapshot.incumbent
+        if spoken and spoken.body.passed and beaten and (vetoed or snapshot.state.review(spoken.subject) != "veto"):
+            test = spoken.body.comparisons.get("incumbent", {})  # outsiders do not see it
+            found.append((test.get("effect", 0.0), spoken.seq, proof))
     return [proof for _, _, proof in sorted(found, reverse=True, key=lambda row: row[:2])]
 
 

@@ -10,7 +10,7 @@ from research.decide.book import Book
 from research.decide.champion import crown, install
 from research.decide.intake import Intake
 from research.decide.plan import Plan
-from research.decide.proof import Proof, best_single, pending
+from research.decide.proof import Proof, best_single, pending, under_way
 from research.ledger.kinds import Nominated
 
 
@@ -32,11 +32,7 @@ class Prover:
 
     def proof(self) -> Proof | None:
         """The proof under way."""
-        if not self.book.state.nominated:
-            return None
-        event = self.book.state.nominated[-1]
-        proof = Proof(self.book.snapshot, event.subject, event.body)
-        return None if proof.done else proof
+        return under_way(self.book.snapshot)
 
     def nominate(self) -> Proof | None:
         """Name the recipe to prove, if one is worth it and there is time; None ends the session."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from research.decide.belief import Snapshot
-from research.decide.proof import Proof, pending
+from research.decide.proof import pending, under_way
 from research.ledger.state import FINAL
 from research.show.facts import Facts
 from research.text import count, effect, spread
@@ -79,8 +79,7 @@ def _refuted(facts: Facts) -> tuple[str, str] | None:
 def stage(snapshot: Snapshot) -> str:
     """What the session is at: searching, or a stage of the proof with its counts."""
     state = snapshot.state
-    proof = Proof(snapshot, state.nominated[-1].subject, state.nominated[-1].body) if state.nominated else None
-    if proof is None or proof.done:
+    if (proof := under_way(snapshot)) is None:
         names = [snapshot.by_id[p.sealed.subject].name for p in pending(snapshot) if p.sealed]
         return f"searching; verified and not crowned: {', '.join(names)}" if names else "searching"
     nominee, seal = proof.recipe_id, proof.sealed
