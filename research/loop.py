@@ -213,7 +213,7 @@ def run(options: argparse.Namespace) -> int:
         shares = scheduler.state.shares()
         scheduler.record("end", "", Ended(reason=reason, shares=shares))
         session.tidy(scheduler.prover.needed())
-        write_report(session.path, scheduler.state)
+        write_report(session.path)
     view.close_with(scheduler, session.path)
     if scheduler.trouble:
         raise Failure(f"{session.path}: {scheduler.trouble}; once that is mended, --resume goes on")

@@ -13,17 +13,11 @@ PARSER = Command("research.report", __doc__)
 PARSER.add_argument("session", type=Path)
 PARSER.early(__name__)
 
-from research.ledger.session import Session
-from research.ledger.state import fold
 from research.show.report import write_report
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = PARSER.options(argv)
-    with Session.open(options.session) as session:
-        state, path = fold(session.ledger.events()), session.path
-    write_report(path, state)
-    print(path / "report.html")
+    print(write_report(PARSER.options(argv).session))
     return 0
 
 

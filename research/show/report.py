@@ -10,7 +10,7 @@ import numpy as np
 
 from research.contract.trial import FRESH
 from research.ledger.session import Session, refuse_links, replace_file
-from research.ledger.state import State
+from research.ledger.state import fold
 from research.show.facts import NORMAL_95, Facts
 from research.show.figures import figures
 from research.show.pages import render
@@ -19,26 +19,26 @@ from research.show.verdict import verdict
 FOLDER = "plots"
 
 
-def write_report(session_path: Path, state: State) -> None:
-    """Write report.html, report.md and plots/*.svg into the session's folder.
+def write_report(session_path: Path) -> Path:
+    """Write report.html, report.md and plots/*.svg into the session's folder; returns the first of them.
 
-    Args: state: the session's, folded; the plots over time read the ledger itself.
-    Raises: SessionError if a link lies in the folder.
+    Raises: SessionError if there is no session, or a link lies in the folder.
     """
-    refuse_links(session_path)
     with Session.open(session_path) as session:
-        events = session.ledger.events()
-    facts = Facts.of(state)
-    title = f"{session_path.name}: what was tried and what was proven on track {facts.track.name}"
+        folder, events = session.path, session.ledger.events()
+    refuse_links(folder)
+    facts = Facts.of(fold(events))
+    title = f"{folder.name}: what was tried and what was proven on track {facts.track.name}"
     drawn = figures(facts, events)
-    (session_path / FOLDER).mkdir(exist_ok=True)
+    (folder / FOLDER).mkdir(exist_ok=True)
     for figure in filter(None, drawn.values()):
-        replace_file(session_path / FOLDER / f"{figure.name}.svg", figure.svg.encode())
-    context = {"facts": facts, "state": state, "figures": drawn, "verdict": verdict(facts),
+        replace_file(folder / FOLDER / f"{figure.name}.svg", figure.svg.encode())
+    context = {"facts": facts, "state": facts.state, "figures": drawn, "verdict": verdict(facts),
                "attempts": list(attempts(facts)), "runs": lambda *a, **k: runs(facts, *a, **k),
                **leading(facts), **endings(facts), **again(facts)}
     for form in ("html", "md"):
-        replace_file(session_path / f"report.{form}", render(form, "report.j2", title, **context).encode())
+        replace_file(folder / f"report.{form}", render(form, "report.j2", title, **context).encode())
+    return folder / "report.html"
 
 
 def leading(facts: Facts) -> dict[str, Any]:

@@ -98,6 +98,6 @@ def test_a_file_is_replaced_and_not_written_through(tmp_path, elsewhere):
     story = Story(tmp_path / "s")
     story.propose()
     os.link(folder / "precious", story.session.path / "report.html")
-    path, state = story.end()
-    write_report(path, state)
+    path, _ = story.end()
+    write_report(path)
     assert "<html" in (path / "report.html").read_text() and content() == before

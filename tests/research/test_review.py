@@ -120,7 +120,7 @@ def test_a_pending_one_is_called_verified_and_crowned_at_resume(waiting, clock, 
     facts = Facts.of(state)
     best, (kind, text) = facts.waiting()[0], verdict(facts)
     assert kind == "verified" and text.startswith("Verified, awaiting review: ") and "p = " in text
-    write_report(path, state)
+    write_report(path)
     page = (path / "report.md").read_text()
     assert "Verified, not crowned" in page and f"--approve {best[:8]}" in page and "## The champion" not in page
     with Session.open(path) as session:
@@ -140,7 +140,7 @@ def test_a_veto_or_a_hold_is_not_crowned_at_resume(waiting, clock, decision, rea
     assert state.champion is None and state.end.reason == reason
     done = {"veto": "vetoed", "hold": "held"}[decision]
     assert f"Verified, {done} by ada: too odd: " in verdict(Facts.of(state))[1]
-    write_report(path, state)
+    write_report(path)
     assert "too odd" in (path / "report.md").read_text()
 
 
@@ -171,7 +171,7 @@ def test_whatever_a_review_holds_it_is_short_text_to_read(waiting, capsys):
         session.ledger.append("review", best, {"decision": ["approve"], "reviewer": "eve"})
         session.ledger.append("review", "nobody <b>", {"decision": "veto"})
         state = fold(session.ledger.events())
-    write_report(path, state)
+    write_report(path)
     assert state.review(best) == "hold" and state.review("nobody <b>") == "veto"
     text = (path / "report.html").read_text()
     assert "n" * 900 in text and "n" * 1001 not in text and "<script>" not in text and "<b>" not in text

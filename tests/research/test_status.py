@@ -111,7 +111,7 @@ def test_no_number_of_a_call_that_anybody_may_append_ends_the_report(tmp_path, c
     for _ in range(2):
         story.write("call", "", dict.fromkeys(("tokens_in", "tokens_out", "cost", "wall_s", "proposals"), number)
                     | {"outcome": "x" * 10_000, "model": {"a": 1}})
-    path, state = story.end()
-    write_report(path, state)
+    path, _ = story.end()
+    write_report(path)
     assert "llm" in run(capsys, path) and "Infinity" not in run(capsys, path, "--json")
     assert "x" * 100 not in (path / "report.md").read_text()

@@ -99,7 +99,7 @@ def test_no_fault_ends_the_session_or_is_lost_and_the_key_is_nowhere(track, tmp_
     with ModelServer(plan) as server, created(tmp_path / "s") as session:
         state = drive(session, track, lane(server, provider, price=PRICE, tokens=1 << 40), Paced(server),
                       lambda: server.proposals >= PROPOSALS)
-        write_report(session.path, state)
+        write_report(session.path)
         assert list(violations(session.ledger, session.path)) == [] and planted(session.path) == []
     served, calls = server.served, [event.body for event in state.calls]
     assert server.proposals >= PROPOSALS and {s.fault for s in served} == {"", HIDDEN, *FAULTS}
@@ -124,7 +124,7 @@ def test_no_fault_ends_the_session_or_is_lost_and_the_key_is_nowhere(track, tmp_
 def test_what_a_model_writes_is_data(track, tmp_path, provider):
     with ModelServer(lambda n: HIDDEN) as server, created(tmp_path / "s") as session:
         state = drive(session, track, lane(server, provider), Paced(server), lambda: len(server.served) > 5)
-        write_report(session.path, state)
+        write_report(session.path)
         page, text = (session.path / "report.html").read_text(), (session.path / "report.md").read_text()
     assert "<script" not in page and "\x1b" not in page + text and "alert(1)" in page
     names = [p.proposal.name for p in state.proposals.values() if p.proposal.lane == "llm"]

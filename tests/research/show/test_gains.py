@@ -63,7 +63,7 @@ def test_no_best_measured_gain_of_the_luckiest_run(story, capsys):
     assert facts.lanes()["tuner"]["best_effect"] == [float(mean[at]), float(sd[at])]
     assert "best_gain" not in facts.lanes()["tuner"]
     path = story.session.path
-    write_report(path, facts.state)
+    write_report(path)
     report = (path / "report.md").read_text()
     assert "best measured gain" not in report and "+0.7550 on seed 0, +0.6290 on seed 1" in report
     assert status([str(path)]) == 0

@@ -101,7 +101,7 @@ SITUATIONS = {
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda f: f.__name__)
 def test_report_in_every_situation(situation, tmp_path):
     path, state = situation(tmp_path / "session")
-    write_report(path, state)
+    write_report(path)
     html, markdown = (path / "report.html").read_text(), (path / "report.md").read_text()
     page = Page(html)
     assert SITUATIONS[situation] in page.text and SITUATIONS[situation] in markdown
@@ -117,8 +117,8 @@ def test_report_in_every_situation(situation, tmp_path):
 
 
 def test_text_from_outside_stays_text(tmp_path):
-    path, state = proven(tmp_path / "session")
-    write_report(path, state)
+    path, _ = proven(tmp_path / "session")
+    write_report(path)
     html, markdown = (path / "report.html").read_text(), (path / "report.md").read_text()
     assert "\x1b" not in html + markdown and "<script" not in html + markdown
     assert "alert(1)" in Page(html).text and EVIL.split()[0] in Page(html).text
@@ -130,8 +130,8 @@ def test_text_from_outside_stays_text(tmp_path):
 def test_the_subject_of_a_review_that_anybody_may_append_is_text_too(tmp_path):
     story = Story(tmp_path / "session").search()
     story.write("review", f"x\n\n{EVIL} (a)", {"decision": "veto", "reviewer": EVIL, "note": EVIL})
-    path, state = story.end()
-    write_report(path, state)
+    path, _ = story.end()
+    write_report(path)
     for name in ("report.html", "report.md"):
         text = (path / name).read_text()
         assert "<script" not in text and "\x1b" not in text
@@ -140,7 +140,7 @@ def test_the_subject_of_a_review_that_anybody_may_append_is_text_too(tmp_path):
 
 def test_numbers_of_the_proof_are_the_ledgers(tmp_path):
     path, state = proven(tmp_path / "session")
-    write_report(path, state)
+    write_report(path)
     text = Page((path / "report.html").read_text()).text
     facts = Facts.of(state)
     body = state.verifications[-1].body
@@ -167,7 +167,7 @@ def test_what_an_ablation_leaves_claims_the_reasons_of_its_parts(tmp_path):
     assert state.champion == story.best and [p["why"] for p in facts.parts(story.best)] == reasons
     about = card(facts)
     (row,) = [row for row in candidates(facts) if row.recipe_id == story.best]
-    write_report(path, state)
+    write_report(path)
     texts = [page(about), change(about), (path / "report.md").read_text(), "\n".join(_lines(row))]
     for text in texts:
         assert all(reason.replace("'", "") in text.replace("'", "") for reason in reasons), text
@@ -189,8 +189,8 @@ def test_barnacles_are_listed(tmp_path):
     ablation = story.snapshot().state.ablations[story.best]
     story.write("ablation", story.best, ablation.model_copy(update={
         "removed": ("relu-squared",), "kept": ("rotary",), "recipe_id": story.singles["rotary"]}))
-    path, state = story.end()
-    write_report(path, state)
+    path, _ = story.end()
+    write_report(path)
     assert "Barnacles" in (path / "report.md").read_text()
 
 
