@@ -10,7 +10,6 @@ the crown, and a vetoed one is not nominated again. The last word counts. An ID 
 
 from __future__ import annotations
 
-import argparse
 import getpass
 import json
 from collections.abc import Iterator
@@ -40,8 +39,13 @@ from research.show.facts import Facts
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = _parse(argv)
+    options = PARSER.options(argv)
     decision = next((name for name in DECISIONS if getattr(options, name) is not None), None)
+    for name in ("note", "reviewer"):
+        if (text := getattr(options, name)) and decision is None:
+            raise UserError(f"--{name}: {text!r}: with --approve, --veto or --hold ID it would do")
+        if len(text) > LONGEST:
+            raise UserError(f"--{name}: {len(text)} characters; at most {LONGEST} would do")
     with Session.open(options.session) as session:
         facts = Facts.of(fold(session.ledger.events()))
         if decision is None:
@@ -61,17 +65,6 @@ def main(argv: list[str] | None = None) -> int:
         print(clean(f"{recipe_id[:8]} {after.name(recipe_id)}: {after.said(recipe_id)}"))
         print(_consequence(after, recipe_id, decision, session.ledger.held()))
     return 0
-
-
-def _parse(argv: list[str] | None) -> argparse.Namespace:
-    options = PARSER.options(argv)
-    decided = any(getattr(options, name) is not None for name in DECISIONS)
-    for name in ("note", "reviewer"):
-        if (text := getattr(options, name)) and not decided:
-            raise UserError(f"--{name}: {text!r}: with --approve, --veto or --hold ID it would do")
-        if len(text) > LONGEST:
-            raise UserError(f"--{name}: {len(text)} characters; at most {LONGEST} would do")
-    return options
 
 
 def _consequence(facts: Facts, recipe_id: str, decision: str, running: bool) -> str:
