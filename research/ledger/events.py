@@ -22,7 +22,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -83,7 +83,7 @@ class Event(Generic[B]):
     fence: int | None = None
 
 
-class Ledger:
+class Ledger(AbstractContextManager["Ledger"]):
     """An open ledger; usable from several threads and, each with its own, from several processes."""
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
@@ -121,9 +121,6 @@ class Ledger:
         """
         with self._lock, closing(self._db), suppress(LedgerFailure):
             self.release()
-
-    def __enter__(self) -> "Ledger":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -20,6 +20,7 @@ import re
 import shutil
 import time
 from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ LOG_BYTES = 256 * 1024  # a tidied log keeps its last so many bytes
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
-class Session:
+class Session(AbstractContextManager["Session"]):
     """An open session; a context manager that gives the lease back and closes the ledger."""
 
     def __init__(self, path: Path, ledger: Ledger) -> None:
@@ -74,21 +75,16 @@ class Session:
             raise SessionError(f"{path}: no session there ({FILE} is missing)")
         if lock:
             refuse_links(path)
-        session = cls(path, Ledger(path / FILE))
-        if lock:
-            try:
+        with ExitStack() as opening:
+            session = opening.enter_context(cls(path, Ledger(path / FILE)))
+            if lock:
                 session.ledger.acquire()
-            except BaseException:
-                session.close()
-                raise
+            opening.pop_all()
         return session
 
     def close(self) -> None:
         """Give the lease back, if held, and close the ledger."""
         self.ledger.close()
-
-    def __enter__(self) -> "Session":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
