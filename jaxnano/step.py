@@ -25,7 +25,7 @@ from jaxnano.config.recipe import Recipe, at, hypers, structure_id
 from jaxnano.model import gpt
 from jaxnano.model.specs import specs
 from jaxnano.optim.build import build
-from jaxnano.optim.wrapper import Updater
+from jaxnano.optim.memory import Updater
 
 STEPS_PER_CALL = 10
 

@@ -30,21 +30,24 @@ MAX_PLACES, MAX_DEPTH, MAX_TEXT = 10_000, 32, 4096  # of plain data before anyth
 class Range:
     """Marks a field as traced: it changes no shape and no control flow, so an edit of it never recompiles.
 
-    low, high: the accepted values, both ends included. scale: on which equal steps matter equally: `linear`, `log`, or
-    `decay`, the factor an average keeps a step, whose memory 1 / (1 - value) is what matters.
+    low, high: the accepted values, both ends included. scale: on which equal steps matter equally: `linear`, `log`,
+    `decay`, the factor an average keeps a step, whose memory 1 / (1 - value) is what matters, or `signed`, the size of a
+    number of either sign.
     """
 
     low: float
     high: float
-    scale: Literal["linear", "log", "decay"] = "linear"
+    scale: Literal["linear", "log", "decay", "signed"] = "linear"
 
     def units(self, value: float) -> float:
-        """A value in steps that matter: a factor of e on the scales `log` and `decay`, else a tenth of the range."""
+        """A value in steps that matter: a factor of e, or a tenth of a linear range."""
         match self.scale:
             case "log":
                 return math.log(max(value, self.low, 1e-9))
             case "decay":
                 return -math.log(max(1.0 - value, 1e-6))
+            case "signed":
+                return math.copysign(math.log1p(abs(value) / 1e-3), value)
         return 10.0 * (value - self.low) / (self.high - self.low)
 
 
@@ -58,8 +61,8 @@ class Node(BaseModel):
         for name, span in _spans(type(self)):
             if (value := getattr(self, name)) is None:
                 continue
-            peaks = value.values() if isinstance(value, dict) else [getattr(value, "value", value)]
-            for peak in peaks:
+            for peak in value.values() if isinstance(value, dict) else [value]:
+                peak = getattr(peak, "value", peak)
                 if isinstance(peak, int | float) and not span.low <= peak <= span.high:
                     nearest = span.low if peak < span.low else span.high
                     raise refuse(name, peak, f"between {span.low:g} and {span.high:g}; {nearest:g} would do")
@@ -284,6 +287,10 @@ def walk(node: Node, path: str = "") -> Iterator[tuple[str, Any, FieldInfo]]:
             for item in value:
                 if isinstance(item, Node):
                     yield from walk(item, f"{here}.{name_of(item)}")
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                if isinstance(item, Node):
+                    yield from walk(item, f"{here}.{key}")
 
 
 def leaves(node: Node) -> Iterator[Leaf]:
@@ -295,12 +302,12 @@ def leaves(node: Node) -> Iterator[Leaf]:
     for here, value, field in walk(node):
         if (span := traced_range(field)) is None:
             continue
-        if isinstance(value, Node):
-            peaks[f"{here}.value"] = span
-        elif isinstance(value, dict):
-            yield from (Leaf(f"{here}.{key}", float(v), span) for key, v in value.items())
-        elif isinstance(value, int | float):
-            yield Leaf(here, float(value), peaks.get(here, span))
+        places = {f"{here}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {here: value}
+        for place, number in places.items():
+            if isinstance(number, Node):
+                peaks[f"{place}.value"] = span
+            elif isinstance(number, int | float):
+                yield Leaf(place, float(number), peaks.get(place, span))
 
 
 def dump(node: Node) -> dict[str, Any]:

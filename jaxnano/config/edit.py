@@ -60,9 +60,14 @@ def read(recipe: Recipe, path: str) -> Any:
 
 def plain(value: Any) -> Any:
     """Nodes, and tuples of them, as plain data with defaults omitted."""
-    if isinstance(value, Node):
-        return dump(value)
-    return [plain(item) for item in value] if isinstance(value, tuple) else value
+    match value:
+        case Node():
+            return dump(value)
+        case tuple():
+            return [plain(item) for item in value]
+        case dict():
+            return {key: plain(item) for key, item in value.items()}
+    return value
 
 
 def _item(items: Any, name: str) -> Any:
@@ -135,7 +140,7 @@ def _differences(a: Any, b: Any, path: str) -> list[Edit]:
     if _named(a) and _named(b):
         return _list_differences(a, b, path)
     if isinstance(a, dict) and isinstance(b, dict):
-        return [Edit(path=f"{path}.{key}", old=a.get(key, ABSENT), new=b.get(key, ABSENT))
+        return [Edit(path=f"{path}.{key}", old=plain(a.get(key, ABSENT)), new=plain(b.get(key, ABSENT)))
                 for key in {**a, **b} if a.get(key) != b.get(key)]
     return [Edit(path=path, old=plain(a), new=plain(b))]
 

@@ -8,10 +8,12 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from jaxnano.config.base import Node, Range, refuse, unique_names
+from jaxnano.config.expression import Signature
 from jaxnano.config.schedule import Traced, formula
 
 _SCALAR = Range(-10.0, 10.0)  # an initial value is read once, so it is a number and takes no schedule
 _STD = Range(0.0, 2.0)
+ACTIVATION = Signature(("x",))
 Block = Annotated[int, Field(ge=0, le=255)]
 
 
@@ -113,7 +115,7 @@ class FormulaActivation(Node):
     @field_validator("code")
     @classmethod
     def _canonical(cls, code: str, info: ValidationInfo) -> str:
-        return formula(code, info, "x")
+        return formula(code, info, ACTIVATION, ACTIVATION.names)
 
 
 Activation = Annotated[Gelu | ReluSquared | Silu | FormulaActivation, Field(discriminator="kind")]

@@ -3,179 +3,113 @@
 from __future__ import annotations
 
 import fnmatch
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from jaxnano.config.base import Node, Range, kind_of, refuse, unique_names
-from jaxnano.config.schedule import Traced
+from jaxnano.config import expression, presets
+from jaxnano.config.base import Node, Range, refuse, unique_names
+from jaxnano.config.schedule import Traced, formula
+from jaxnano.config.transforms import BETA, FREE, NAME, STEP, Adam, Decay, Step, Transform
 
-_BETA = Range(0.0, 0.99999, "decay")
-_EPS = Range(1e-16, 1e-2, "log")
 Role = Literal["matrix", "embedding", "head", "gain", "bias", "scalar", "gate"]
 ROLES: tuple[Role, ...] = ("matrix", "embedding", "head", "gain", "bias", "scalar", "gate")
 
-
-STAGES = DIRECTION, PROCESSING, DECAY, CONSTRAINT = 1, 2, 3, 4  # of a chain, in order
-
-
-class _Transform(Node):
-    """One of a chain. stage: where it stands. matrices_only: no vectors. after: the kind that it needs before it."""
-
-    stage: ClassVar[int] = DIRECTION
-    matrices_only: ClassVar[bool] = False
-    after: ClassVar[str | None] = None
-
-
-class Sgd(_Transform):
-    """Gradient with heavy-ball or Nesterov momentum."""
-
-    kind: Literal["sgd"]
-    momentum: Annotated[Traced, _BETA] = 0.9
-    nesterov: bool = False
-
-
-class Adam(_Transform):
-    """Source: Kingma & Ba 2014, arXiv:1412.6980."""
-
-    kind: Literal["adam"]
-    b1: Annotated[Traced, _BETA] = 0.9
-    b2: Annotated[Traced, _BETA] = 0.95
-    eps: Annotated[Traced, _EPS] = 1e-8
-    bias_correction: bool = True
-    nesterov: bool = False
-
-
-class Lion(_Transform):
-    """Sign of an interpolated momentum. Source: Chen et al. 2023, arXiv:2302.06675."""
-
-    kind: Literal["lion"]
-    b1: Annotated[Traced, _BETA] = 0.9
-    b2: Annotated[Traced, _BETA] = 0.99
-
-
-class Ademamix(_Transform):
-    """Adam with a second, slow momentum. Source: Pagliardini et al. 2024, arXiv:2409.03137."""
-
-    kind: Literal["ademamix"]
-    b1: Annotated[Traced, _BETA] = 0.9
-    b2: Annotated[Traced, _BETA] = 0.95
-    b3: Annotated[Traced, _BETA] = 0.99
-    alpha: Annotated[Traced, Range(0.0, 30.0)] = 2.0
-    eps: Annotated[Traced, _EPS] = 1e-8
-
-
-class Muon(_Transform):
-    """Orthogonalised momentum, for matrices. Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon.
-
-    orthogonalizer: Newton-Schulz quintic (5 steps), converged (12), or Polar Express (5, arXiv:2505.16932).
-    scale: aspect sqrt(max(1, out/in)), spectral_rms 0.2 sqrt(max(in, out)), or none.
-    """
-
-    kind: Literal["muon"]
-    matrices_only: ClassVar[bool] = True
-    momentum: Annotated[Traced, _BETA] = 0.95
-    nesterov: bool = True
-    orthogonalizer: Literal["quintic", "converged", "polar_express"] = "quintic"
-    scale: Literal["aspect", "spectral_rms", "none"] = "aspect"
-
-
-class Soap(_Transform):
-    """Adam in Shampoo's eigenbasis. Source: Vyas et al. 2024, arXiv:2409.11321."""
-
-    kind: Literal["soap"]
-    matrices_only: ClassVar[bool] = True
-    b1: Annotated[Traced, _BETA] = 0.95
-    b2: Annotated[Traced, _BETA] = 0.95
-    shampoo_beta: Annotated[Traced, _BETA] = 0.95
-    eps: Annotated[Traced, _EPS] = 1e-8
-    refresh_every: int = Field(default=10, ge=1, le=1000)
-    bias_correction: bool = True
-
-
-class Normuon(_Transform):
-    """Neuron-wise second moment of an orthogonalised update. Source: arXiv:2510.05491."""
-
-    kind: Literal["normuon"]
-    stage: ClassVar[int] = PROCESSING
-    matrices_only: ClassVar[bool] = True
-    after: ClassVar[str | None] = "muon"
-    b2: Annotated[Traced, _BETA] = 0.95
-    eps: Annotated[Traced, _EPS] = 1e-10
-
-
-class Decay(_Transform):
-    """Decoupled weight decay. Source: Loshchilov & Hutter 2017, arXiv:1711.05101."""
-
-    kind: Literal["decay"]
-    stage: ClassVar[int] = DECAY
-    rate: Annotated[Traced, Range(0.0, 10.0)] = 0.1
-
-
-class CautiousDecay(_Transform):
-    """Decay only where the update shrinks the weight already. Source: Chen et al. 2025, arXiv:2510.12402."""
-
-    kind: Literal["cautious_decay"]
-    stage: ClassVar[int] = DECAY
-    rate: Annotated[Traced, Range(0.0, 10.0)] = 0.1
-
-
-class Hyperball(_Transform):
-    """Steps of a fixed angle that keep each matrix's Frobenius norm; needs non-zero initial values."""
-
-    kind: Literal["hyperball"]
-    stage: ClassVar[int] = CONSTRAINT
-    matrices_only: ClassVar[bool] = True
-
-
-Transform = Annotated[
-    Sgd | Adam | Lion | Ademamix | Muon | Soap | Normuon | Decay | CautiousDecay | Hyperball,
-    Field(discriminator="kind"),
-]
-TRANSFORMS: tuple[type[_Transform], ...] = get_args(get_args(Transform)[0])
 
 
 class Group(Node):
     """Parameters that share a chain. A parameter belongs to the first group whose role or path pattern it matches."""
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")
+    name: str = Field(pattern=NAME)
     roles: tuple[Role, ...] = ()
     paths: tuple[str, ...] = ()
     lr: Annotated[Traced, Range(0.0, 10.0, "log")]
+    params: Annotated[dict[str, Traced], FREE] = Field(default_factory=dict)
     chain: tuple[Transform, ...]
+
+    @field_validator("chain")
+    @classmethod
+    def _shortest(cls, chain: tuple[Transform, ...]) -> tuple[Any, ...]:
+        return presets.contract(chain)
+
+    @model_validator(mode="after")
+    def _linked(self) -> Group:
+        unique_names(self.chain, "chain")
+        presets.check(self.chain, self.params)
+        return self
+
+    @property
+    def steps(self) -> list[Step]:
+        """The chain with its presets expanded."""
+        return presets.steps_of(self.chain)
 
     def matches(self, path: str, role: str) -> bool:
         """Whether the parameter at `path` ("blocks_0/ffn/up") with `role` belongs here."""
         return role in self.roles or any(fnmatch.fnmatchcase(path, pattern) for pattern in self.paths)
 
+
+class Memory(Node):
+    """Something kept for every parameter: a running average of a formula, a copy of its value, or a decaying sum.
+
+    of: a formula of W, of W0 before this step (and this step's look-ahead), and progress. An average has a decay, or a
+    time constant as a share of the run; until progress reaches `start` it is the value itself. It begins as the value
+    at the first parameters. every: steps from one update to the next. paths, without: the parameters it is kept for.
+    """
+
+    name: str = Field(pattern=NAME)
+    of: str = "W"
+    keep: Literal["average", "copy", "sum"] = "average"
+    decay: Annotated[Traced | None, BETA] = None
+    start: Annotated[Traced, Range(0.0, 0.99)] = 0.0
+    time_constant: Annotated[Traced | None, Range(0.001, 1.0, "log")] = None
+    every: int = Field(default=1, ge=1, le=100_000)
+    paths: tuple[str, ...] = ("*",)
+    without: tuple[str, ...] = ()
+
+    @field_validator("of")
+    @classmethod
+    def _canonical(cls, code: str, info: ValidationInfo) -> str:
+        return formula(code, info, STEP)
+
     @model_validator(mode="after")
-    def _ordered(self) -> Group:
-        unique_names(self.chain, "chain")
-        kinds, stages = [t.kind for t in self.chain], [t.stage for t in self.chain]
-        if stages != sorted(stages):
-            raise refuse("chain", kinds, "direction, then post-processing, then decay, then constraint; "
-                         f"{[t.kind for t in sorted(self.chain, key=lambda t: t.stage)]} would do")
-        if stages.count(DIRECTION) != 1:
-            known = [kind_of(t) for t in TRANSFORMS if t.stage == DIRECTION]
-            raise refuse("chain", kinds, f"exactly one direction: {', '.join(known)}")
-        if missing := [f"{t.kind} post-processes {t.after}" for t in self.chain if t.after and t.after not in kinds]:
-            raise refuse("chain", kinds, missing[0])
-        if stages.count(DECAY) > 1:
-            raise refuse("chain", kinds, "one kind of decay")
-        if DECAY in stages and CONSTRAINT in stages:
-            raise refuse("chain", kinds, "hyperball keeps the norm, so there is nothing to decay; remove the decay")
-        for transform in self.chain:
-            if transform.matrices_only and (self.paths or set(self.roles) - {"matrix", "embedding", "head"}):
-                raise refuse("roles", list(self.roles),
-                             f"{transform.kind} is for matrices: roles matrix, embedding, head alone")
+    def _paced(self) -> Memory:
+        wanted = {"average": 1, "sum": 1, "copy": 0}[self.keep]
+        if (self.decay is not None) + (self.time_constant is not None) != wanted or (
+                self.keep == "sum" and self.decay is None):
+            rule = {"average": "a decay or a time_constant", "sum": "a decay", "copy": "neither decay nor time_constant"}
+            raise refuse("decay", self.decay, f"{self.keep} takes {rule[self.keep]}")
         return self
+
+    def keeps(self, path: str) -> bool:
+        """Whether it is kept for the parameter at a path."""
+        return any(fnmatch.fnmatchcase(path, p) for p in self.paths) and not any(
+            fnmatch.fnmatchcase(path, p) for p in self.without)
+
+
+class View(Node):
+    """Other values of the parameters: a formula of W, the memories and progress. One without a memory stays as it is."""
+
+    params: Annotated[dict[str, Traced], FREE] = Field(default_factory=dict)
+    code: str
+
+    @field_validator("code")
+    @classmethod
+    def _canonical(cls, code: str, info: ValidationInfo) -> str:
+        return formula(code, info, STEP)
+
+
+class Move(View):
+    """Every so many steps the parameters go where a formula says, from W, W0 and the memories."""
+
+    name: str = Field(pattern=NAME)
+    every: int = Field(ge=1, le=100_000)
 
 
 class EmaNesterov(Node):
     """Gradient taken beta * EMA of the displacement ahead. Source: modded-nanogpt track 3, results 39-46."""
 
     kind: Literal["ema_nesterov"]
-    gamma: Annotated[Traced, _BETA] = 0.95
+    gamma: Annotated[Traced, BETA] = 0.95
     beta: Annotated[Traced, Range(0.0, 0.95)] = 0.3
 
 
@@ -201,12 +135,20 @@ def adamw(lr: float = 1e-3) -> tuple[Group, ...]:
 
 
 class Optimizer(Node):
-    """clip: global gradient norm, or none. wrapper and readout act on all parameters."""
+    """clip: global gradient norm, or none. wrapper and readout are presets of a memory and a view.
+
+    gradient: where gradients are taken, and the step starts. evaluated: what is evaluated and shipped. Averages and
+    sums are updated first after a step, then moves are made, then copies taken.
+    """
 
     clip: Annotated[Traced | None, Range(1e-3, 1e3, "log")] = 1.0
     groups: tuple[Group, ...] = Field(default_factory=adamw)
     wrapper: EmaNesterov | None = None
     readout: TailEma | None = None
+    memory: tuple[Memory, ...] = ()
+    gradient: View | None = None
+    evaluated: View | None = None
+    moves: tuple[Move, ...] = ()
 
     @model_validator(mode="after")
     def _covers(self) -> Optimizer:
@@ -216,6 +158,52 @@ class Optimizer(Node):
             raise refuse("groups", [g.name for g in self.groups], f"no group takes the role(s) {', '.join(missing)}")
         return self
 
+    @model_validator(mode="after")
+    def _remembers(self) -> Optimizer:
+        for preset, place in (("wrapper", "gradient"), ("readout", "evaluated")):
+            if getattr(self, preset) is not None and getattr(self, place) is not None:
+                raise refuse(place, getattr(self, place).code, f"{preset} says it already; without it would do")
+        kept = remembered(self)
+        unique_names(kept.memory, "memory")
+        unique_names(self.moves, "moves")
+        unread = names = {memory.name for memory in kept.memory}
+        views = [("gradient", kept.gradient, {"W"}), ("evaluated", kept.evaluated, {"W"}),
+                 *((f"moves.{move.name}", move, {"W", "W0"}) for move in self.moves)]
+        for place, view, scope in views:
+            if view is None:
+                continue
+            used = expression.names(view.code, STEP) - set(view.params)
+            if missing := sorted(used - names - scope - {"progress"}):
+                known = sorted({*names, *scope, "progress"})
+                raise refuse(f"{place}.code", missing[0], f"no such memory; known: {', '.join(known)}")
+            unread = unread - used
+        for i, memory in enumerate(self.memory):
+            used, above = expression.names(memory.of, STEP), {m.name for m in self.memory[:i]}
+            if missing := sorted(used - {"W", "W0", "progress"} - above):
+                raise refuse(f"memory.{memory.name}.of", missing[0], "known: W, W0, progress and the memories above it")
+            if short := [m.name for m in self.memory[:i] if m.name in used and
+                         (m.paths, m.without) != (memory.paths, memory.without)]:
+                raise refuse(f"memory.{memory.name}.of", short[0], "it is kept for other parameters; the same paths "
+                             "would do")
+            unread = unread - used
+        if unread:
+            raise refuse(f"memory.{min(unread)}", min(unread), "no view, move or other memory reads it")
+        return self
+
     def group_of(self, path: str, role: str) -> Group:
         """The group a parameter belongs to: the first that matches."""
         return next(group for group in self.groups if group.matches(path, role))
+
+
+def remembered(cfg: Optimizer) -> Optimizer:
+    """The optimizer with wrapper and readout as the memories and views that they stand for."""
+    memory, gradient, evaluated = cfg.memory, cfg.gradient, cfg.evaluated
+    if (node := cfg.wrapper) is not None:
+        memory = (*memory, Memory.model_construct(name="drift", of="W - W0", decay=node.gamma))
+        gradient = View.model_construct(code="W + beta * drift", params={"beta": node.beta})
+    if (node := cfg.readout) is not None:
+        memory = (*memory, Memory.model_construct(
+            name="tail", start=node.start, time_constant=node.time_constant, without=("embedding/token",)))
+        evaluated = View.model_construct(code="(1 - weight) * W + weight * tail", params={"weight": node.weight})
+    return cfg.model_copy(update={"memory": memory, "gradient": gradient, "evaluated": evaluated, "wrapper": None,
+                                  "readout": None})

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import model_validator
 
 from jaxnano.config import schedule
-from jaxnano.config.base import Node, digest, dump, dump_full, finite, leaves, name_of, refuse, traced_range, walk
+from jaxnano.config.base import Node, Range, digest, dump, dump_full, finite, leaves, name_of, refuse, traced_range, walk
 from jaxnano.config.data import Data, Embedded
 from jaxnano.config.model import Model
 from jaxnano.config.optimizer import Optimizer
@@ -77,15 +77,10 @@ def at(node: T, hypers: Mapping[str, Any], progress: Any, path: str = "") -> T:
     update: dict[str, Any] = {}
     for name, field in type(node).model_fields.items():
         value, here = getattr(node, name), f"{path}.{name}" if path else name
-        span = traced_range(field)
-        if span and finite(value):
-            update[name] = hypers[here]
-        elif span and isinstance(value, dict):
-            update[name] = {key: hypers[f"{here}.{key}"] for key in value}
-        elif span and isinstance(value, Node):
-            node_at: Any = at(value, hypers, progress, here)
-            scheduled = schedule.evaluate(node_at, jnp.asarray(progress, jnp.float32))
-            update[name] = jnp.clip(scheduled, span.low, span.high)
+        if (span := traced_range(field)) and isinstance(value, dict):
+            update[name] = {key: _traced(item, span, hypers, progress, f"{here}.{key}") for key, item in value.items()}
+        elif span:
+            update[name] = _traced(value, span, hypers, progress, here)
         elif isinstance(value, Node):
             update[name] = at(value, hypers, progress, here)
         elif isinstance(value, tuple):
@@ -94,6 +89,16 @@ def at(node: T, hypers: Mapping[str, Any], progress: Any, path: str = "") -> T:
                 for item in value
             )
     return node.model_copy(update=update)
+
+
+def _traced(value: Any, span: Range, hypers: Mapping[str, Any], progress: Any, path: str) -> Any:
+    """A traced field's value; what is no number and no schedule (an absence, a name) stays."""
+    if finite(value):
+        return hypers[path]
+    if isinstance(value, Node):
+        scheduled = schedule.evaluate(at(value, hypers, progress, path), jnp.asarray(progress, jnp.float32))  # type: ignore[arg-type]
+        return jnp.clip(scheduled, span.low, span.high)
+    return value
 
 
 __all__ = ["Recipe", "Train", "at", "dump", "dump_full", "hypers", "recipe_id", "structure_id"]

@@ -12,6 +12,7 @@ from jaxnano.config.base import Node, Range, refuse
 
 _ANY = Range(-1e7, 1e7)  # the field it stands in is narrower
 _SHARE = Range(0.0, 1.0)
+PLACE = expression.Signature(("progress",))
 
 
 class _Shape(Node):
@@ -55,10 +56,10 @@ class PowerCool(_Shape):
     power: Annotated[float, Range(0.1, 4.0)] = 1.2
 
 
-def formula(code: str, info: ValidationInfo, variable: str) -> str:
-    """Validates the `code` of a node that also has `params`; returns its one spelling."""
+def formula(code: str, info: ValidationInfo, place: expression.Signature, needed: tuple[str, ...] = ()) -> str:
+    """Validates the `code` of a node that may have `params`; returns its one spelling. needed: names it must use."""
     try:
-        return expression.canonical(code, info.data.get("params", {}), variable)
+        return expression.canonical(code, info.data.get("params", {}), place, needed)
     except expression.ExpressionError as error:
         raise refuse("", code, str(error)) from None
 
@@ -73,30 +74,32 @@ class FormulaSchedule(Node):
     @field_validator("code")
     @classmethod
     def _canonical(cls, code: str, info: ValidationInfo) -> str:
-        return formula(code, info, "progress")
+        return formula(code, info, PLACE, PLACE.names)
 
 
 Schedule = Constant | Linear | Cosine | Trapezoid | PowerCool | FormulaSchedule
 
 
 def _tag(value: Any) -> str | None:
-    if isinstance(value, dict):
-        return value.get("kind")
-    return getattr(value, "kind", "number")
+    return value.get("kind") if isinstance(value, dict) else getattr(value, "kind", "number")
 
 
 if TYPE_CHECKING:
-    Traced = Any  # once resolved (`recipe.at`) the field holds a scalar of the compiled step
+    Traced = NamedTraced = Any  # once resolved (`recipe.at`) the field holds a scalar of the compiled step
 else:
-    Traced = Annotated[
+    _Traced = (
         Annotated[float, Tag("number")]
         | Annotated[Constant, Tag("constant")]
         | Annotated[Linear, Tag("linear")]
         | Annotated[Cosine, Tag("cosine")]
         | Annotated[Trapezoid, Tag("trapezoid")]
         | Annotated[PowerCool, Tag("power_cool")]
-        | Annotated[FormulaSchedule, Tag("expression")],
-        Discriminator(_tag),
+        | Annotated[FormulaSchedule, Tag("expression")]
+    )
+    Traced = Annotated[_Traced, Discriminator(_tag)]
+    NamedTraced = Annotated[  # or the name of such a value
+        _Traced | Annotated[str, Tag("name")],
+        Discriminator(lambda value: "name" if isinstance(value, str) else _tag(value)),
     ]
 
 

@@ -1,0 +1,261 @@
+"""A chain of steps as two pure functions over {path: array}: what it keeps, and how it moves the parameters.
+
+Formulas are walked leaf by leaf, which the compiler fuses; orthogonalisation and factors take leaves of one shape at a
+time, so that the program grows with the shapes and not with the layers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxnano.config import transforms as t
+from jaxnano.config.base import name_of
+from jaxnano.config.expression import ExpressionError, evaluate, measure, names
+from jaxnano.optim import kronecker
+from jaxnano.optim.polar import polar_flops, polar_leaves
+
+Params = dict[str, jax.Array]
+Scalar = Any  # a number, or a float32 scalar traced by jit; config nodes type both as Traced
+
+
+class Moments(NamedTuple):
+    """Of an average, by path: the sum of weighted values, and, where debiased, the weight it holds so far (0 to 1)."""
+
+    total: Params
+    weight: Params
+
+
+class Bases(NamedTuple):
+    """Of factors: updates so far, and the factors by path."""
+
+    count: jax.Array
+    factors: dict[str, kronecker.Factors]
+
+
+class Chain(NamedTuple):
+    """init(params) -> state; update(grads, state, params) -> (params, state)."""
+
+    init: Callable[[Params], dict[str, Any]]
+    update: Callable[[Params, dict[str, Any], Params], tuple[Params, dict[str, Any]]]
+
+
+class Cost(NamedTuple):
+    """Of one line for one parameter: the shape of what it writes, operations, and numbers that it keeps."""
+
+    shape: tuple[int, ...]
+    flops: float
+    floats: int = 0
+
+
+Scopes = dict[str, dict[str, Any]]  # by path, what each name in scope is
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Line(NamedTuple):
+    """What a step is: it writes into the scopes and returns what it keeps; what it costs; what it keeps at first."""
+
+    run: Callable[[Scopes, Any], Any]
+    cost: Callable[[Shapes], Cost]
+    init: Callable[[Params, dict[str, Cost]], Any] = lambda params, costs: None
+
+
+def line(step: t.Step) -> Line:
+    """A step's functions, cost included, so that the one cannot drift from the other."""
+    match step:
+        case t.Average():
+            return Line(partial(_average, step), partial(_average_cost, step), partial(_average_init, step))
+        case t.FormulaStep():
+            return Line(partial(_formula, step), lambda shapes: Cost(*measure(step.code, shapes)))
+        case t.Factors():
+            return Line(partial(_factors, step), partial(_factors_cost, step), _factors_init)
+        case t.Rotate():
+            return Line(partial(_matrices, step, lambda f, x: kronecker.rotate(f, x, step.back)),
+                        lambda shapes: _matrix(step.of, shapes, kronecker.rotation_flops))
+        case t.Root():
+            act = partial(kronecker.root, power=step.power, floor=step.floor, dropped=step.dropped)
+            return Line(partial(_matrices, step, act),
+                        lambda shapes: _matrix(step.of, shapes, lambda shape: 3.0 * kronecker.rotation_flops(shape)))
+        case t.Polar():
+            return Line(partial(_polar, step), lambda shapes: _matrix(
+                step.of, shapes, lambda shape: polar_flops(shape, step.coefficients), stack=True))
+        case t.TakeStep():
+            return Line(_step, lambda shapes: Cost(shapes["W"], 2.0 * math.prod(shapes["W"])))
+    raise ValueError(f"{step!r}: no such step")
+
+
+def build_chain(steps: Sequence[t.Step], scalars: Mapping[str, Any]) -> Chain:
+    """The functions of a resolved chain. scalars: lr, progress and the group's params."""
+    lines = [(step, line(step)) for step in steps]
+
+    def init(params: Params) -> dict[str, Any]:
+        costs = {path: dict(costs_of(steps, w.shape, scalars)) for path, w in params.items()}
+        return {step.name: one.init(params, {path: costs[path][step.name] for path in params})
+                for step, one in lines if isinstance(step, KEEPS)}
+
+    def update(grads: Params, state: dict[str, Any], params: Params) -> tuple[Params, dict[str, Any]]:
+        scopes = {path: {**scalars, **_fans(w.shape), "g": grads[path], "u": grads[path], "W": w, "W0": w}
+                  for path, w in params.items()}
+        new = {}
+        for step, one in lines:
+            if (kept := one.run(scopes, state.get(getattr(step, "name", "")))) is not None:
+                new[step.name] = kept  # type: ignore[union-attr]
+        for step in steps:
+            if isinstance(step, t.Factors):
+                _follow(step, steps, scopes, state, new)
+        return {path: scope["W"].astype(params[path].dtype) for path, scope in scopes.items()}, new
+
+    return Chain(init, update)
+
+
+KEEPS = (t.Average, t.Factors)
+
+
+def costs_of(steps: Sequence[t.Step], shape: tuple[int, ...], scalars: Iterable[str]) -> Iterator[tuple[str, Cost]]:
+    """By step, in order: what each costs for a parameter of a shape.
+
+    Raises: ExpressionError where a step needs a matrix, or leaves u or W without the parameter's shape.
+    """
+    shapes: dict[str, tuple[int, ...]] = {**dict.fromkeys((*scalars, *_fans(shape)), ()),
+                                          **dict.fromkeys(("g", "u", "W", "W0"), shape)}
+    for step in steps:
+        own = dict.fromkeys(getattr(step, "params", ()), ())
+        try:
+            found = line(step).cost({**shapes, **own})
+        except ExpressionError as error:
+            raise ExpressionError(f"{name_of(step)}: {error}") from None
+        for name in step.writes:
+            if name in ("u", "W") and found.shape != shape:
+                raise ExpressionError(f"{name_of(step)}: {name} has shape {shape}, the formula's value {found.shape}")
+            shapes[name] = () if name.endswith(("_decay", "_weight")) else found.shape
+        yield name_of(step) or "", found
+
+
+def _fans(shape: tuple[int, ...]) -> dict[str, float]:
+    return {"fan_in": float(shape[-2]), "fan_out": float(shape[-1])} if len(shape) > 1 else {}
+
+
+def _value(code: str, scope: Mapping[str, Any], params: Mapping[str, Any] | None = None) -> Any:
+    values = {**scope, **(params or {})}
+    return evaluate(code, {name: values[name] for name in names(code, t.STEP)}, reduces=True)
+
+
+def _average_init(step: t.Average, params: Params, costs: dict[str, Cost]) -> Moments:
+    total = {path: jnp.zeros(costs[path].shape, w.dtype) for path, w in params.items()}
+    return Moments(total, {path: jnp.zeros([], w.dtype) for path, w in params.items()} if step.debias else {})
+
+
+def _average(step: t.Average, scopes: Scopes, old: Moments) -> Moments:
+    new = Moments({}, {})
+    for path, scope in scopes.items():
+        decay = _decay(step, scope)
+        gain = 1.0 if step.sum else 1 - decay
+        before, now = old.total[path], decay * old.total[path] + gain * _value(step.of, scope)
+        new.total[path] = now
+        if step.debias:
+            held = old.weight[path]
+            scope[f"{step.name}_weight"] = new.weight[path] = weight = decay * held + gain
+            before, now = before / jnp.where(held > 0, held, 1.0), now / weight
+        scope |= {step.name: now, f"{step.name}_old": before, f"{step.name}_decay": decay}
+    return new
+
+
+def _average_cost(step: t.Average, shapes: Shapes) -> Cost:
+    shape, flops = measure(step.of, shapes)
+    size = math.prod(shape)
+    return Cost(shape, flops + (4.0 if step.debias else 3.0) * size, size + step.debias)
+
+
+def _formula(step: t.FormulaStep, scopes: Scopes, _: None) -> None:
+    for scope in scopes.values():
+        scope[step.into] = _value(step.code, scope, step.params)
+
+
+def _factors_init(params: Params, costs: dict[str, Cost]) -> Bases:
+    return Bases(jnp.zeros([], jnp.int32), {path: kronecker.init(w) for path, w in params.items()})
+
+
+def _factors(step: t.Factors, scopes: Scopes, old: Bases) -> Bases:
+    """The bases of before this update are in scope; they follow at its end, see `_follow`."""
+    for path, scope in scopes.items():
+        scope[step.name] = old.factors[path]
+    return old
+
+
+def _factors_cost(step: t.Factors, shapes: Shapes) -> Cost:
+    shape, flops, _ = _matrix(step.of, shapes, lambda shape: kronecker.advance_flops(shape, step.every))
+    return Cost(shape, flops, 2 * sum(size * size for size in shape))
+
+
+def _follow(step: t.Factors, steps: Sequence[t.Step], scopes: Scopes, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Take this update's value into the factors. A matrix whose bases were of nothing has not moved, nor its averages.
+
+    What lives in the bases is put in their new order.
+    """
+    averages = [s for s in steps if isinstance(s, t.Average)]
+    live_in = [s.name for s in averages if s.basis == step.name]
+    bases: Bases = old[step.name]
+    refresh, factors = (bases.count > 0) & (bases.count % step.every == 0), {}
+    for path, scope in scopes.items():
+        knows = kronecker.known(bases.factors[path])
+        scope["W"] = jnp.where(knows, scope["W"], scope["W0"])
+        for average in averages:
+            for now, was in zip(new[average.name], old[average.name], strict=True):
+                if path in now:
+                    now[path] = jnp.where(knows if now[path].ndim else knows[0, 0], now[path], was[path])
+    for paths in _by_shape(scopes):
+        x, f, riders = _stack([(_value(step.of, scopes[path]), bases.factors[path],
+                                tuple(new[name].total[path] for name in live_in)) for path in paths])
+        f, riders = kronecker.advance(f, x, _decay(step, scopes[paths[0]]), refresh, riders)
+        for i, path in enumerate(paths):
+            factors[path] = jax.tree.map(lambda leaf, i=i: leaf[i], f)
+            for name, rider in zip(live_in, riders, strict=True):
+                new[name].total[path] = rider[i]
+    new[step.name] = Bases(bases.count + 1, factors)
+
+
+def _decay(step: t.Average | t.Factors, scope: Mapping[str, Any]) -> Any:
+    return scope[step.decay] if isinstance(step.decay, str) else step.decay
+
+
+def _by_shape(scopes: Scopes) -> Iterable[list[str]]:
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for path, scope in scopes.items():
+        groups.setdefault(scope["W"].shape, []).append(path)
+    return groups.values()
+
+
+def _stack(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _matrices(step: t.Rotate | t.Root, act: Callable[..., jax.Array], scopes: Scopes, _: None) -> None:
+    """Act on a formula's value with the factors of all leaves, one shape at a time."""
+    for paths in _by_shape(scopes):
+        f, x = _stack([(scopes[path][step.by], _value(step.of, scopes[path])) for path in paths])
+        for path, u in zip(paths, act(f, x), strict=True):
+            scopes[path][step.into] = u
+
+
+def _matrix(code: str, shapes: Shapes, flops: Callable[[tuple[int, ...]], float], stack: bool = False) -> Cost:
+    """The cost of what acts on a matrix. stack: or on a stack of them."""
+    shape, before = measure(code, shapes)
+    if len(shape) < 2 or len(shape) > 2 and not stack or 1 in shape[-2:] and shape != shapes["W"]:
+        raise ExpressionError(f"a matrix is needed, and {code} has shape {shape}; another chain for such parameters")
+    return Cost(shape, before + flops(shape))
+
+
+def _polar(step: t.Polar, scopes: Scopes, _: None) -> None:
+    values = {path: _value(step.of, scope) for path, scope in scopes.items()}
+    for path, u in polar_leaves(values, step.coefficients, step.prenorm, step.weights).items():
+        scopes[path][step.into] = u
+
+
+def _step(scopes: Scopes, _: None) -> None:
+    for scope in scopes.values():
+        scope["W"] = scope["W"] - scope["lr"] * scope["u"]
