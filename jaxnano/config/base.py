@@ -31,8 +31,8 @@ class Range:
     """Marks a field as traced: it changes no shape and no control flow, so an edit of it never recompiles.
 
     low, high: the accepted values, both ends included. scale: on which equal steps matter equally: `linear`, `log`,
-    `decay`, the factor an average keeps a step, whose memory 1 / (1 - value) is what matters, or `signed`, the size of a
-    number of either sign.
+    `decay`, the factor an average keeps a step, whose memory 1 / (1 - value) is what matters, or `signed`, the size of
+    a number of either sign.
     """
 
     low: float

@@ -221,8 +221,10 @@ def _jax() -> dict[str, Callable[..., Any]]:
 def _numpy() -> dict[str, Callable[..., Any]]:
     from scipy import special  # read by who probes formulas, not by who trains
 
-    return _functions(np) | {"sqrt": lambda x: np.sqrt(np.maximum(x, 0.0)), "pow": lambda x, p: np.maximum(x, TINY) ** p,
-                             "sigmoid": special.expit, "softplus": lambda x: np.logaddexp(x, 0.0), "erf": special.erf}
+    return _functions(np) | {
+        "sqrt": lambda x: np.sqrt(np.maximum(x, 0.0)), "pow": lambda x, p: np.maximum(x, TINY) ** p,
+        "sigmoid": special.expit, "softplus": lambda x: np.logaddexp(x, 0.0), "erf": special.erf,
+    }
 
 
 @jax.custom_jvp

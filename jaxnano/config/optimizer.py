@@ -73,11 +73,12 @@ class Memory(Node):
 
     @model_validator(mode="after")
     def _paced(self) -> Memory:
-        wanted = {"average": 1, "sum": 1, "copy": 0}[self.keep]
-        if (self.decay is not None) + (self.time_constant is not None) != wanted or (
-                self.keep == "sum" and self.decay is None):
-            rule = {"average": "a decay or a time_constant", "sum": "a decay", "copy": "neither decay nor time_constant"}
-            raise refuse("decay", self.decay, f"{self.keep} takes {rule[self.keep]}")
+        decays, paced = self.decay is not None, self.time_constant is not None
+        fits, rule = {"average": (decays != paced, "a decay or a time_constant"),
+                      "sum": (decays and not paced, "a decay"),
+                      "copy": (not decays and not paced, "neither decay nor time_constant")}[self.keep]
+        if not fits:
+            raise refuse("decay", self.decay, f"{self.keep} takes {rule}")
         return self
 
     def keeps(self, path: str) -> bool:
@@ -87,7 +88,7 @@ class Memory(Node):
 
 
 class View(Node):
-    """Other values of the parameters: a formula of W, the memories and progress. One without a memory stays as it is."""
+    """Other values of the parameters: a formula of W, memories and progress. One that lacks a memory stays as it is."""
 
     params: Annotated[dict[str, Traced], FREE] = Field(default_factory=dict)
     code: str

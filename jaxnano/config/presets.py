@@ -92,24 +92,30 @@ def steps_of(chain: Iterable[Node]) -> list[t.Step]:
 
 def check(chain: Sequence[Node], params: Iterable[str]) -> None:
     """Raise where a line of a chain reads what is not there, takes a name that is taken, or does what nothing reads."""
-    known = {*t.GIVEN, *params}
-    kept, unused = known - {"u", "W"}, set(params)
-    for item, step in ((item, step) for item in chain for step in expand(item)):
+    known, unused = {*t.GIVEN, *params}, set(params)
+    kept = known - {"u", "W"}
+    clashes = []  # a name taken by a line, or by one that a preset stands for
+    for line in ((item, step) for item in chain for step in expand(item)):
+        item, step = line
         place, own = f"chain.{name_of(item)}", set(getattr(step, "params", ()))
-        keeps = isinstance(step, t.Average | t.Factors)
+        keeps = set(step.writes) if isinstance(step, t.Average | t.Factors) else set()
         if missing := sorted(step.reads - known):
             near = "".join(f"; {name} would do" for name in get_close_matches(missing[0], known, 1))
             raise refuse(place, missing[0], f"no such name above this line; known: {', '.join(sorted(known))}{near}")
-        if taken := sorted(kept & set(step.writes) | own & known | (known & set(step.writes) if keeps else set())):
-            raise refuse(place, taken[0], "the name is taken; another would do")
+        clashes += [(item, refuse(place, name, "the name is taken; another would do"))
+                    for name in sorted(kept & set(step.writes) | known & (own | keeps))]
         known |= set(step.writes)
-        kept |= set(step.writes) if keeps else set()
+        kept |= keeps
         unused -= step.reads
-    if unused:
-        raise refuse(f"params.{min(unused)}", min(unused), "no line of the chain reads it")
+    if own := [error for item, error in clashes if isinstance(item, t.Step)]:
+        raise own[0]
     if sum(isinstance(step, t.TakeStep) for step in steps_of(chain)) > 1:
         raise refuse("chain", [name_of(item) for item in chain], "one line at most takes the step, as hyperball does")
     _alive(chain)
+    if clashes:
+        raise clashes[0][1]
+    if unused:
+        raise refuse(f"params.{min(unused)}", min(unused), "no line of the chain reads it")
 
 
 def _alive(chain: Sequence[Node]) -> None:
@@ -148,7 +154,10 @@ def _templates() -> list[tuple[type[Node], dict[str, Any], tuple[t.Step, ...]]]:
 
 
 def _choices(annotation: Any) -> list[Any]:
-    return [True, False] if annotation is bool else list(get_args(annotation)) if get_origin(annotation) is Literal else []
+    """All values of a choice; none for a number."""
+    if annotation is bool:
+        return [True, False]
+    return list(get_args(annotation)) if get_origin(annotation) is Literal else []
 
 
 def contract(chain: tuple[Node, ...]) -> tuple[Node, ...]:

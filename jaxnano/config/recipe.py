@@ -37,7 +37,7 @@ class Recipe(Node):
             raise refuse("model.vocab", self.model.vocab, f"{self.data.kind} data has {least} tokens; {least} would do")
         if self.model.init.zero_projections:
             for group in self.optimizer.groups:
-                if group.chain[-1].kind == "hyperball" and "matrix" in group.roles:
+                if "matrix" in group.roles and any(item.kind == "hyperball" for item in group.chain):
                     raise refuse("model.init.zero_projections", True,
                                  f"group {group.name!r} keeps norms, so nothing may start at 0; false would do")
         return self

@@ -142,10 +142,9 @@ class _Step(Node):
     @property
     def reads(self) -> set[str]:
         """The names it takes from the lines above."""
-        own = set(getattr(self, "params", ()))
         used = {name for field in self.formulas for name in names(getattr(self, field), STEP)}
-        return (used | {value for field in ("decay", "by", "basis") if isinstance(value := getattr(self, field, None), str)}
-                ) - own
+        used |= {name for field in ("decay", "by", "basis") if isinstance(name := getattr(self, field, None), str)}
+        return used - set(getattr(self, "params", ()))
 
     @property
     def writes(self) -> tuple[str, ...]:

@@ -80,7 +80,7 @@ def line(step: t.Step) -> Line:
         case t.Root():
             act = partial(kronecker.root, power=step.power, floor=step.floor, dropped=step.dropped)
             return Line(partial(_matrices, step, act),
-                        lambda shapes: _matrix(step.of, shapes, lambda shape: 3.0 * kronecker.rotation_flops(shape)))
+                        lambda shapes: _matrix(step.of, shapes, lambda shape: 2.0 * kronecker.rotation_flops(shape)))
         case t.Polar():
             return Line(partial(_polar, step), lambda shapes: _matrix(
                 step.of, shapes, lambda shape: polar_flops(shape, step.coefficients), stack=True))
@@ -126,6 +126,8 @@ def costs_of(steps: Sequence[t.Step], shape: tuple[int, ...], scalars: Iterable[
     for step in steps:
         own = dict.fromkeys(getattr(step, "params", ()), ())
         try:
+            if fans := step.reads - shapes.keys():
+                raise ExpressionError(f"{min(fans)} is of a matrix; {shape} is the shape of none")
             found = line(step).cost({**shapes, **own})
         except ExpressionError as error:
             raise ExpressionError(f"{name_of(step)}: {error}") from None
@@ -189,7 +191,7 @@ def _factors(step: t.Factors, scopes: Scopes, old: Bases) -> Bases:
 
 def _factors_cost(step: t.Factors, shapes: Shapes) -> Cost:
     shape, flops, _ = _matrix(step.of, shapes, lambda shape: kronecker.advance_flops(shape, step.every))
-    return Cost(shape, flops, 2 * sum(size * size for size in shape))
+    return Cost(shape, flops, sum(2 * size * size + size for size in shape))
 
 
 def _follow(step: t.Factors, steps: Sequence[t.Step], scopes: Scopes, old: dict[str, Any], new: dict[str, Any]) -> None:

@@ -11,20 +11,22 @@ _EXACT = jax.lax.Precision.HIGHEST  # a basis built in TF32 or bfloat16 products
 
 
 class Factors(NamedTuple):
-    """Of one matrix (m, n), or of a stack of them: averages of x x^T and x^T x, and bases whose columns follow the
-    eigenvectors."""
+    """Of one matrix (m, n), or of a stack of them: averages of x x^T and x^T x, bases whose columns follow the
+    eigenvectors, and the eigenvalues when these last did."""
 
     left: jax.Array  # m, m
     right: jax.Array  # n, n
     left_basis: jax.Array  # m, m
     right_basis: jax.Array  # n, n
+    left_values: jax.Array  # m
+    right_values: jax.Array  # n
 
 
 def init(x: jax.Array) -> Factors:
     """Empty factors of a matrix."""
     m, n = x.shape
     return Factors(jnp.zeros((m, m), x.dtype), jnp.zeros((n, n), x.dtype), jnp.eye(m, dtype=x.dtype),
-                   jnp.eye(n, dtype=x.dtype))
+                   jnp.eye(n, dtype=x.dtype), jnp.zeros(m, x.dtype), jnp.zeros(n, x.dtype))
 
 
 def known(f: Factors) -> jax.Array:
@@ -39,18 +41,17 @@ def rotate(f: Factors, x: jax.Array, back: bool = False) -> jax.Array:
 
 
 def root(f: Factors, x: jax.Array, power: Any, floor: Any, dropped: bool) -> jax.Array:
-    """L^power x R^power; the eigenvalues are the factors' Rayleigh quotients in their bases.
+    """L^power x R^power, by the bases and eigenvalues that the factors keep.
 
     Args: floor: share of the largest eigenvalue; smaller ones count as it, or as zero where `dropped`.
     """
 
-    def powers(factor: jax.Array, basis: jax.Array) -> jax.Array:
-        values = jnp.sum(basis * _product(factor, basis), axis=-2)
+    def powers(values: jax.Array) -> jax.Array:
         least = floor * jnp.max(values, axis=-1, keepdims=True)
         raised = jnp.maximum(jnp.maximum(values, least), jnp.finfo(x.dtype).tiny) ** power
         return jnp.where(values > least, raised, 0.0) if dropped else raised
 
-    scales = powers(f.left, f.left_basis)[..., :, None] * powers(f.right, f.right_basis)[..., None, :]
+    scales = powers(f.left_values)[..., :, None] * powers(f.right_values)[..., None, :]
     return rotate(f, rotate(f, x) * scales, back=True)
 
 
@@ -71,23 +72,28 @@ def advance(f: Factors, x: jax.Array, decay: Any, refresh: Any, passengers: tupl
 
 
 def _follow(f: Factors, passengers: tuple[jax.Array, ...]) -> tuple[Factors, tuple[jax.Array, ...]]:
-    def follow(factor: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def follow(factor: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         image = _product(factor, basis)
-        order = jnp.argsort(-jnp.sum(basis * image, axis=-2), axis=-1)
-        return jnp.linalg.qr(jnp.take_along_axis(image, order[:, None, :], axis=-1))[0], order
+        values = jnp.sum(basis * image, axis=-2)
+        order = jnp.argsort(-values, axis=-1)
+        image = jnp.take_along_axis(image, order[:, None, :], axis=-1)
+        return jnp.linalg.qr(image)[0], jnp.take_along_axis(values, order, axis=-1), order
 
-    left_basis, rows = follow(f.left, f.left_basis)
-    right_basis, columns = follow(f.right, f.right_basis)
+    left_basis, left_values, rows = follow(f.left, f.left_basis)
+    right_basis, right_values, columns = follow(f.right, f.right_basis)
     moved = tuple(jnp.take_along_axis(jnp.take_along_axis(p, rows[:, :, None], axis=-2), columns[:, None, :], axis=-1)
                   for p in passengers)
-    return f._replace(left_basis=left_basis, right_basis=right_basis), moved
+    return Factors(f.left, f.right, left_basis, right_basis, left_values, right_values), moved
 
 
 def _eigenvectors(f: Factors, where: jax.Array) -> Factors:
-    def replace(factor: jax.Array, basis: jax.Array) -> jax.Array:
-        return jnp.where(where, jnp.linalg.eigh(factor)[1][..., ::-1], basis)
+    def replace(factor: jax.Array, basis: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+        found, vectors = jnp.linalg.eigh(factor)
+        return (jnp.where(where, vectors[..., ::-1], basis), jnp.where(where[..., 0], found[..., ::-1], values))
 
-    return f._replace(left_basis=replace(f.left, f.left_basis), right_basis=replace(f.right, f.right_basis))
+    left_basis, left_values = replace(f.left, f.left_basis, f.left_values)
+    right_basis, right_values = replace(f.right, f.right_basis, f.right_values)
+    return Factors(f.left, f.right, left_basis, right_basis, left_values, right_values)
 
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:

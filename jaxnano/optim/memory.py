@@ -1,4 +1,4 @@
-"""Optimizers that own their parameters: what is kept beside them, and where trained, gradient and evaluated ones differ."""
+"""Optimizers that own their parameters: what is kept beside them, where gradients are taken, what is evaluated."""
 
 from __future__ import annotations
 

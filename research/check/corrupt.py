@@ -155,10 +155,10 @@ def twice(data: Any, recipe: Recipe, pick: Pick) -> Corruption:
 
 
 def chain(data: Any, recipe: Recipe, pick: Pick) -> Corruption:
-    """A chain in the wrong order, without a direction, with two, or with a matrix optimizer for vectors."""
+    """A chain in the wrong order, with two directions or a line that nothing reads, or of matrices for vectors."""
     group = data["optimizer"]["groups"][-1]
-    kinds = pick((["decay", "adam"], ["decay"], [], ["adam", "lion"], ["adam", "normuon"], ["hyperball", "muon"],
-                  ["adam", "decay", "cautious_decay"], ["adam", "decay", "hyperball"], ["muon"], ["soap"]))
+    kinds = pick((["decay", "adam"], ["adam", "lion"], ["adam", "normuon"], ["hyperball", "muon"], ["muon"], ["soap"],
+                  ["hyperball", "decay"], ["adam", "step", "hyperball"], ["adam", "step", "cautious_decay"]))
     group["chain"], group["roles"] = [{"kind": kind} for kind in kinds], [*group["roles"], "bias"]
     return Corruption(data, f"optimizer.groups.{group['name']}", f"chain {kinds}")
 

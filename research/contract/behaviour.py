@@ -128,6 +128,9 @@ def behaviour(recipe: Recipe) -> str:
         node = getattr(optimizer, name)
         if node is not None and getattr(node, off) != 0:
             data[name] = _spelled(node, f"optimizer.{name}", places)
+    for name in ("gradient", "evaluated"):
+        data[name] = _spelled(node) if (node := getattr(optimizer, name)) is not None else None
+    data["kept"] = [[_spelled(item) for item in items] for items in (optimizer.memory, optimizer.moves)]
     data["attention"] = [windows if any(windows) else (), m.kv_heads, m.head_dim, sorted(m.attention.dropped)]
     data["ffn"] = [m.ffn_width, sorted(m.ffn.dropped)]
     data["wires"] = [sorted((s.name, s.after) for s in m.residual.saves if s.name in {w.source for w in wires}),
@@ -141,7 +144,8 @@ SPELLED = ("windows", "kv_heads", "head_dim", "dropped", "ratio", "saves", "inje
 def _chain(group: Group) -> list[Any]:
     """What a group does to a parameter: a decay of 0 is none."""
     rate = _number(group.lr, traced_range(Group.model_fields["lr"]))
-    return [rate, [_spelled(t) for t in group.chain if getattr(t, "rate", None) != 0]]
+    params = _number(group.params, traced_range(Group.model_fields["params"]))
+    return [rate, params, [_spelled(t) for t in group.chain if getattr(t, "rate", None) != 0]]
 
 
 def _spelled(node: Node, path: str = "", places: Collection[str] = ()) -> list[tuple[str, Any]]:

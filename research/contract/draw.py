@@ -13,13 +13,20 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import numpy as np
 
-from jaxnano.config import model, optimizer, schedule
-from jaxnano.config.base import ConfigError, Node, Range, dump, kind_of, traced_range, validate
+from jaxnano.config import model, optimizer, presets, schedule, transforms
+from jaxnano.config.base import ConfigError, Node, Range, dump, traced_range, validate
 from jaxnano.config.recipe import Recipe
 
 ACTIVATIONS = (
     ("x * sigmoid(a * x)", ("a",)), ("relu(x) ** 2 + a * x", ("a",)), ("tanh(x) + sin(a * x) / b", ("a", "b")),
     ("minimum(exp(x), 4.0) - 1", ()), ("x / (1 + abs(a * x))", ("a",)), ("softplus(x) * erf(x / 2)", ()),
+)
+OF_MATRICES = (transforms.Muon, transforms.Soap)
+DIRECTIONS = (transforms.Sgd, transforms.Adam, transforms.Lion, transforms.Ademamix, *OF_MATRICES)
+DIRECTED = (
+    ("brake", "u - a * minimum(dot(u, W) / maximum(dot(W, W), 1e-30), 0) * W"), ("mixed", "u + a * sign(u) * norm(u)"),
+    ("floor", "u * maximum(1, a * norm(W) / maximum(norm(u), 1e-30))"), ("bound", "u / maximum(1, a * norm(u))"),
+    ("agree", "u * where(u * g, 1, a)"),
 )
 SCHEDULES = ("a * (1 - progress)", "a * exp(-3 * progress ** 2)", "maximum(a - progress, a / 2)")
 
@@ -42,6 +49,7 @@ class Draw:
             **dict.fromkeys([(model.Residual, "saves"), (model.Residual, "injections")], list),  # together, below
             (model.Residual, "value_embeddings"): self.value_embeddings,
             (optimizer.Optimizer, "groups"): self.groups,
+            **{(optimizer.Optimizer, name): lambda: None for name in ("gradient", "evaluated")},  # see `memories`
         }
 
     def pick(self, items: Iterable[Any]) -> Any:
@@ -98,6 +106,8 @@ class Draw:
                     data[name] = self.value(field.annotation, field.metadata)
         if kind is model.Residual:
             data |= self.wires()
+        if kind is optimizer.Optimizer:
+            data |= self.memories(data)
         return data
 
     def value(self, hint: Any, bounds: Iterable[Any] = ()) -> Any:
@@ -150,14 +160,32 @@ class Draw:
         return [{"name": f"group{i}", "roles": roles, "lr": self.traced(Range(1e-5, 1.0, "log")),
                  "chain": self.chain(set(roles) <= {"matrix", "embedding", "head"})} for i, roles in enumerate(parts)]
 
+    def memories(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Now and then an average that is evaluated or looked ahead along, and an outer step."""
+        found: dict[str, Any] = {"memory": [], "moves": []}
+        if data.get("wrapper") is None and self.chance(0.2):
+            found["memory"].append({"name": "drift", "of": "W - W0", "decay": self.number(Range(0.5, 0.99))})
+            found["gradient"] = {"code": "W + a * drift", "params": {"a": self.number(Range(0.0, 0.5))}}
+        if self.chance(0.2):
+            found["memory"] += [{"name": "anchor", "keep": "copy", "every": 2},
+                                {"name": "pushed", "of": "anchor - W", "keep": "sum", "every": 2, "decay": 0.5}]
+            found["moves"].append({"name": "outer", "every": 2, "code": "anchor - 0.7 * (anchor - W + 0.5 * pushed)"})
+        return found
+
     def chain(self, matrices: bool) -> list[dict[str, Any]]:
-        """A direction and what may follow it, in order."""
-        stages = {stage: [kind for kind in optimizer.TRANSFORMS if kind.stage == stage
-                          and (matrices or not kind.matrices_only)] for stage in optimizer.STAGES}
-        chain = [self.pick(stages[optimizer.DIRECTION])]
-        chain += [kind for kind in stages[optimizer.PROCESSING] if kind.after == kind_of(chain[0]) and self.chance(0.4)]
-        ends = [[], *([kind] for kind in stages[optimizer.DECAY] + stages[optimizer.CONSTRAINT])]
-        return [self.node(kind) for kind in chain + self.pick(ends)]
+        """A direction and what may follow it, now and then with a formula of its own or written out step by step."""
+        first = self.pick([kind for kind in DIRECTIONS if matrices or kind not in OF_MATRICES])
+        chain = [first] + [transforms.Normuon] * (first is transforms.Muon and self.chance(0.4))
+        ends = [[], [transforms.Decay], [transforms.CautiousDecay], *([[transforms.Hyperball]] if matrices else [])]
+        end = [self.node(kind) for kind in self.pick(ends)]
+        steps = [self.node(kind) for kind in chain]
+        if self.chance(0.3):
+            name, code = self.pick(DIRECTED)
+            steps.append({"name": name, "code": code, "params": {"a": self.number(Range(0.05, 1.0))}})
+        if self.chance(0.2):
+            kind = type(validate(optimizer.Group, {"name": "g", "lr": 0.1, "chain": steps[:1]}).chain[0])
+            steps[:1] = [dump(step) for step in presets.expand(validate(kind, steps[0]))]
+        return steps + end
 
 
 def random_recipe(rng: np.random.Generator, base: Recipe, tries: int = 200) -> Recipe:

@@ -20,9 +20,10 @@ from pydantic_core import PydanticUndefined
 
 from jaxnano.config.base import PATH, ConfigError, Node, Problem, is_under, name_of, nodes_in, traced_range
 from jaxnano.config.edit import plain, show
-from jaxnano.config.expression import FUNCTIONS
+from jaxnano.config.expression import ELEMENTWISE, REDUCTIONS
 from jaxnano.config.recipe import Recipe
 from jaxnano.config.schedule import FormulaSchedule, Schedule
+from jaxnano.config.transforms import GIVEN
 
 
 def describe(path: str = "", frozen: Collection[str] = ()) -> list[str]:
@@ -48,7 +49,11 @@ def legend() -> tuple[str, ...]:
             "never recompiles.",
             "schedules (value: the peak; floor: a share of it; the others: shares of the run):", *shapes,
             "expression: code is a formula of x (an activation) or progress, 0..1 (a schedule), and of the names in "
-            f"params, with + - * / ** and {', '.join(FUNCTIONS)}.",
+            f"params, with + - * / ** and {', '.join(ELEMENTWISE)}.",
+            f"formulas of a chain, memories, views and moves also reduce whole tensors: {', '.join(REDUCTIONS)}; "
+            "rows is a norm per output, columns per input, neurons along the longer axis, schatten the root of "
+            "the norm of x x^T, cos of two tensors their cosine.",
+            f"in scope of a chain's formulas: {', '.join(GIVEN)}, the group's params, and every name above the line.",
             "one of these: written whole, {kind: rotary, base: 5000}; what is left out has its default.",
             "list of named items: the path of one ends in its name, or in its kind where it has none.",
             f"path: names joined by dots, from the top of the recipe; it matches {PATH}.",

@@ -35,7 +35,8 @@ def test_track_3_has_the_parameters_and_flops_of_its_record() -> None:
     assert cost.model_flops_per_token * 488e3 / 989e12 == pytest.approx(0.42, abs=0.005)
     assert cost.tokens_per_step == 524_288
     assert cost.optimizer_flops_per_step / cost.flops_per_step < 0.01
-    assert cost.optimizer_bytes == 4 * (n * 12 * d * d + 2 * (cost.parameters - n * 12 * d * d))
+    kept = 4 * (n * 12 * d * d + 2 * (cost.parameters - n * 12 * d * d))  # and the weights of Adam's averages
+    assert 0 < cost.optimizer_bytes - kept < 2000
 
 
 def test_modern_tiny_is_no_larger_than_the_track_allows() -> None:

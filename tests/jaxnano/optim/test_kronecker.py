@@ -1,38 +1,32 @@
-"""SOAP against a float64 reference, and the properties that define its basis."""
+"""SOAP and Shampoo's roots against float64 references, and the properties that define the bases."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from optim_reference import STEPS, assert_all_close, directions, random_tree
+from optim_reference import STEPS, assert_all_close, chain_of, directions, factors_of, group, known_factor, random_tree
 
 from jaxnano.optim import kronecker
 
 SHAPES = {"tall": (9, 5), "wide": (5, 9), "wide_again": (5, 9)}
-HYPERS = {"b1": 0.8, "b2": 0.9, "beta": 0.7, "eps": 1e-6}
+B1, B2, BETA, EPS = 0.8, 0.9, 0.7, 1e-6
 
 
-def build(refresh_every, bias_correction=True):
-    return lambda h: kronecker.soap(h["b1"], h["b2"], h["beta"], h["eps"], refresh_every, bias_correction)
-
-
-def known_factor(size, seed):
-    """A preconditioner with separate eigenvalues, and its eigenvectors, largest first."""
-    basis = np.linalg.qr(np.random.default_rng(seed).normal(size=(size, size)))[0]
-    return (basis * np.geomspace(8, 1, size)) @ basis.T, basis
+def soap(every, bias_correction=True):
+    return {"kind": "soap", "b1": B1, "b2": B2, "shampoo_beta": BETA, "eps": EPS, "refresh_every": every,
+            "bias_correction": bias_correction}
 
 
 def reference(grads, left, right, refresh_every, bias_correction):
     """Vyas et al., algorithm 3, from step 1 on, starting at known (factor, basis) pairs."""
-    b1, b2, beta, eps = (HYPERS[k] for k in ("b1", "b2", "beta", "eps"))
     (L, QL), (R, QR) = left, right
     m, v, out = 0.0, 0.0, []
     for t, g in enumerate(grads.astype(np.float64), 1):
-        m = b1 * m + (1 - b1) * g
-        v = b2 * v + (1 - b2) * (QL.T @ g @ QR) ** 2
-        c1, c2 = (1 - b1**t, 1 - b2**t) if bias_correction else (1.0, 1.0)
-        out.append(QL @ ((QL.T @ m @ QR / c1) / (np.sqrt(v / c2) + eps)) @ QR.T)
-        L, R = beta * L + (1 - beta) * g @ g.T, beta * R + (1 - beta) * g.T @ g
+        m = B1 * m + (1 - B1) * g
+        v = B2 * v + (1 - B2) * (QL.T @ g @ QR) ** 2
+        c1, c2 = (1 - B1**t, 1 - B2**t) if bias_correction else (1.0, 1.0)
+        out.append(QL @ ((QL.T @ m @ QR / c1) / (np.sqrt(v / c2) + EPS)) @ QR.T)
+        L, R = BETA * L + (1 - BETA) * g @ g.T, BETA * R + (1 - BETA) * g.T @ g
         if t % refresh_every == 0:
             rows = np.argsort(-np.diag(QL.T @ L @ QL))
             columns = np.argsort(-np.diag(QR.T @ R @ QR))
@@ -44,34 +38,39 @@ def reference(grads, left, right, refresh_every, bias_correction):
 @pytest.mark.parametrize(("refresh_every", "bias_correction"), [(1, False), (2, True)])
 def test_soap(refresh_every, bias_correction):
     grads = random_tree(0, SHAPES, STEPS)
-    empty = kronecker.soap(0.0, 0.0, 0.0, 0.0, refresh_every).init({p: jnp.zeros(s) for p, s in SHAPES.items()})
-    factors, expected = {}, {}
+    still = {path: jnp.zeros(shape) for path, shape in SHAPES.items()}
+    chain = chain_of(group(soap(refresh_every, bias_correction)))
+    state, expected = chain.init(still), {}
     for i, (path, (m, n)) in enumerate(SHAPES.items()):
         left, right = known_factor(m, 2 * i), known_factor(n, 2 * i + 1)
-        f32 = [jnp.asarray(x, jnp.float32) for x in (left[0], right[0], left[1], right[1])]
-        names = ("left", "right", "left_basis", "right_basis")
-        factors[path] = empty.factors[path]._replace(**dict(zip(names, f32, strict=True)))
+        state["q"].factors[path] = factors_of(left, right)
         expected[path] = reference(grads[path], left, right, refresh_every, bias_correction)
-    state = kronecker.SoapState(jnp.ones([], jnp.int32), factors)
-    got = directions(build(refresh_every, bias_correction), HYPERS, grads, state=state)
-    assert_all_close(got, expected, 1e-4)
+    state["q"] = state["q"]._replace(count=jnp.ones([], jnp.int32))
+    got, update = {path: [] for path in SHAPES}, jax.jit(chain.update)
+    for t in range(STEPS):
+        moved, state = update({path: g[t] for path, g in grads.items()}, state, still)
+        for path in SHAPES:
+            got[path].append(-moved[path])
+    assert_all_close({path: np.stack(u) for path, u in got.items()}, expected, 1e-4)
 
 
 def test_basis_comes_from_the_first_gradient_that_is_not_zero():
     grads = random_tree(1, {"late": (4, 4), "early": (4, 4)}, steps=3)
     grads["late"][0] = 0
-    transform = kronecker.soap(0.8, 0.9, 0.7, 1e-6, 100)
-    update = jax.jit(transform.update)
-    state = transform.init({path: jnp.zeros((4, 4)) for path in grads})
+    still = {path: jnp.zeros((4, 4)) for path in grads}
+    chain = chain_of(group(soap(100)))
+    update, state = jax.jit(chain.update), chain.init(still)
     moved = {path: [] for path in grads}
     for t in range(3):
-        u, state = update({path: g[t] for path, g in grads.items()}, state)
+        new, state = update({path: g[t] for path, g in grads.items()}, state, still)
         for path in grads:
-            moved[path].append(bool(np.any(u[path])))
+            moved[path].append(bool(np.any(new[path])))
     assert moved == {"late": [False, False, True], "early": [False, True, True]}
+    held = state["v"].weight
+    assert held["late"] == pytest.approx(1 - B2) and held["early"] == pytest.approx(1 - B2**2)
     for path, t in (("late", 1), ("early", 0)):
         u, _, vt = np.linalg.svd(grads[path][t])
-        f = state.factors[path]
+        f = state["q"].factors[path]
         np.testing.assert_allclose(np.abs(f.left_basis.T @ u), np.eye(4), atol=1e-4)
         np.testing.assert_allclose(np.abs(f.right_basis.T @ vt.T), np.eye(4), atol=1e-4)
 
@@ -80,19 +79,28 @@ def test_directions_turn_with_the_gradients():
     """Rotating the rows and columns of every gradient rotates the directions: what Adam in a fixed basis cannot do."""
     grads = random_tree(2, {"w": (5, 5)}, steps=STEPS)
     left, right = (np.linalg.qr(np.random.default_rng(s).normal(size=(5, 5)))[0].astype(np.float32) for s in (7, 8))
-    plain = directions(build(1), HYPERS, grads)["w"]
-    turned = directions(build(1), HYPERS, {"w": left @ grads["w"] @ right})["w"]
+    plain = directions(grads, soap(1))["w"]
+    turned = directions({"w": left @ grads["w"] @ right}, soap(1))["w"]
     np.testing.assert_allclose(turned, left @ plain @ right, atol=5e-3)
     assert np.abs(plain[-1]).max() > 0.1
 
 
-def test_a_vector_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"norm: shape \(4,\)"):
-        kronecker.soap(0.9, 0.9, 0.9, 1e-8, 1).init({"norm": jnp.zeros(4)})
+@pytest.mark.parametrize(("floor", "dropped"), [(1e-12, False), (0.5, False), (0.5, True)])
+def test_roots_are_matrix_powers_of_the_factors(floor, dropped):
+    """With the factors' own eigenvectors as bases, L^p x R^p by eigendecomposition; small eigenvalues are as told."""
+    (left, left_basis), (right, right_basis) = known_factor(5, 0), known_factor(3, 1)
+    x = random_tree(3, {"w": (5, 3)})["w"]
+
+    def raised(matrix):
+        values, vectors = np.linalg.eigh(matrix)
+        least = floor * values.max()
+        powers = np.where(values > least, values, np.inf if dropped else least) ** -0.25
+        return (vectors * powers) @ vectors.T
+
+    f = factors_of((left, left_basis), (right, right_basis))
+    np.testing.assert_allclose(kronecker.root(f, x, -0.25, floor, dropped), raised(left) @ x @ raised(right), atol=1e-5)
 
 
-def test_costs():
-    held = kronecker.soap(0.9, 0.9, 0.9, 1e-8, 1).init({"w": jnp.zeros((3, 5))}).factors["w"]
-    assert sum(x.size for x in held) == kronecker.soap_cost((3, 5), 1).floats
-    often, seldom = (kronecker.soap_cost((64, 64), every).flops for every in (1, 10))
-    assert often > seldom > 16 * 64**3
+def test_flops():
+    often, seldom = (kronecker.advance_flops((64, 64), every) for every in (1, 10))
+    assert often > seldom > 4 * 64**3 and kronecker.rotation_flops((3, 5)) == 2 * (3 * 3 * 5 + 3 * 5 * 5)

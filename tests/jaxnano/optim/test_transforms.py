@@ -1,93 +1,104 @@
-"""What every transform owes the training step. A new one adds a row to ROWS."""
-
-from typing import NamedTuple
+"""What every line of a chain owes the training step. A new one adds a row to ROWS."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from optim_reference import random_tree
+from optim_reference import group, random_tree, values_of
 
 from jaxnano.config.base import kind_of
-from jaxnano.config.optimizer import TRANSFORMS
-from jaxnano.optim import adam, constraint, decay, kronecker, muon, wrapper
-from jaxnano.optim.build import build_transform
+from jaxnano.config.recipe import at
+from jaxnano.config.transforms import TRANSFORMS
+from jaxnano.optim.chain import build_chain, costs_of
 
 MIXED = {"a": (4, 4), "b": (4, 4), "c": (6, 3), "d": (3, 6)}
-SQUARE = {"a": (4, 4), "b": (4, 4)}  # the first basis of SOAP is unique only for gradients of full rank on both sides
+VECTORS = MIXED | {"gain": (5,), "scalar": ()}
+SQUARE = {"a": (4, 4), "b": (4, 4)}  # the first basis is unique only for gradients of full rank on both sides
+FACTORS = {"kind": "factors", "name": "q", "decay": 0.9, "every": 2}
 
-
-class Row(NamedTuple):
-    """build: hypers -> transform. hypers: name -> two values. shapes: of the parameters it is tried on."""
-
-    build: object
-    hypers: dict
-    shapes: dict = MIXED
-
-
+# A chain, its numbers' other values, and the shapes of the parameters it is tried on.
 ROWS = {
-    "sgd": Row(lambda h: adam.sgd(h["momentum"], nesterov=True), {"momentum": (0.9, 0.5)}),
-    "adam": Row(lambda h: adam.adam(h["b1"], h["b2"], h["eps"], True, True),
-                {"b1": (0.9, 0.5), "b2": (0.95, 0.8), "eps": (1e-8, 0.1)}, MIXED | {"gain": (5,), "scalar": ()}),
-    "lion": Row(lambda h: adam.lion(h["b1"], h["b2"]), {"b1": (0.9, 0.2), "b2": (0.95, 0.3)}),
-    "ademamix": Row(lambda h: adam.ademamix(h["b1"], h["b2"], h["b3"], h["alpha"], h["eps"]),
-                    {"b1": (0.9, 0.5), "b2": (0.95, 0.8), "b3": (0.99, 0.9), "alpha": (2.0, 5.0), "eps": (1e-8, 0.1)}),
-    "muon": Row(lambda h: muon.muon(h["momentum"], True, "quintic", "aspect"), {"momentum": (0.95, 0.2)}),
-    "normuon": Row(lambda h: optax.chain(muon.muon(h["momentum"], False, "quintic", "none"), muon.normuon(h["b2"])),
-                   {"momentum": (0.95, 0.2), "b2": (0.95, 0.5)}),
-    "soap": Row(lambda h: kronecker.soap(h["b1"], h["b2"], h["beta"], h["eps"], 2),
-                {"b1": (0.9, 0.5), "b2": (0.95, 0.8), "beta": (0.9, 0.5), "eps": (1e-8, 0.1)}, SQUARE),
-    "decay": Row(lambda h: decay.decoupled_decay(h["rate"]), {"rate": (0.1, 0.5)}),
-    "cautious_decay": Row(lambda h: decay.cautious_decay(h["rate"]), {"rate": (0.1, 0.5)}),
-    "hyperball": Row(lambda h: constraint.hyperball(-h["angle"]), {"angle": (0.02, 0.2)}),
+    "sgd": ([{"kind": "sgd", "nesterov": True}], {"momentum": 0.5}, VECTORS),
+    "adam": ([{"kind": "adam", "nesterov": True}], {"b1": 0.5, "b2": 0.8, "eps": 0.1}, VECTORS),
+    "lion": ([{"kind": "lion"}], {"b1": 0.2, "b2": 0.3}, VECTORS),
+    "ademamix": ([{"kind": "ademamix"}], {"b1": 0.5, "b2": 0.8, "b3": 0.9, "alpha": 5.0, "eps": 0.1}, VECTORS),
+    "muon": ([{"kind": "muon"}], {"momentum": 0.2}, MIXED),
+    "normuon": ([{"kind": "muon", "nesterov": False}, {"kind": "normuon"}], {"momentum": 0.2, "b2": 0.5}, MIXED),
+    "soap": ([{"kind": "soap", "refresh_every": 2}], {"b1": 0.5, "b2": 0.8, "shampoo_beta": 0.5, "eps": 0.1}, SQUARE),
+    "decay": ([{"kind": "decay"}], {"rate": 0.5}, VECTORS),
+    "cautious_decay": ([{"kind": "cautious_decay"}], {"rate": 0.5}, VECTORS),
+    "hyperball": ([{"kind": "hyperball"}], {}, VECTORS),
+    "average": ([{"kind": "average", "name": "m", "decay": 0.9, "debias": True},
+                 {"name": "mix", "code": "g + m - m_old"}], {"decay": 0.5}, VECTORS),
+    "formula": ([{"name": "mix", "code": "sign(u) * pow(abs(u), a)", "params": {"a": 0.5}}], {"a": 0.9}, VECTORS),
+    "factors": ([FACTORS, {"kind": "rotate", "name": "in", "by": "q"}, {"name": "mix", "code": "tanh(u)"},
+                 {"kind": "rotate", "name": "out", "by": "q", "back": True}], {"decay": 0.5}, SQUARE),
+    "rotate": ([FACTORS, {"kind": "rotate", "name": "in", "by": "q"}], {"decay": 0.5}, SQUARE),
+    "root": ([FACTORS, {"kind": "root", "name": "raised", "by": "q", "floor": 0.1}], {"power": -0.1, "floor": 0.3},
+             SQUARE),
+    "polar": ([{"name": "mix", "code": "u + a * W", "params": {"a": 0.1}}, {"kind": "polar"}], {"a": 0.9}, MIXED),
+    "step": ([{"kind": "step"}, {"name": "pin", "into": "W", "code": "W * a", "params": {"a": 0.9}}], {"a": 0.5},
+             VECTORS),
 }
+
+
+def test_every_kind_has_a_row():
+    assert ROWS.keys() == {kind_of(node) for node in TRANSFORMS}
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_contract(name):
-    """Finite; traced once for all scalars, which matter; donation; types kept; vmap over scalars equals single runs."""
-    row, traces = ROWS[name], []
+    """Finite; traced once for all numbers, which matter; donation; types kept; vmap over numbers equals single runs."""
+    (chain, other, shapes), traces = ROWS[name], []
+    node = group(*chain, lr=0.1)
 
-    def step(state, grads, hypers):
+    def build(values):
+        resolved = at(node, values, jnp.float32(0.5))
+        return build_chain(resolved.steps, {"lr": resolved.lr, "progress": 0.5})
+
+    def step(carry, grads, values):
         traces.append(name)
-        transform = optax.chain(row.build(hypers), constraint.learning_rate(hypers["lr"]))
-        return wrapper.from_transform(transform).update(grads, state)
+        return build(values).update(grads, carry[1], carry[0])
 
-    pair = {path: np.array(values, np.float32) for path, values in row.hypers.items()} | {"lr": np.float32([0.1, 0.1])}
-    singles = [jax.tree.map(lambda values, i=i: values[i], pair) for i in range(2)]
-    params = {path: jnp.asarray(w) for path, w in random_tree(0, row.shapes).items()}
-    grads = [random_tree(seed, row.shapes) for seed in (1, 2, 3)]
-    init = wrapper.from_transform(optax.chain(row.build(singles[0]), constraint.learning_rate(0.1))).init
+    first = values_of(node)
+    second = {path: np.float32(other.get(path.rpartition(".")[2], 0.2)) for path in first}
+    params = {path: jnp.asarray(w) for path, w in random_tree(0, shapes).items()}
+    grads = [random_tree(seed, shapes) for seed in (1, 2, 3)]
     jitted = jax.jit(step, donate_argnums=0)
 
-    ends = []
-    for hypers in singles:
-        state = init(params)
-        types = jax.tree.map(jax.typeof, state)
-        for g in grads:
-            state = jitted(state, g, hypers)
-        assert jax.tree.map(jax.typeof, state) == types
-        ends.append(state)
-    assert len(traces) == 1, "changing a scalar traced the step again"
-    assert all(np.isfinite(x).all() for end in ends for x in jax.tree.leaves(end))
-    assert any(not np.allclose(ends[0].params[path], ends[1].params[path], atol=1e-4) for path in params)
+    def start():
+        copies = jax.tree.map(jnp.copy, params)
+        return copies, build(first).init(copies)
 
-    both = jax.tree.map(lambda x: jnp.stack([x, x]), init(params))
+    ends = []
+    for values in (first, second):
+        carry = start()
+        types = jax.tree.map(jax.typeof, carry)
+        for g in grads:
+            carry = jitted(carry, g, values)
+        assert jax.tree.map(jax.typeof, carry) == types
+        ends.append(carry)
+    assert len(traces) == 1, "changing a number traced the step again"
+    assert all(np.isfinite(x).all() for end in ends for x in jax.tree.leaves(end))
+    assert any(not np.allclose(ends[0][0][path], ends[1][0][path], atol=1e-4) for path in params)
+
+    both = jax.tree.map(lambda x: jnp.stack([x, x]), start())
+    pair = {path: np.stack([first[path], second[path]]) for path in first}
     many = jax.jit(jax.vmap(step, in_axes=(0, None, 0)))
     for g in grads:
         both = many(both, g, pair)
     for i in range(2):
         for path in params:
-            np.testing.assert_allclose(both.params[path][i], ends[i].params[path], atol=1e-4, err_msg=path)
+            np.testing.assert_allclose(both[0][path][i], ends[i][0][path], atol=1e-4, err_msg=path)
 
 
-@pytest.mark.parametrize("kind", TRANSFORMS)
-def test_the_cost_of_a_node_is_that_of_the_transform_it_builds(kind):
-    """Every node has a row above; what its transform keeps for a matrix is what its cost says, a few scalars apart."""
-    name = kind_of(kind)
-    assert name in ROWS
-    transform, cost = build_transform(kind(kind=name), 0.1)
-    state = transform.init({"w": jnp.zeros((6, 10))})
-    assert sum(x.size for x in jax.tree.leaves(state)) == pytest.approx(cost((6, 10)).floats, abs=2)
-    assert cost((6, 10)).flops >= 60 and cost((12, 20)).flops >= 4 * cost((6, 10)).flops
+@pytest.mark.parametrize("name", ROWS)
+def test_the_cost_of_a_chain_is_that_of_what_it_builds(name):
+    """What a chain keeps for a matrix is what its cost says, the counter of its factors apart."""
+    node = group(*ROWS[name][0])
+    costs = {shape: [c for _, c in costs_of(node.steps, shape, ("lr", "progress"))] for shape in ((6, 10), (12, 20))}
+    state = build_chain(node.steps, {"lr": 0.1, "progress": 0.5}).init({"w": jnp.zeros((6, 10))})
+    kept = [leaf.size for leaf in jax.tree.leaves(state) if leaf.dtype == jnp.float32]
+    assert sum(kept) == sum(c.floats for c in costs[6, 10])
+    small, large = (sum(c.flops for c in costs[shape]) for shape in costs)
+    assert small >= 60 and large >= 3.9 * small
