@@ -126,7 +126,7 @@ def test_what_opens_is_the_average_and_not_the_last_weights(shared, session):
     state, _ = checkpoint.Checkpoints(folder, recipe, about["seed"], about["total_steps"], about["data_hash"]).restore()
     optimizer = step.optimizer_at(recipe, 0, hypers(recipe, about["total_steps"]))[1]
     last = optimizer.grad_params(state.optimizer)["blocks_0/ffn/up"]
-    average = state.optimizer.average["blocks_0/ffn/up"]
+    average = state.optimizer.memory["tail"]["blocks_0/ffn/up"]
     weight = recipe.optimizer.readout.weight
     mixed = (1 - weight) * np.asarray(last) + weight * np.asarray(average)
     np.testing.assert_allclose(params["blocks_0/ffn/up"], mixed, rtol=0, atol=1e-6)

@@ -99,7 +99,7 @@ def test_catalogue_goes_on_from_the_best_and_replaces_what_it_supersedes(track):
     alone = [known(track, idea(name), -1.0) for name in ideas()]
     best = known(track, (*idea("rotary", "sgd-momentum"), tuned("optimizer.groups.hidden.lr.value", 0.3)), 0.4)
     now, seen, expected = view(track, [*alone, best]), [], []
-    for _ in range(24):
+    for _ in range(48):
         proposal = Catalogue().propose(now, np.random.default_rng(0))
         assert proposal is not None and proposal.parents == (best.recipe_id,)
         seen.append([p.name.split()[0] for p in proposal.parts])
