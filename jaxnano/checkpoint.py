@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from jaxnano import sharding
 from jaxnano.config.base import ConfigError, Problem, dump, validate
 from jaxnano.config.recipe import Recipe, hypers
 from jaxnano.model.specs import specs
+from jaxnano.optim.memory import State
 from jaxnano.step import TrainState, program
 
 FOLDER = "checkpoint"  # inside the folder that `jaxnano.train --out` names
@@ -31,7 +33,7 @@ class Checkpoints:
     def __init__(self, folder: Path, recipe: Recipe, seed: int, total_steps: int, data_hash: str,
                  mesh: Mesh | None = None):
         self.about = {"recipe": dump(recipe), "seed": seed, "total_steps": total_steps, "data_hash": data_hash}
-        self.recipe, self.mesh = recipe, mesh
+        self.recipe, self.mesh, self._folder = recipe, mesh, folder
         best = _policies.BestN(get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=1,
                                keep_checkpoints_without_metrics=False)
         self._checkpointer = ocp.training.Checkpointer(
@@ -67,6 +69,9 @@ class Checkpoints:
         found: Any = self._checkpointer.root_metadata().custom_metadata or {}
         problems = [Problem(name, value, f"the checkpoint was made with {found.get(name)}")
                     for name, value in self.about.items() if found.get(name) != value]
+        if not problems and "chains" not in _layout(self._checkpointer):
+            problems = [Problem("checkpoint", str(self._folder), "of version 0.3 or older, which can be "
+                                "opened and not continued; another folder would do")]
         if problems:
             raise ConfigError(problems)
         loaded = self._checkpointer.load_checkpointables(
@@ -102,11 +107,37 @@ def load(folder: str | Path, mesh: Mesh | None = None) -> tuple[Recipe, dict[str
         raise ConfigError([Problem("checkpoint", str(given), f"{reason}; --out of jaxnano.train makes one")])
     recipe = validate(Recipe, about["recipe"], str(folder))
     with ocp.training.Checkpointer(str(folder)) as checkpointer:
-        state = checkpointer.load_checkpointables(None, {"state": _abstract(recipe, mesh)})["state"]
+        older = "chains" not in _layout(checkpointer)
+        wanted = _older(checkpointer) if older else _abstract(recipe, mesh)
+        state = checkpointer.load_checkpointables(None, {"state": wanted})["state"]
+    if older:
+        state = _translated(state)
     params = program(recipe).params(state, hypers(recipe, about["total_steps"]))
     if mesh is not None:  # an average is not always placed as what it is of
         params = jax.device_put(params, sharding.state_sharding(params, specs(recipe), mesh))
     return recipe, params, about
+
+
+def _layout(checkpointer: ocp.training.Checkpointer) -> Mapping[str, Any]:
+    """What the optimizer's state is made of, as it was saved."""
+    return checkpointer.checkpointables_metadata(None).metadata["state"]["optimizer"]
+
+
+def _older(checkpointer: ocp.training.Checkpointer) -> Any:
+    """Shapes of a state of version 0.3 or older, whatever it is made of; on one device."""
+    place = SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+                        checkpointer.checkpointables_metadata(None).metadata["state"])
+
+
+def _translated(state: Any) -> TrainState:
+    """A state of version 0.3 or older as one that can be evaluated: parameters and what is averaged beside them."""
+    optimizer, memory = state["optimizer"], {}
+    if "average" in optimizer:
+        memory, optimizer = {"tail": optimizer["average"]}, optimizer["inner"]
+    if "displacement" in optimizer:
+        memory["drift"] = optimizer["displacement"]
+    return TrainState(state["step"], State(optimizer["params"], {}, memory))
 
 
 def _abstract(recipe: Recipe, mesh: Mesh | None) -> TrainState:
