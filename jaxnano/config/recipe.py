@@ -10,7 +10,19 @@ import numpy as np
 from pydantic import model_validator
 
 from jaxnano.config import schedule
-from jaxnano.config.base import Node, Range, digest, dump, dump_full, finite, leaves, name_of, refuse, traced_range, walk
+from jaxnano.config.base import (
+    Node,
+    Range,
+    digest,
+    dump,
+    dump_full,
+    finite,
+    leaves,
+    name_of,
+    refuse,
+    traced_range,
+    walk,
+)
 from jaxnano.config.data import Data, Embedded
 from jaxnano.config.model import Model
 from jaxnano.config.optimizer import Optimizer
