@@ -128,7 +128,7 @@ def _check(node: ast.expr, place: Signature, depth: int) -> None:
                 raise no(f"numbers are at most {MAX_NUMBER:g}")
         case ast.Name(id=name):
             if name not in (place.names or (name,)):
-                raise unknown("name", name, list(place.names))
+                raise unknown("name", name, list(place.names or ()))
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
             if isinstance(op, ast.Pow) and not _small_integer(right):
                 raise no(f"an exponent is a whole number of at most {MAX_EXPONENT:g} in size; pow(x, p) takes any")

@@ -115,7 +115,7 @@ class FormulaActivation(Node):
     @field_validator("code")
     @classmethod
     def _canonical(cls, code: str, info: ValidationInfo) -> str:
-        return formula(code, info, ACTIVATION, ACTIVATION.names)
+        return formula(code, info, ACTIVATION, ("x",))
 
 
 Activation = Annotated[Gelu | ReluSquared | Silu | FormulaActivation, Field(discriminator="kind")]

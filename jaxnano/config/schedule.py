@@ -74,7 +74,7 @@ class FormulaSchedule(Node):
     @field_validator("code")
     @classmethod
     def _canonical(cls, code: str, info: ValidationInfo) -> str:
-        return formula(code, info, PLACE, PLACE.names)
+        return formula(code, info, PLACE, ("progress",))
 
 
 Schedule = Constant | Linear | Cosine | Trapezoid | PowerCool | FormulaSchedule

@@ -94,11 +94,12 @@ def with_memory(cfg: nodes.Optimizer, chains: Any, progress: Scalar, total_steps
         return state._replace(memory=memory)
 
     def _next(m: nodes.Memory, old: jax.Array, value: jax.Array) -> jax.Array:
+        decay: Any = m.decay
         if m.keep == "copy":
             return jnp.broadcast_to(value, old.shape)
         if m.keep == "sum":
-            return m.decay * old + value
-        rate = 1 - m.decay if m.decay is not None else jnp.minimum(1.0, 1.0 / (m.time_constant * total_steps))
+            return decay * old + value
+        rate = 1 - decay if decay is not None else jnp.minimum(1.0, 1.0 / (m.time_constant * total_steps))
         rate = jnp.where(progress < m.start, 1.0, rate)
         return rate * value + (1 - rate) * old
 
