@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 
+from jaxnano.config.model import Model
 from jaxnano.config.recipe import Recipe
 from jaxnano.model.backend import kernel
 from jaxnano.model.head import CHUNK_LOGITS
@@ -69,8 +71,8 @@ def forward_flops_per_token(recipe: Recipe, table: Table) -> float:
     matrices = sum(2.0 * math.prod(s.shape) for s in table.values() if s.role in ("matrix", "head", "gate"))
     if m.embedding.tied:
         matrices += 2.0 * m.vocab * m.width
-    seen = sum((m.window(b, length) or length) for b in range(m.depth) if b not in m.attention.dropped)
-    return matrices + 4.0 * seen * m.attention.heads * m.head_dim
+    trees = [tree for block in range(m.depth) if (tree := m.block(block)).attention is not None]
+    return matrices + 4.0 * sum((t.window(length) or length) * t.attention.heads * t.head_dim for t in trees)
 
 
 def _activation_bytes(recipe: Recipe, accumulate: int, platform: str) -> int:
@@ -81,20 +83,24 @@ def _activation_bytes(recipe: Recipe, accumulate: int, platform: str) -> int:
     m, length = recipe.model, recipe.data.length
     narrow = recipe.train.dtype == "bfloat16" or (recipe.train.dtype == "auto" and platform != "cpu")
     dtype, size = (jnp.bfloat16, 2) if narrow else (jnp.float32, 4)
-    fused = kernel(platform, dtype, length, m.head_dim, m.plain_scores) != "xla"
-    norms = 3 if m.norm.placement == "pre" else 5
-    projections = (m.attention.heads + m.kv_heads) * m.head_dim * (4 if m.attention.qk_norm else 3)
-    arrays = 5 if m.ffn.kind == "glu" else 4 if m.ffn.activation.kind == "gelu" else 3
-    hidden = arrays * m.ffn_width
-    blocks = []
-    for block in range(m.depth):
-        scores = 0 if fused else 2 * m.attention.heads * (m.window(block, length) or length)
-        attention = 0 if block in m.attention.dropped else norms * m.width + projections + scores
-        blocks.append(attention + (0 if block in m.ffn.dropped else norms * m.width + hidden))
+    blocks = [_block_values(m.block(block), length, dtype, platform) for block in range(m.depth)]
     kept = sum(blocks) if not recipe.train.remat else m.depth * m.width + max(blocks)
     tokens = recipe.data.batch * length // accumulate
     logits = 4 * 3 * min(tokens * m.vocab, max(CHUNK_LOGITS, length * m.vocab))
     return tokens * (kept + 4 * m.width) * size + logits
+
+
+def _block_values(m: Model, length: int, dtype: Any, platform: str) -> float:
+    """Numbers per token that the backward pass keeps of a block."""
+    norms, kept = (3 if m.norm.placement == "pre" else 5) * m.width, 0.0
+    if m.attention is not None:
+        fused = kernel(platform, dtype, length, m.head_dim, m.plain_scores) != "xla"
+        scores = 0 if fused else 2 * m.attention.heads * (m.window(length) or length)
+        kept += norms + (m.attention.heads + m.kv_heads) * m.head_dim * (4 if m.attention.qk_norm else 3) + scores
+    if m.ffn is not None:
+        arrays = 5 if m.ffn.kind == "glu" else 4 if m.ffn.activation.kind == "gelu" else 3
+        kept += norms + arrays * m.ffn_width
+    return kept
 
 
 def least_accumulate(recipe: Recipe, room: int, platform: str) -> int | None:

@@ -50,7 +50,7 @@ def misfit(recipe: Recipe) -> Problem | None:
         plain["kv_heads"] = None
     if m.head_dim * a.heads == m.width:
         plain["head_dim"] = None
-    if all(m.window(block, recipe.data.length) is None for block in range(m.depth)):
+    if all(m.block(block).window(recipe.data.length) is None for block in range(m.depth) if m.block(block).attention):
         plain["windows"] = ()
     alike = m.model_copy(update={"attention": a.model_copy(update=plain)})
     for edit in diff(Recipe(), Recipe.model_construct(model=alike)).edits:  # defaults are GPT-2's mechanisms

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, TypeVar, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -53,6 +53,8 @@ class Range:
 
 class Node(BaseModel):
     """A frozen config node. Unknown fields, non-finite numbers, wrong types and values out of range are refused."""
+
+    sparse: ClassVar[bool] = False  # whether only the fields that are set are there
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -168,7 +170,7 @@ def _problem(error: Any, data: Any, node: type[Node]) -> Problem:
     if error["type"] == "rule":
         return Problem(".".join([*parts, *filter(None, [context["path"]])]), context["value"], context["rule"])
     if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        known = context.get("expected_tags", "").replace("'number', ", "")
+        known = context.get("expected_tags", "").replace("'number', ", "").removesuffix(", 'same'")
         rule = f"one of {known}" if known else "needed"
         return Problem(".".join([*parts, "kind"]), context.get("tag", "absent"), rule)
     value = "absent" if error["type"] == "missing" else error["input"]
@@ -276,10 +278,17 @@ class Leaf(NamedTuple):
     range: Range
 
 
+def fields(node: Node) -> Iterator[tuple[str, Any, FieldInfo]]:
+    """The fields of a node, with what stands in each; of a partial one, those that are set."""
+    for name, field in type(node).model_fields.items():
+        if not node.sparse or name in node.model_fields_set:
+            yield name, getattr(node, name), field
+
+
 def walk(node: Node, path: str = "") -> Iterator[tuple[str, Any, FieldInfo]]:
     """Every field below a node: its path, what stands there, the field. What stands above comes first."""
-    for name, field in type(node).model_fields.items():
-        value, here = getattr(node, name), f"{path}.{name}" if path else name
+    for name, value, field in fields(node):
+        here = f"{path}.{name}" if path else name
         yield here, value, field
         if isinstance(value, Node):
             yield from walk(value, here)

@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 from pydantic import Field
 
 from jaxnano.config.base import ConfigError, Node, Problem, dump, dump_full, name_of, overlap, validate
+from jaxnano.config.partial import Partial
 from jaxnano.config.recipe import Recipe
 
 ABSENT = {"absent": True}  # stands for "nothing there" on either side of an edit; plain data, so that JSON carries it
@@ -45,6 +46,8 @@ def read(recipe: Recipe, path: str) -> Any:
     """
     here: Any = recipe
     for index, part in enumerate(path.split(".")):
+        if isinstance(here, Partial) and part in type(here).model_fields and part not in here.model_fields_set:
+            return ABSENT  # where the diff is silent, below as well
         if isinstance(here, Node) and part in type(here).model_fields:
             here = getattr(here, part)
         elif isinstance(here, dict) and part in here:
@@ -102,11 +105,11 @@ def apply(recipe: Recipe, diff: Diff) -> Recipe:
 def _write(data: Any, edit: Edit) -> None:
     *parents, last = edit.path.split(".")
     here = data
-    for part in parents:
-        here = here[part] if isinstance(here, dict) else _item(here, part)
+    for part in parents:  # a partial tree may be silent about what stands above
+        here = here.setdefault(part, {}) if isinstance(here, dict) else _item(here, part)
     if isinstance(here, dict):
         if edit.new == ABSENT:
-            here.pop(last)
+            here.pop(last, None)
         else:
             here[last] = edit.new
         return
@@ -128,17 +131,22 @@ def _write(data: Any, edit: Edit) -> None:
 
 def diff(a: Recipe, b: Recipe, name: str = "diff") -> Diff:
     """The smallest diff that turns `a` into `b`: one edit per leaf, or per node whose kind changes."""
-    return Diff(name=name, edits=tuple(_differences(a, b, "")))
+    return Diff(name=name, edits=tuple(differences(a, b, "")))
 
 
-def _differences(a: Any, b: Any, path: str) -> list[Edit]:
+def differences(a: Any, b: Any, path: str) -> list[Edit]:
+    """The edits that turn what stands at a path into something else."""
     if a == b:
         return []
+    if isinstance(a, Partial) and type(a) is type(b):
+        a, b = a.as_set(), b.as_set()
+        return [e for f in {**a, **b} for e in (differences(a[f], b[f], f"{path}.{f}") if f in a and f in b else [
+            Edit(path=f"{path}.{f}", old=plain(a.get(f, ABSENT)), new=plain(b.get(f, ABSENT)))])]
     if isinstance(a, Node) and type(a) is type(b) and getattr(a, "kind", 0) == getattr(b, "kind", 0):
         fields = type(a).model_fields
-        return [e for f in fields for e in _differences(getattr(a, f), getattr(b, f), f"{path}.{f}" if path else f)]
+        return [e for f in fields for e in differences(getattr(a, f), getattr(b, f), f"{path}.{f}" if path else f)]
     if _named(a) and _named(b):
-        return _list_differences(a, b, path)
+        return _listdifferences(a, b, path)
     if isinstance(a, dict) and isinstance(b, dict):
         return [Edit(path=f"{path}.{key}", old=plain(a.get(key, ABSENT)), new=plain(b.get(key, ABSENT)))
                 for key in {**a, **b} if a.get(key) != b.get(key)]
@@ -149,7 +157,7 @@ def _named(value: Any) -> TypeGuard[tuple[Node, ...]]:
     return isinstance(value, tuple) and all(isinstance(item, Node) for item in value)
 
 
-def _list_differences(a: tuple[Node, ...], b: tuple[Node, ...], path: str) -> list[Edit]:
+def _listdifferences(a: tuple[Node, ...], b: tuple[Node, ...], path: str) -> list[Edit]:
     old, new = {name_of(i): i for i in a}, {name_of(i): i for i in b}
     kept = [n for n in old if n in new]
     if kept != [n for n in new if n in old]:  # another order of the same items: say it whole
@@ -158,7 +166,7 @@ def _list_differences(a: tuple[Node, ...], b: tuple[Node, ...], path: str) -> li
     previous: str | None = None
     for n, item in new.items():
         if n in old:
-            edits += _differences(old[n], item, f"{path}.{n}")
+            edits += differences(old[n], item, f"{path}.{n}")
         else:
             first = None if previous else next(iter(kept), None)
             edits.append(Edit(path=f"{path}.{n}", old=ABSENT, new=plain(item), before=first, after=previous))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from types import SimpleNamespace
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Discriminator, Field, ValidationInfo, field_validator, model_validator
 
-from jaxnano.config.base import Node, Range, refuse, unique_names
+from jaxnano.config.base import ConfigError, Node, Range, dump, refuse, unique_names, validate
+from jaxnano.config.depth import Places, blocks_at
 from jaxnano.config.expression import Signature
+from jaxnano.config.partial import overlay, partial, pruned, settings
 from jaxnano.config.schedule import Traced, formula
+from jaxnano.config.transforms import NAME
 
 _SCALAR = Range(-10.0, 10.0)  # an initial value is read once, so it is a number and takes no schedule
 _STD = Range(0.0, 2.0)
@@ -40,7 +44,8 @@ class OutputGate(Node):
 class Attention(Node):
     """Causal multi-head attention; `kv_heads` below `heads` is grouped-query, 1 is multi-query.
 
-    windows: tiled over the blocks; a query sees the last `w` positions, 0 is all. dropped: blocks without attention.
+    window: a query sees this many of the last positions, 0 is all. windows: the same, tiled over the blocks. dropped:
+    blocks without attention.
     """
 
     heads: int = Field(default=4, ge=1, le=256)
@@ -50,6 +55,7 @@ class Attention(Node):
     scale: Annotated[InverseSqrt | ConstantScale, Field(discriminator="kind")] = InverseSqrt(kind="inverse_sqrt")
     softcap: Annotated[Traced | None, Range(0.5, 1000.0, "log")] = None
     gate: OutputGate | None = None
+    window: int = Field(default=0, ge=0, le=65536)
     windows: tuple[Annotated[int, Field(ge=0, le=65536)], ...] = ()
     dropped: tuple[Block, ...] = ()
 
@@ -266,21 +272,76 @@ class Init(Node):
     depth_scaled: bool = True
 
 
+Position = Annotated[Learned | Rotary | Alibi | NoPosition, Field(discriminator="kind")]
+
+
+class BlockTree(Node):
+    """What blocks may differ in; null takes a branch away."""
+
+    attention: Attention | None
+    ffn: Annotated[Mlp | Glu, Field(discriminator="kind")] | None
+    norm: Annotated[LayerNorm | RmsNorm, Field(discriminator="kind")]
+    position: Position
+    bias: bool
+
+
+class BlockDiff(Node):
+    """What some blocks have otherwise. Of several diffs the later win."""
+
+    name: str = Field(pattern=NAME)
+    at: Annotated[Places, Discriminator(lambda value: "all" if isinstance(value, str) else "places")] = "all"
+    set: partial(BlockTree)  # type: ignore[valid-type]
+
+
 class Model(Node):
-    """A decoder-only transformer. bias: in every linear map of the blocks and in an untied head."""
+    """A decoder-only transformer. bias: in every linear map of the blocks and in an untied head.
+
+    Attention, FFN, norm, position and bias are the blocks' prototype; blocks: what some of them have otherwise.
+    """
 
     vocab: int = Field(default=256, ge=2, le=1_000_000)
     width: int = Field(default=64, ge=4, le=16384)
     depth: int = Field(default=3, ge=1, le=128)
     bias: bool = False
     attention: Attention = Attention()
-    position: Annotated[Learned | Rotary | Alibi | NoPosition, Field(discriminator="kind")] = Learned(kind="learned")
+    position: Position = Learned(kind="learned")
     ffn: Annotated[Mlp | Glu, Field(discriminator="kind")] = Mlp(kind="mlp")
     norm: Annotated[LayerNorm | RmsNorm, Field(discriminator="kind")] = LayerNorm(kind="layernorm")
     residual: Residual = Residual()
     embedding: Embedding = Embedding()
     head: Head = Head()
     init: Init = Init()
+    blocks: tuple[BlockDiff, ...] = ()
+
+    @field_validator("blocks")
+    @classmethod
+    def _shortest(cls, blocks: tuple[BlockDiff, ...], info: ValidationInfo) -> tuple[BlockDiff, ...]:
+        """Without what changes nothing: it would be another name for the same model."""
+        told = [settings(diff.set) for diff in blocks]
+        for diff in blocks if "depth" in info.data else ():
+            blocks_at(diff.at, info.data["depth"], f"{diff.name}.at")
+        found, standing = [], SimpleNamespace(**info.data)
+        for i, diff in enumerate(blocks):
+            others = frozenset(path for j, paths in enumerate(told) if j < i for path in paths)
+            if (change := pruned(diff.set, standing, others)) is not None:
+                found.append(diff.model_copy(update={"set": change}))
+        return tuple(found)
+
+    def block(self, block: int) -> Model:
+        """The model as one block has it: attention or ffn is None where there is none, and `window` is the block's."""
+        a = self.attention
+        update: dict[str, Any] = {}
+        if block in a.dropped:
+            update["attention"] = None
+        elif a.windows:
+            update["attention"] = a.model_copy(update={"window": a.windows[block % len(a.windows)], "windows": ()})
+        if block in self.ffn.dropped:
+            update["ffn"] = None
+        for diff in self.blocks:
+            if block in blocks_at(diff.at, self.depth):
+                tree = self.model_copy(update=update)
+                update |= {name: getattr(overlay(tree, diff.set), name) for name in diff.set.as_set()}
+        return self.model_copy(update=update | {"blocks": ()}) if update else self
 
     @property
     def kv_heads(self) -> int:
@@ -302,11 +363,9 @@ class Model(Node):
         """Whether attention's scores are scaled products alone, as its kernels want them."""
         return self.attention.softcap is None and not isinstance(self.position, Alibi)
 
-    def window(self, block: int, length: int) -> int | None:
-        """Positions a query of `block` sees, or None for all of `length`."""
-        pattern = self.attention.windows
-        window = pattern[block % len(pattern)] if pattern else 0
-        return window if 0 < window < length else None
+    def window(self, length: int) -> int | None:
+        """Of a block's model: positions that a query sees, or None for all of `length`."""
+        return self.attention.window if 0 < self.attention.window < length else None
 
     @model_validator(mode="after")
     def _fits(self) -> Model:
@@ -330,14 +389,47 @@ class Model(Node):
                 raise refuse(path, list(blocks), "each block at most once")
             if blocks and max(blocks) > last:
                 raise refuse(path, list(blocks), f"blocks are 0..{last}")
+        if a.window and a.windows:
+            raise refuse("attention.window", a.window, "windows says it already, block by block; 0 would do")
+        unique_names(self.blocks, "blocks")
+        trees = self._trees()
         for table in self.residual.value_embeddings:
-            if not set(table.blocks) - set(a.dropped):
+            reading = [trees[block] for block in table.blocks if trees[block].attention is not None]
+            if not reading:
                 raise refuse(f"residual.value_embeddings.{table.name}.blocks", list(table.blocks),
                              "at least one block that has attention; the table would never be read")
+            if any(tree.kv_heads * tree.head_dim != self.kv_heads * self.head_dim for tree in reading):
+                raise refuse(f"residual.value_embeddings.{table.name}.blocks", list(table.blocks),
+                             "blocks whose values are as wide as the model's")
         for path, channels in self._gates():
             if channels > self.width:
                 raise refuse(path, channels, f"at most the width, {self.width}")
         return self
+
+    def _trees(self) -> list[Model]:
+        """The model of each block.
+
+        Raises: a rule's error, at the place of the diff that is to blame, for one that is no model.
+        """
+        for diff in self.blocks:
+            if getattr(diff.set.position, "kind", None) == "learned":
+                raise refuse(f"blocks.{diff.name}.set.position", "learned", "it is added to the embedding, so blocks "
+                             "have none of their own; rotary, alibi or none would do")
+        trees, known = [self.block(i) for i in range(self.depth)], set()
+        for i, tree in enumerate(trees if self.blocks else ()):
+            here = tuple(diff.name for diff in self.blocks if i in blocks_at(diff.at, self.depth))
+            if not here or here in known:
+                continue
+            known.add(here)
+            parts = {name: getattr(tree, name) for name in BlockTree.model_fields}
+            parts = {name: part for name, part in parts.items() if part is not None or name not in ("attention", "ffn")}
+            try:
+                validate(Model, {"width": self.width, "depth": self.depth, **{
+                    name: dump(part) if isinstance(part, Node) else part for name, part in parts.items()}})
+            except ConfigError as error:
+                problem = error.problems[0]
+                raise refuse(f"blocks.{here[-1]}.set.{problem.path}", problem.value, problem.rule) from None
+        return trees
 
     def _wires(self, depth: int) -> None:
         saves = {save.name: save.after for save in self.residual.saves}
@@ -362,7 +454,7 @@ class Model(Node):
             yield f"residual.value_embeddings.{table.name}.blocks", table.blocks, self.depth - 1
 
     def _gates(self) -> Iterator[tuple[str, int]]:
-        if self.attention.gate:
+        if self.attention.gate is not None:
             yield "attention.gate.channels", self.attention.gate.channels
         if self.embedding.smear:
             yield "embedding.smear.channels", self.embedding.smear.channels

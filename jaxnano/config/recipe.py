@@ -16,6 +16,7 @@ from jaxnano.config.base import (
     digest,
     dump,
     dump_full,
+    fields,
     finite,
     leaves,
     name_of,
@@ -87,14 +88,17 @@ def at(node: T, hypers: Mapping[str, Any], progress: Any, path: str = "") -> T:
     schedule that leaves the field's range is held at its end: a softcap that decays to 0 would divide by it.
     """
     update: dict[str, Any] = {}
-    for name, field in type(node).model_fields.items():
-        value, here = getattr(node, name), f"{path}.{name}" if path else name
+    for name, value, field in fields(node):
+        here = f"{path}.{name}" if path else name
         if (span := traced_range(field)) and isinstance(value, dict):
             update[name] = {key: _traced(item, span, hypers, progress, f"{here}.{key}") for key, item in value.items()}
         elif span:
             update[name] = _traced(value, span, hypers, progress, here)
         elif isinstance(value, Node):
             update[name] = at(value, hypers, progress, here)
+        elif isinstance(value, dict):
+            update[name] = {key: at(item, hypers, progress, f"{here}.{key}") if isinstance(item, Node) else item
+                            for key, item in value.items()}
         elif isinstance(value, tuple):
             update[name] = tuple(
                 at(item, hypers, progress, f"{here}.{name_of(item)}") if isinstance(item, Node) else item

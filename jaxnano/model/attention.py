@@ -17,7 +17,7 @@ KeyValue = tuple[jax.Array, jax.Array]
 
 
 class Attention(nn.Module):
-    """cfg: resolved model node. block: which one. length: training length, which windows are clipped to."""
+    """cfg: resolved model of the block. block: which one. length: training length, which windows are clipped to."""
 
     cfg: Model
     block: int
@@ -46,7 +46,7 @@ class Attention(nn.Module):
             turn = frequencies(m.position, dim)
             q, k = rotate(q, turn, positions_L), rotate(k, turn, positions_L)
         scale = a.scale.value if isinstance(a.scale, ConstantScale) else 1.0 / math.sqrt(dim)
-        scores = backend.Scores(scale, m.window(self.block, self.length), a.softcap, alibi_slopes(m.position, heads))
+        scores = backend.Scores(scale, m.window(self.length), a.softcap, alibi_slopes(m.position, heads))
         if cache is None:
             y_BxLxHxK = backend.attention(q, k, v, scores)
         else:

@@ -43,7 +43,7 @@ class Gpt(nn.Module):
                 if block in wire.before:
                     x = Wire(wire.coefficient, name=f"inject_{wire.name}_{block}")(x, saved[wire.source])
             if block < m.depth:
-                layer = block_class(m, block, length, name=f"blocks_{block}")
+                layer = block_class(m.block(block), block, length, name=f"blocks_{block}")
                 x, kept = layer(x, tables, positions_L, None if cache is None else cache["blocks"][block])
                 held.append(kept)
         x = Norm(m.norm, name="final_norm")(x)
@@ -91,7 +91,7 @@ def loss(params: Params, batch_BxM: jax.Array, cfg: Recipe) -> tuple[jax.Array, 
 def empty_cache(recipe: Recipe, batch: int, length: int) -> Cache:
     """Room for `length` positions of keys and values per block, none of them filled."""
     m, dtype = recipe.model, compute_dtype(recipe)
-    shape = (batch, length, m.kv_heads, m.head_dim)
-    blocks = [None if b in m.attention.dropped else (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-              for b in range(m.depth)]
+    trees = [m.block(block) for block in range(m.depth)]
+    shapes = [tree.attention and (batch, length, tree.kv_heads, tree.head_dim) for tree in trees]
+    blocks = [shape and (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for shape in shapes]
     return {"position": jnp.zeros((), jnp.int32), "before": jnp.zeros((batch, 1, m.width), dtype), "blocks": blocks}

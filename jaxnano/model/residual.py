@@ -31,7 +31,10 @@ class Wire(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer block: an attention branch and an FFN branch, either of which may be absent."""
+    """One transformer block: an attention branch and an FFN branch, either of which may be absent.
+
+    cfg: the resolved model of this block.
+    """
 
     cfg: Model
     block: int
@@ -43,13 +46,13 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, KeyValue | None]:
         """Returns: the stream after the block, and the block's updated cache."""
         m = self.cfg
-        if self.block not in m.attention.dropped:
+        if m.attention is not None:
             branch = Attention(m, self.block, self.length, name="attention")
             y, cache = branch(Norm(m.norm, name="attention_norm")(x_BxLxD), tables, positions_L, cache)
             if m.residual.branch == "depth_scaled":
                 y = y / math.sqrt(2 * m.depth)
             x_BxLxD = self._join(x_BxLxD, y, "attention")
-        if self.block not in m.ffn.dropped:
+        if m.ffn is not None:
             y = Ffn(m, name="ffn")(Norm(m.norm, name="ffn_norm")(x_BxLxD))
             x_BxLxD = self._join(x_BxLxD, y, "ffn")
         return x_BxLxD, cache

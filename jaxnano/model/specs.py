@@ -62,10 +62,11 @@ def _rows(m: Model, length: int) -> Iterator[tuple[str, Spec]]:
         yield f"value_embeddings/{table.name}", Spec((m.vocab, m.kv_heads * m.head_dim), "embedding", init, "VH")
     for block in range(m.depth):
         yield from _wires(m, block)
-        if block not in m.attention.dropped:
-            yield from _attention(m, block)
-        if block not in m.ffn.dropped:
-            yield from _ffn(m, block)
+        tree = m.block(block)
+        if tree.attention is not None:
+            yield from _attention(tree, block)
+        if tree.ffn is not None:
+            yield from _ffn(tree, block)
     yield from _wires(m, m.depth)
     yield from _norm(m, "final_norm", m.width)
     if not m.embedding.tied:

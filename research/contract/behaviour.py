@@ -10,8 +10,10 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from jaxnano.config.base import Node, Range, digest, dump, finite, is_under, traced_range, walk
-from jaxnano.config.model import Alibi, Injection, Rotary
+from jaxnano.config.depth import blocks_at
+from jaxnano.config.model import Alibi, BlockTree, Injection, Learned, Model, Rotary
 from jaxnano.config.optimizer import Group
+from jaxnano.config.partial import settings
 from jaxnano.config.recipe import Recipe
 from jaxnano.config.schedule import Constant, Schedule
 from jaxnano.model.specs import specs
@@ -30,16 +32,16 @@ def _unread(recipe: Recipe) -> Iterator[tuple[str, str]]:
     m, init, taken = recipe.model, recipe.model.init, _taken(recipe)
     for name, reason in taken.items():
         yield from ((f"optimizer.groups.{name}.{field}", reason) for field in ("lr", "chain"))
-    attends = set(range(m.depth)) - set(m.attention.dropped)
-    feeds = set(range(m.depth)) - set(m.ffn.dropped)
+    yield from _overridden(m)
+    attends, feeds = ([b for b in range(m.depth) if getattr(m.block(b), name)] for name in ("attention", "ffn"))
     if not attends:
-        why = "no block has attention, see model.attention.dropped"
+        why = "no block has attention, see model.attention.dropped and model.blocks"
         yield from ((f"model.attention.{f}", why) for f in type(m.attention).model_fields if f != "dropped")
         yield from ((path, why) for path in ("model.residual.branch", "model.init.attention_std"))
         if isinstance(m.position, Rotary | Alibi):
             yield "model.position", why
     if not feeds:
-        why = "no block has an FFN, see model.ffn.dropped"
+        why = "no block has an FFN, see model.ffn.dropped and model.blocks"
         yield from ((f"model.ffn.{f}", why) for f in type(m.ffn).model_fields if f not in ("kind", "dropped"))
         yield "model.init.ffn_std", why
     if (not attends or init.attention_std is not None) and (not feeds or init.ffn_std is not None):
@@ -64,6 +66,24 @@ def _unread(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for path, schedule, field in walk(recipe):
         if isinstance(schedule, Constant) and traced_range(field):
             yield f"{path}.floor", "a constant schedule has no decay that a floor would end"
+
+
+def _overridden(m: Model) -> Iterator[tuple[str, str]]:
+    """What no block sees: a later diff says otherwise in each, or it has no such branch."""
+    told = [(diff.name, set(blocks_at(diff.at, m.depth)), settings(diff.set)) for diff in m.blocks]
+    having = {name: {b for b in range(m.depth) if getattr(m.block(b), name)} for name in ("attention", "ffn")}
+    for i, (name, blocks, paths) in enumerate(told):
+        for path, value in paths.items():
+            later = [b for _, b, other in told[i + 1 :] if any(is_under(path, place) for place in other)]
+            seen = blocks.difference(*later)
+            if value is not None and (branch := path.partition(".")[0]) in having:
+                seen &= having[branch]
+            if not seen:
+                yield f"model.blocks.{name}.set.{path}", "none of its blocks sees it, see the diffs after it"
+    for path in {path for *_, paths in told for path in paths if path.startswith(("attention.", "ffn."))}:
+        blocks = [b for _, b, paths in told if any(is_under(path, place) for place in paths)]
+        if not having[path.partition(".")[0]].difference(*blocks):
+            yield f"model.{path}", "every block has its own, see model.blocks"
 
 
 def _taken(recipe: Recipe) -> dict[str, str]:
@@ -115,12 +135,14 @@ def behaviour(recipe: Recipe) -> str:
     Numbers that agree to three digits are one: no run could tell them apart. Groups are what they do to each parameter.
     """
     m, length, places = recipe.model, recipe.data.length, unread(recipe)
-    windows = tuple(m.window(block, length) or 0 for block in range(m.depth))
     wires = [wire for wire in m.residual.injections if isinstance(wire, Injection) and wire.before]
     optimizer, table = recipe.optimizer, specs(recipe)
     chains = {group.name: digest(_chain(group)) for group in optimizer.groups}
     data = {
-        "model": _spelled(m, "model", places), "data": dump(recipe.data), "train": dump(recipe.train),
+        "model": _spelled(m, "model", [*places, *(f"model.{name}" for name in BlockTree.model_fields)]),
+        "blocks": [_block(m.block(block), length) for block in range(m.depth)],
+        "outside": [_spelled(m.norm), _spelled(m.position) if isinstance(m.position, Learned) else None,
+                    m.bias and not m.embedding.tied], "data": dump(recipe.data), "train": dump(recipe.train),
         "clip": _number(optimizer.clip, traced_range(type(optimizer).model_fields["clip"])),
         "chains": {path: chains[optimizer.group_of(path, spec.role).name] for path, spec in table.items()},
     }
@@ -131,14 +153,20 @@ def behaviour(recipe: Recipe) -> str:
     for name in ("gradient", "evaluated"):
         data[name] = _spelled(node) if (node := getattr(optimizer, name)) is not None else None
     data["kept"] = [[_spelled(item) for item in items] for items in (optimizer.memory, optimizer.moves)]
-    data["attention"] = [windows if any(windows) else (), m.kv_heads, m.head_dim, sorted(m.attention.dropped)]
-    data["ffn"] = [m.ffn_width, sorted(m.ffn.dropped)]
     data["wires"] = [sorted((s.name, s.after) for s in m.residual.saves if s.name in {w.source for w in wires}),
                      [[_spelled(wire), sorted(wire.before)] for wire in wires]]
     return digest(data)
 
 
-SPELLED = ("windows", "kv_heads", "head_dim", "dropped", "ratio", "saves", "injections", "before")  # by `behaviour`
+SPELLED = ("window", "windows", "kv_heads", "head_dim", "dropped", "ratio", "saves", "injections", "before",
+           "blocks")  # by `behaviour` and `_block`
+
+
+def _block(m: Model, length: int) -> list[Any]:
+    """What a block does."""
+    attention = m.attention and [_spelled(m.attention), m.window(length), m.kv_heads, m.head_dim,
+                                 _spelled(m.position) if isinstance(m.position, Rotary | Alibi) else None]
+    return [attention, m.ffn and [_spelled(m.ffn), m.ffn_width], _spelled(m.norm), m.bias]
 
 
 def _chain(group: Group) -> list[Any]:

@@ -47,6 +47,8 @@ class Draw:
             **dict.fromkeys([(model.Attention, "dropped"), (model.Mlp, "dropped"), (model.Glu, "dropped")],
                             lambda: self.blocks(self.depth, 0.15)),
             **dict.fromkeys([(model.Residual, "saves"), (model.Residual, "injections")], list),  # together, below
+            (model.Attention, "window"): lambda: 0,  # where there are no windows, see `diffs`
+            (model.Model, "blocks"): self.diffs,
             (model.Residual, "value_embeddings"): self.value_embeddings,
             (optimizer.Optimizer, "groups"): self.groups,
             **{(optimizer.Optimizer, name): lambda: None for name in ("gradient", "evaluated")},  # see `memories`
@@ -159,6 +161,20 @@ class Draw:
             parts[1:] = [parts[1][:2], parts[1][2:]]
         return [{"name": f"group{i}", "roles": roles, "lr": self.traced(Range(1e-5, 1.0, "log")),
                  "chain": self.chain(set(roles) <= {"matrix", "embedding", "head"})} for i, roles in enumerate(parts)]
+
+    def diffs(self) -> list[dict[str, Any]]:
+        """Now and then some blocks that differ."""
+        found = []
+        for i in range(self.pick((0, 0, 1, 2))):
+            at = self.pick(([{"block": -1}], [{"share": 0.0}], [{"first": 0, "every": 2}], "all"))
+            ffn = self.node(self.pick((model.Mlp, model.Glu))) | {"dropped": []}
+            change = self.pick((
+                {"attention": {"window": int(self.rng.integers(1, 13))}}, {"attention": {"qk_norm": self.chance(0.5)}},
+                {"ffn": {"ratio": float(self.pick((0.5, 1.0, 2.0)))}}, {"ffn": ffn},
+                {"attention": None}, {"norm": self.node(model.RmsNorm)}, {"bias": self.chance(0.5)},
+                {"position": {"kind": "none"}}, {"attention": {"scale": {"kind": "constant", "value": 0.2}}}))
+            found.append({"name": f"diff{i}", "at": at, "set": change})
+        return found
 
     def memories(self, data: dict[str, Any]) -> dict[str, Any]:
         """Now and then an average that is evaluated or looked ahead along, and an outer step."""

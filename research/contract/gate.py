@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 from jaxnano.config.base import ConfigError, Problem, finite, is_under, kind_of, validate
-from jaxnano.config.edit import Diff, apply, diff, show
+from jaxnano.config.edit import Diff, apply, diff, differences, show
 from jaxnano.config.recipe import Recipe, recipe_id
 from jaxnano.config.schedule import Schedule
 from jaxnano.cost import preflight
@@ -86,7 +86,11 @@ class Gate:
         return validate(Recipe, proposal)
 
     def _frozen(self, recipe: Recipe):
-        for edit in diff(self.track.base_recipe, recipe).edits:
+        base, found = self.track.base_recipe.model, diff(self.track.base_recipe, recipe).edits
+        if base.blocks or recipe.model.blocks:  # what is frozen holds for every block
+            found = (*found, *(edit for block in range(recipe.model.depth) for edit in differences(
+                base.block(min(block, base.depth - 1)), recipe.model.block(block), "model")))
+        for edit in {edit.path: edit for edit in found}.values():
             for path in self.track.frozen:
                 if is_under(edit.path, path) or is_under(path, edit.path):
                     yield Problem(edit.path, edit.new, f"frozen by track {self.track.name}; {show(edit.old)} would do")

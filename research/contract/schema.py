@@ -73,6 +73,9 @@ def _field(name: str, field: FieldInfo, path: str, depth: int, frozen: Collectio
         yield start + "frozen"
         return
     nodes = {} if traced_range(field) else _nodes(field.annotation)
+    if any(node.sparse for node in nodes.values()):
+        yield f"{start}{_about(next(iter(nodes.values())))} In the shape that stands above; null takes away."
+        return
     if set(nodes) == {""} and get_origin(field.annotation) is not tuple:
         node = nodes[""]
         null = "" if field.annotation is node else " Or null."

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from typing import Any
 
 from pydantic_core import PydanticUndefined
 
 from jaxnano.config.base import Node, Range, finite, name_of, traced_range
+from jaxnano.config.model import BlockTree
 from jaxnano.config.recipe import Recipe
 from jaxnano.config.schedule import Constant, Schedule
 
@@ -15,11 +17,34 @@ from jaxnano.config.schedule import Constant, Schedule
 def features(base: Recipe, recipe: Recipe) -> dict[str, float | str]:
     """Displacements from the base: numbers in units of their range (logarithmic where it is), choices as text.
 
-    A node of another kind is one choice; its numbers count as displacements from that kind's defaults.
+    A node of another kind is one choice; its numbers count as displacements from that kind's defaults. With diffs over
+    depth, what blocks may differ in counts as each block has it, by its share of the depth; names of diffs are none.
     """
     found: dict[str, float | str] = {}
-    _compare(base, recipe, "", found)
+    if not base.model.blocks and not recipe.model.blocks:
+        _compare(base, recipe, "", found)
+        return found
+    _compare(_alike(base, recipe), recipe, "", found)
+    shares: dict[str, float] = defaultdict(float)
+    depth = recipe.model.depth
+    for block in range(depth):
+        other = base.model.block(block * base.model.depth // depth)
+        told: dict[str, float | str] = {}
+        _compare(other, recipe.model.block(block), "model", told)
+        for path, value in told.items():
+            if path.split(".")[1] in BlockTree.model_fields:
+                shares[path if isinstance(value, float) else f"{path}={value}"] += (
+                    value if isinstance(value, float) else 1.0) / depth
+    for name, share in shares.items():
+        path, chosen, value = name.partition("=")
+        found[path if chosen and share > 1 - 1e-9 else name] = value if chosen and share > 1 - 1e-9 else share
     return found
+
+
+def _alike(base: Recipe, recipe: Recipe) -> Recipe:
+    """The base with the recipe's blocks, so that what is left to compare is all else."""
+    own = {name: getattr(recipe.model, name) for name in ("blocks", *BlockTree.model_fields)}
+    return base.model_copy(update={"model": base.model.model_copy(update=own)})
 
 
 def _compare(a: Any, b: Any, path: str, found: dict[str, float | str], span: Range | None = None) -> None:

@@ -72,6 +72,19 @@ RECIPES: dict[str, Recipe] = {
         attention__dropped=[0], ffn__dropped=[1], norm={"kind": "layernorm", "gain": False, "placement": "sandwich"},
         embedding__tied=False, attention__heads=3, attention__head_dim=5,
     ),
+    "depth_diffs": model(
+        depth=3, attention__window=4, position={"kind": "rotary"}, residual={
+            "value_embeddings": [{"name": "v", "blocks": [0, 2]}]},
+        blocks=[
+            {"name": "long", "at": [{"block": 0}, {"block": -1}], "set": {
+                "attention": {"window": 0, "qk_norm": True, "scale": {"kind": "constant", "value": 0.3}},
+                "ffn": {"ratio": 2.0, "activation": {"kind": "silu"}}, "norm": {"eps": 1e-4}, "bias": True}},
+            {"name": "last", "at": [{"block": 2}], "set": {"attention": {"softcap": 5.0},
+                                                           "position": {"base": 100.0}}},
+            {"name": "mute", "at": [{"share": 0.34}], "set": {
+                "attention": None, "ffn": {"kind": "glu", "activation": SWISH}}},
+        ],
+    ),
     "scheduled": model(
         depth=1, attention__softcap={"kind": "linear", "value": 30.0, "floor": 0.1},
         position={"kind": "rotary", "base": {"kind": "cosine", "value": 1000.0, "floor": 0.01}},

@@ -11,7 +11,7 @@ from jaxnano.config.file import load, save
 from jaxnano.config.recipe import Recipe, recipe_id, structure_id
 from tests.jaxnano.recipes import RECIPES, TINY, edited, model
 
-GOLDEN = {"plain": "3f6f60941959ef7e", "full": "7946ac074c4d1600"}
+GOLDEN = {"plain": "3f6f60941959ef7e", "full": "de937cd68a0849c9"}
 
 
 def test_defaults_are_frozen() -> None:

@@ -57,6 +57,31 @@ def sigmoid(x: Array) -> Array:
     return 1 / (1 + np.exp(-x))
 
 
+DEFAULTS = {"glu": {"ratio": 8 / 3, "activation": {"kind": "silu"}}}  # of kinds that a block changes to
+
+
+def merged(tree: Any, change: Any) -> Any:
+    """A tree of plain data with a partial one laid over it."""
+    if not isinstance(tree, dict) or not isinstance(change, dict):
+        return change
+    if change.get("kind", tree.get("kind")) != tree.get("kind"):
+        tree = DEFAULTS.get(change["kind"], {})
+    return tree | {key: merged(tree.get(key), value) for key, value in change.items()}
+
+
+def tree(model: dict[str, Any], block: int) -> dict[str, Any]:
+    """The model as one block has it; a branch that it lacks is None."""
+    depth, found = model["depth"], dict(model)
+    pattern = model["attention"]["windows"]
+    if pattern:
+        found["attention"] = model["attention"] | {"window": pattern[block % len(pattern)]}
+    found |= {name: None for name in ("attention", "ffn") if block in model[name]["dropped"]}
+    for diff in model["blocks"]:
+        places = [int(p["share"] * depth) if p["share"] is not None else p["block"] % depth for p in diff["at"]]
+        found = merged(found, diff["set"]) if block in places else found
+    return found
+
+
 class Reference:
     """One forward pass. params: float64 by path. model: plain data. progress: 0..1."""
 
@@ -105,7 +130,7 @@ class Reference:
         if a["softcap"] is not None:
             cap = number(a["softcap"], self.progress)
             scores = cap * np.tanh(scores / cap)
-        window = a["windows"][block % len(a["windows"])] if a["windows"] else 0
+        window = a["window"]
         for i in range(len(q)):
             for j in range(len(q)):
                 if position["kind"] == "alibi":
@@ -155,17 +180,18 @@ class Reference:
 
     def logits(self, tokens: Array) -> Array:
         """[L, V] of one row of tokens [L]."""
-        x, saved = self.embed(tokens), {}
-        for block in range(self.m["depth"] + 1):
+        x, saved, whole = self.embed(tokens), {}, self.m
+        for block in range(whole["depth"] + 1):
+            self.m = whole
             saved |= {save["name"]: x for save in self.m["residual"]["saves"] if save["after"] == block}
             x = self.inject(x, saved, block)
             if block == self.m["depth"]:
                 break
-            path = f"blocks_{block}"
-            if block not in self.m["attention"]["dropped"]:
+            path, self.m = f"blocks_{block}", tree(whole, block)
+            if self.m["attention"]:
                 y = self.attention(self.norm(x, f"{path}/attention_norm"), tokens, block)
                 x = self.join(x, y, f"{path}/attention")
-            if block not in self.m["ffn"]["dropped"]:
+            if self.m["ffn"]:
                 x = self.join(x, self.ffn(self.norm(x, f"{path}/ffn_norm"), block), f"{path}/ffn")
         x = self.norm(x, "final_norm")
         tied = self.m["embedding"]["tied"]

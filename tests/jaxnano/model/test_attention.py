@@ -38,7 +38,7 @@ def test_a_cache_is_read_up_to_the_query_and_no_further() -> None:
 
 def test_the_window_pattern_is_tiled_and_a_long_window_is_none() -> None:
     m = model(depth=5, attention__windows=[4, 0, 99]).model
-    assert [m.window(block, 16) for block in range(5)] == [4, None, None, 4, None]
+    assert [m.block(block).window(16) for block in range(5)] == [4, None, None, 4, None]
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -53,4 +53,5 @@ def test_the_recipe_says_what_kernels_are_asked_for(name: str, monkeypatch: pyte
     values, tokens = hypers(recipe, 1), jax.ShapeDtypeStruct((1, 4), jnp.int32)
     params = {path: jax.ShapeDtypeStruct(spec.shape, jnp.float32) for path, spec in specs(recipe).items()}
     jax.eval_shape(lambda p, x, v: gpt.logits(p, x, at(recipe, v, 0.0))[0], params, tokens, values)
-    assert set(asked) == {recipe.model.plain_scores}
+    trees = [recipe.model.block(block) for block in range(recipe.model.depth)]
+    assert asked == [tree.plain_scores for tree in trees if tree.attention]

@@ -124,7 +124,7 @@ def offers(node: type[Node], seen: set[type]) -> Iterator[Choice]:
 
     A schedule counts once, wherever it stands.
     """
-    if node in seen:
+    if node in seen or node.sparse:  # a diff has the shape of the tree it changes
         return
     seen.add(node)
     for name, field in node.model_fields.items():

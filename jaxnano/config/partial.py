@@ -1,0 +1,122 @@
+"""Partial trees: `set` says what differs from a tree, in the tree's own shape, and nothing else.
+
+A mapping merges; another `kind` replaces the node, with that kind's defaults; null removes an optional node; a list of
+named items is a mapping from names to partial items, null removing one; a plain list is replaced whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Annotated, Any, ClassVar, Union, get_origin
+
+from pydantic import Discriminator, Tag, create_model, model_serializer
+from pydantic.fields import FieldInfo
+
+from jaxnano.config.base import Node, kind_of, name_of, nodes_in, traced_range
+
+
+class Partial(Node):
+    """What differs from nodes of `targets`: the fields that are set, null among them."""
+
+    sparse: ClassVar[bool] = True
+    targets: ClassVar[tuple[type[Node], ...]] = ()
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.as_set() == other.as_set()  # type: ignore[union-attr]
+
+    __hash__ = Node.__hash__
+
+    def as_set(self) -> dict[str, Any]:
+        """The fields that are set."""
+        return {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
+
+    @model_serializer(mode="wrap")
+    def _set_alone(self, handler: Any) -> dict[str, Any]:
+        data = handler(self)  # which may leave out what is null, as that is the default
+        return {name: data.get(name) for name in self.as_set()}
+
+
+@cache
+def partial(*nodes: type[Node]) -> type[Partial]:
+    """The type of partial trees of a node, or of any of several kinds while none is named."""
+    fields: dict[str, Any] = {}
+    for node in nodes:
+        for name, field in node.model_fields.items():
+            if name == "kind":
+                fields[name] = (str | None, None)
+            elif name not in fields:
+                fields[name] = (_annotation(field), None)
+    names = [node.__name__ for node in nodes]
+    built = create_model(f"{'Or'.join(names)}Partial", __base__=Partial, __doc__=f"What differs from {' or '.join(names)}.",
+                         **fields)
+    built.targets = nodes
+    return built
+
+
+def _annotation(field: FieldInfo) -> Any:
+    """What a field takes in a partial tree."""
+    hint, marks = field.annotation, tuple(m for m in field.metadata if not isinstance(m, Discriminator))
+    inner = tuple(nodes_in(hint))
+    if traced_range(field) or not inner:
+        return Annotated[(hint | None, *marks)] if marks else hint | None  # type: ignore[return-value]
+    if get_origin(hint) is tuple:
+        return dict[str, _one(inner) | None] | None
+    return _one(inner) | None
+
+
+def _one(nodes: tuple[type[Node], ...]) -> Any:
+    """A partial node of one kind, or of the kind that stands there where none is named."""
+    if len(nodes) == 1:
+        return partial(*nodes)
+    kinds = {kind_of(node): partial(node) for node in nodes}
+    tagged = [Annotated[kind, Tag(name)] for name, kind in kinds.items()]
+    return Annotated[Union[(*tagged, Annotated[partial(*nodes), Tag("same")])], Discriminator(  # noqa: UP007
+        lambda value: (value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)) or "same")]
+
+
+def overlay(node: Any, change: Any) -> Any:
+    """A tree with a partial one laid over it; numbers of either may be traced."""
+    if not isinstance(change, Partial):
+        return change
+    told = change.as_set()
+    kind = told.pop("kind", None)
+    if node is None or kind is not None and kind != getattr(node, "kind", kind):
+        target = next(t for t in change.targets if kind is None or kind_of(t) == kind)
+        node = target.model_construct(**({"kind": kind} if kind else {}))
+    return node.model_copy(update={name: _laid(getattr(node, name, None), value) for name, value in told.items()})
+
+
+def _laid(old: Any, new: Any) -> Any:
+    if isinstance(new, dict) and isinstance(old, tuple):
+        return tuple(overlay(item, new[name]) if (name := name_of(item)) in new else item for item in old
+                     if new.get(name_of(item) or "", item) is not None)
+    if isinstance(new, dict) and isinstance(old, dict):
+        return {**old, **new}
+    return overlay(old, new)
+
+
+def pruned(change: Partial, node: Any, kept: frozenset[str] = frozenset(), path: str = "") -> Partial | None:
+    """A partial tree without what stands in the tree already, or None if nothing is left.
+
+    kept: paths that stay whatever they say, as something else changes them first.
+    """
+    told: dict[str, Any] = {}
+    for name, new in change.as_set().items():
+        here, old = f"{path}.{name}" if path else name, getattr(node, name, None)
+        if isinstance(new, Partial) and isinstance(old, Node) and getattr(new, "kind", None) in (
+                None, getattr(old, "kind", None)):
+            new = pruned(new, old, kept, here)
+            told |= {} if new is None else {name: new}
+        elif name != "kind" and (new != old or here in kept) or name == "kind" and new != getattr(node, "kind", None):
+            told[name] = new
+    return type(change).model_construct(**told) if told else None
+
+
+def settings(change: Mapping[str, Any] | Partial, path: str = "") -> dict[str, Any]:
+    """Every place that a partial tree sets, with what it puts there."""
+    found: dict[str, Any] = {}
+    for name, value in (change.as_set() if isinstance(change, Partial) else change).items():
+        here = f"{path}.{name}" if path else name
+        found |= settings(value, here) if isinstance(value, Partial) and value.as_set() else {here: value}
+    return found
