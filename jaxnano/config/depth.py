@@ -12,7 +12,7 @@ from jaxnano.config.base import Node, refuse
 BLOCKS = 255
 
 
-class Place(Node):
+class DepthPlace(Node):
     """One of: block, counted from 0, or from the end with -1; share of the depth, block floor(share * depth); or the
     blocks from `first` to `last`, both included, each `every`-th.
     """
@@ -24,7 +24,7 @@ class Place(Node):
     every: int | None = Field(default=None, ge=1, le=BLOCKS)
 
     @model_validator(mode="after")
-    def _one_form(self) -> Place:
+    def _one_form(self) -> DepthPlace:
         ranged = any(value is not None for value in (self.first, self.last, self.every))
         if (self.block is not None) + (self.share is not None) + ranged != 1:
             raise refuse("", self.model_dump(exclude_none=True), "one of {block: 3}, {share: 0.5} and {first: 0, last: "
@@ -41,7 +41,7 @@ class Place(Node):
         return list(range(first + depth * (first < 0), last + depth * (last < 0) + 1, self.every or 1))
 
 
-Places = Annotated[Literal["all"], Tag("all")] | Annotated[tuple[Place, ...], Tag("places")]
+Places = Annotated[Literal["all"], Tag("all")] | Annotated[tuple[DepthPlace, ...], Tag("places")]
 
 
 def blocks_at(places: Places, depth: int, path: str = "at") -> tuple[int, ...]:

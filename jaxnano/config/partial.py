@@ -48,8 +48,8 @@ def partial(*nodes: type[Node]) -> type[Partial]:
             elif name not in fields:
                 fields[name] = (_annotation(field), None)
     names = [node.__name__ for node in nodes]
-    built = create_model(f"{'Or'.join(names)}Partial", __base__=Partial, __doc__=f"What differs from {' or '.join(names)}.",
-                         **fields)
+    about = f"What differs from {' or '.join(names)}."
+    built = create_model(f"{'Or'.join(names)}Partial", __base__=Partial, __doc__=about, **fields)
     built.targets = nodes
     return built
 
@@ -71,7 +71,7 @@ def _one(nodes: tuple[type[Node], ...]) -> Any:
         return partial(*nodes)
     kinds = {kind_of(node): partial(node) for node in nodes}
     tagged = [Annotated[kind, Tag(name)] for name, kind in kinds.items()]
-    return Annotated[Union[(*tagged, Annotated[partial(*nodes), Tag("same")])], Discriminator(  # noqa: UP007
+    return Annotated[Union[(*tagged, Annotated[partial(*nodes), Tag("same")])], Discriminator(
         lambda value: (value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)) or "same")]
 
 

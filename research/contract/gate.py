@@ -100,7 +100,7 @@ class Gate:
             yield Problem(f"optimizer.groups.{name}", name, f"{why}; without it would do")
         edits = {edit.path: edit.new for edit in diff(self.track.base_recipe, recipe).edits}
         for path, why in idle(recipe, edits).items():
-            yield Problem(path, edits[path], f"nothing reads it: {why}")
+            yield Problem(path, edits.get(path), f"nothing reads it: {why}")
 
     def _limits(self, recipe: Recipe):
         cost, base, limits = preflight(recipe), self.track.base_cost, self.track.limits
