@@ -126,8 +126,8 @@ def idle(recipe: Recipe, paths: Iterable[str]) -> dict[str, str]:
     places, gone = unread(recipe), {f"optimizer.groups.{name}": why for name, why in needless(recipe).items()}
     found = {path: gone.get(path) or next((why for place, why in places.items() if is_under(path, place)), None)
              for path in paths}
-    inside = {place: why for place, why in places.items() if place.startswith("model.blocks.")  # of a diff put there whole
-              and any(is_under(place, path) for path in found)}
+    inside = {place: why for place, why in places.items()  # of a diff over blocks that is put there whole
+              if place.startswith("model.blocks.") and any(is_under(place, path) for path in found)}
     return {path: why for path, why in (found | inside).items() if why}
 
 
