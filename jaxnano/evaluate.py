@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnano import sharding
-from jaxnano.config.recipe import Recipe, at, hypers, structure_id
+from jaxnano.config.recipe import Recipe, at, hypers, shipped, structure_id
 from jaxnano.data import Corpus, eval_batches
 from jaxnano.model import gpt
 from jaxnano.step import Structure
@@ -41,7 +41,7 @@ def _compiled(structure: Structure) -> Any:
     recipe, mesh = structure.recipe, structure.mesh
 
     def mean_loss(params: gpt.Params, windows_NxBxM: jax.Array, values: Any) -> jax.Array:
-        cfg = at(recipe, values, 1.0)
+        cfg = shipped(at(recipe, values, 1.0))
         with sharding.within(mesh):
             return jnp.mean(jax.lax.map(lambda batch: gpt.loss(params, batch, cfg)[1]["loss"], windows_NxBxM))
 

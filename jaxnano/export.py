@@ -30,7 +30,7 @@ from jaxnano import published
 from jaxnano.config.base import ConfigError, Problem, is_under
 from jaxnano.config.edit import diff, show
 from jaxnano.config.model import Gelu
-from jaxnano.config.recipe import Recipe, at, hypers
+from jaxnano.config.recipe import Recipe, at, hypers, shipped
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 END_OF_TEXT, NUL = 50256, 0  # what stands between documents, of GPT-2's tokens and of bytes
@@ -44,7 +44,7 @@ FREE = (
 
 def misfit(recipe: Recipe) -> Problem | None:
     """The first thing in a recipe that GPT-2 does not have, or None if it can be exported."""
-    m = recipe.model
+    m = shipped(recipe).model
     a, plain = m.attention, {}
     if m.kv_heads == a.heads:
         plain["kv_heads"] = None

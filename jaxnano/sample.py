@@ -26,7 +26,7 @@ import numpy as np
 
 from jaxnano import data
 from jaxnano.checkpoint import load
-from jaxnano.config.recipe import Recipe, at, hypers, structure_id
+from jaxnano.config.recipe import Recipe, at, hypers, shipped, structure_id
 from jaxnano.device import use_compile_cache
 from jaxnano.model import gpt
 from jaxnano.step import Structure
@@ -67,7 +67,7 @@ def _compiled(structure: Structure) -> Any:
     @jax.jit
     def fill(params: gpt.Params, text_1xP: jax.Array, count: jax.Array, key: jax.Array, values: Any, settings: Any):
         """Read P tokens at once, then write `count` one by one. Returns: [length + 1 - P], zeros past count."""
-        cfg = at(recipe, values, 1.0)
+        cfg = shipped(at(recipe, values, 1.0))
         logits_1xPxV, cache = gpt.logits(params, text_1xP, cfg, gpt.empty_cache(recipe, 1, length))
         keys = jax.random.split(key, length + 1 - text_1xP.shape[1])
         written = jnp.zeros(len(keys), jnp.int32).at[0].set(draw(keys[0], logits_1xPxV[0, -1], settings))

@@ -58,7 +58,7 @@ def _annotation(field: FieldInfo) -> Any:
     """What a field takes in a partial tree."""
     hint, marks = field.annotation, tuple(m for m in field.metadata if not isinstance(m, Discriminator))
     inner = tuple(nodes_in(hint))
-    if traced_range(field) or not inner:
+    if traced_range(field) or all(node.sparse for node in inner):
         return Annotated[(hint | None, *marks)] if marks else hint | None  # type: ignore[return-value]
     if get_origin(hint) is tuple:
         return dict[str, _one(inner) | None] | None
@@ -80,6 +80,9 @@ def overlay(node: Any, change: Any) -> Any:
     if not isinstance(change, Partial):
         return change
     told = change.as_set()
+    if isinstance(node, Partial):  # a diff over another
+        return node.model_copy(update={name: _laid(node.as_set().get(name), value) if name in node.as_set() else value
+                                       for name, value in told.items()})
     kind = told.pop("kind", None)
     if node is None or kind is not None and kind != getattr(node, "kind", kind):
         target = next(t for t in change.targets if kind is None or kind_of(t) == kind)
@@ -104,7 +107,13 @@ def pruned(change: Partial, node: Any, kept: frozenset[str] = frozenset(), path:
     told: dict[str, Any] = {}
     for name, new in change.as_set().items():
         here, old = f"{path}.{name}" if path else name, getattr(node, name, None)
-        if isinstance(new, Partial) and isinstance(old, Node) and getattr(new, "kind", None) in (
+        if isinstance(new, dict) and isinstance(old, tuple):
+            items = {name_of(item): item for item in old}
+            left = {key: pruned(value, items[key], kept, f"{here}.{key}") if value is not None and key in items else value
+                    for key, value in new.items()}
+            left = {key: value for key, value in left.items() if value is not None or new[key] is None}
+            told |= {name: left} if left else {}
+        elif isinstance(new, Partial) and isinstance(old, Node) and getattr(new, "kind", None) in (
                 None, getattr(old, "kind", None)):
             new = pruned(new, old, kept, here)
             told |= {} if new is None else {name: new}
@@ -118,5 +127,8 @@ def settings(change: Mapping[str, Any] | Partial, path: str = "") -> dict[str, A
     found: dict[str, Any] = {}
     for name, value in (change.as_set() if isinstance(change, Partial) else change).items():
         here = f"{path}.{name}" if path else name
-        found |= settings(value, here) if isinstance(value, Partial) and value.as_set() else {here: value}
+        inner = value.as_set() if isinstance(value, Partial) else value
+        nested = isinstance(inner, dict) and (isinstance(value, Partial) or any(
+            isinstance(item, Partial) for item in inner.values()))
+        found |= settings(inner, here) if nested and inner else {here: value}
     return found

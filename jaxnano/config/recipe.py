@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any, Literal, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
-from pydantic import model_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 
 from jaxnano.config import schedule
 from jaxnano.config.base import (
+    ConfigError,
     Node,
     Range,
     digest,
@@ -22,11 +24,13 @@ from jaxnano.config.base import (
     name_of,
     refuse,
     traced_range,
+    validate,
     walk,
 )
 from jaxnano.config.data import Data, Embedded
 from jaxnano.config.model import Model
 from jaxnano.config.optimizer import Optimizer
+from jaxnano.config.partial import overlay, partial, pruned, settings
 
 
 class Train(Node):
@@ -36,13 +40,55 @@ class Train(Node):
     remat: bool = False
 
 
+class EvaluationTree(Node):
+    """What evaluation sees otherwise."""
+
+    model: Model
+
+
+class Evaluation(Node):
+    """How the trained model is evaluated and sampled from where that differs: attention's windows alone.
+
+    The loss is always next-token cross entropy in float32 on the track's data, length and tokens.
+    """
+
+    set: partial(EvaluationTree)  # type: ignore[valid-type]
+
+
 class Recipe(Node):
-    """{model, optimizer, data, train}."""
+    """{model, optimizer, data, train}. evaluation: what is otherwise when the trained model is evaluated."""
 
     model: Model = Model()
     optimizer: Optimizer = Optimizer()
     data: Data = Embedded(kind="embedded")
     train: Train = Train()
+    evaluation: Evaluation | None = None
+
+    @field_validator("evaluation")
+    @classmethod
+    def _shortest(cls, evaluation: Evaluation | None, info: ValidationInfo) -> Evaluation | None:
+        """None where it changes nothing: it would be another name for the same recipe."""
+        if evaluation is None or "model" not in info.data:
+            return evaluation
+        change = pruned(evaluation.set, SimpleNamespace(model=info.data["model"]))
+        return None if change is None else evaluation.model_copy(update={"set": change})
+
+    @model_validator(mode="after")
+    def _evaluates(self) -> Recipe:
+        if self.evaluation is None:
+            return self
+        names = [diff.name for diff in self.model.blocks]
+        windows = ["model.attention.window", *(f"model.blocks.{name}.set.attention.window" for name in names)]
+        for path, value in settings(self.evaluation.set).items():
+            if path not in windows:
+                raise refuse(f"evaluation.set.{path}", dump(value) if isinstance(value, Node) else value,
+                             f"attention's windows alone may differ: {', '.join(windows)}")
+        try:
+            validate(Model, dump(shipped(self).model))
+        except ConfigError as error:
+            problem = error.problems[0]
+            raise refuse(f"evaluation.set.model.{problem.path}", problem.value, problem.rule) from None
+        return self
 
     @model_validator(mode="after")
     def _agrees(self) -> Recipe:
@@ -54,6 +100,14 @@ class Recipe(Node):
                     raise refuse("model.init.zero_projections", True,
                                  f"group {group.name!r} keeps norms, so nothing may start at 0; false would do")
         return self
+
+
+def shipped(recipe: Recipe) -> Recipe:
+    """The recipe as its trained model is evaluated and sampled from; resolved or not."""
+    if recipe.evaluation is None:
+        return recipe
+    tree = overlay(EvaluationTree.model_construct(model=recipe.model), recipe.evaluation.set)
+    return recipe.model_copy(update={"model": tree.model, "evaluation": None})
 
 
 def recipe_id(recipe: Recipe) -> str:

@@ -14,7 +14,7 @@ from jaxnano.config.depth import blocks_at
 from jaxnano.config.model import Alibi, BlockTree, Injection, Learned, Model, Rotary
 from jaxnano.config.optimizer import Group
 from jaxnano.config.partial import settings
-from jaxnano.config.recipe import Recipe
+from jaxnano.config.recipe import Recipe, shipped
 from jaxnano.config.schedule import Constant, Schedule
 from jaxnano.model.specs import specs
 from jaxnano.optim.build import members
@@ -142,7 +142,7 @@ def behaviour(recipe: Recipe) -> str:
     chains = {group.name: digest(_chain(group)) for group in optimizer.groups}
     data = {
         "model": _spelled(m, "model", [*places, *(f"model.{name}" for name in BlockTree.model_fields)]),
-        "blocks": [_block(m.block(block), length) for block in range(m.depth)],
+        "blocks": [[_block(tree.block(block), length) for block in range(m.depth)] for tree in (m, shipped(recipe).model)],
         "outside": [_spelled(m.norm), _spelled(m.position) if isinstance(m.position, Learned) else None,
                     m.bias and not m.embedding.tied], "data": dump(recipe.data), "train": dump(recipe.train),
         "clip": _number(optimizer.clip, traced_range(type(optimizer).model_fields["clip"])),

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from jaxnano.config.base import ConfigError, Problem, finite, is_under, kind_of, validate
 from jaxnano.config.edit import Diff, apply, diff, differences, show
-from jaxnano.config.recipe import Recipe, recipe_id
+from jaxnano.config.recipe import Recipe, recipe_id, shipped
 from jaxnano.config.schedule import Schedule
 from jaxnano.cost import preflight
 from research.contract.behaviour import behaviour, idle, needless
@@ -87,9 +87,10 @@ class Gate:
 
     def _frozen(self, recipe: Recipe):
         base, found = self.track.base_recipe.model, diff(self.track.base_recipe, recipe).edits
-        if base.blocks or recipe.model.blocks:  # what is frozen holds for every block
-            found = (*found, *(edit for block in range(recipe.model.depth) for edit in differences(
-                base.block(min(block, base.depth - 1)), recipe.model.block(block), "model")))
+        for model in (recipe.model, shipped(recipe).model):  # what is frozen holds for every block, evaluated or trained
+            if base.blocks or model.blocks or model is not recipe.model:
+                found = (*found, *(edit for block in range(model.depth) for edit in differences(
+                    base.block(min(block, base.depth - 1)), model.block(block), "model")))
         for edit in {edit.path: edit for edit in found}.values():
             for path in self.track.frozen:
                 if is_under(edit.path, path) or is_under(path, edit.path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from jaxnano.config.base import ConfigError, dump, leaves, validate
 from jaxnano.config.depth import DepthPlace, blocks_at
 from jaxnano.config.edit import ABSENT, Diff, Edit, apply, diff, invert, read
 from jaxnano.config.model import ConstantScale, Glu, Silu
-from jaxnano.config.recipe import Recipe, at, hypers, recipe_id, structure_id
+from jaxnano.config.recipe import Recipe, at, hypers, recipe_id, shipped, structure_id
 from jaxnano.cost import preflight
+from jaxnano.evaluate import evaluate
+from jaxnano.model import gpt
 from jaxnano.model.specs import specs
 from tests.jaxnano.recipes import TINY, model
 
@@ -144,6 +147,44 @@ def test_a_value_table_needs_values_of_its_width() -> None:
 def test_blocks_have_no_learned_positions_of_their_own() -> None:
     with pytest.raises(ConfigError, match="blocks.long.set.position.*it is added to the embedding"):
         blocks(LONG | {"set": {"position": {"kind": "learned"}}}, position={"kind": "rotary"})
+
+
+def evaluated(change: dict[str, Any]) -> Recipe:
+    return validate(Recipe, dump(blocks(LONG)) | {"evaluation": {"set": {"model": change}}})
+
+
+def test_an_evaluation_diff_reaches_windows_in_the_prototype_and_in_diffs() -> None:
+    recipe = evaluated({"attention": {"window": 6}, "blocks": {"long": {"set": {"attention": {"window": 12}}}}})
+    assert [recipe.model.block(i).attention.window for i in range(4)] == [8, 4, 4, 8]
+    assert [shipped(recipe).model.block(i).attention.window for i in range(4)] == [12, 6, 6, 12]
+    resolved = shipped(at(recipe, hypers(recipe, 10), jnp.float32(1.0)))
+    assert [resolved.model.block(i).attention.window for i in range(4)] == [12, 6, 6, 12]
+    assert validate(Recipe, dump(recipe)) == recipe and shipped(blocks(LONG)) == blocks(LONG)
+    same = evaluated({"attention": {"window": 4}, "blocks": {"long": {"set": {"attention": {"window": 8}}}}})
+    assert recipe_id(same) == recipe_id(blocks(LONG)) != recipe_id(recipe)
+
+
+@pytest.mark.parametrize("change", [
+    {"width": 8}, {"attention": {"heads": 2}}, {"attention": None}, {"blocks": {"long": None}}, {"depth": 2},
+    {"blocks": {"long": {"set": {"ffn": {"ratio": 2.0}}}}}, {"blocks": {"short": {"set": {"attention": {"window": 2}}}}},
+    {"head": {"softcap": {"kind": "tanh"}}}, {"embedding": {"tied": False}}, {"blocks": {"long": {"at": "all"}}},
+])
+def test_evaluation_is_attacked_in_vain(change: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"evaluation\.set\.model\..*attention's windows alone may differ"):
+        evaluated(change)
+    for place in ({"data": {"batch": 1}}, {"train": {"dtype": "bfloat16"}}, {"optimizer": {"clip": None}}):
+        with pytest.raises(ConfigError, match="no such field; model would do"):
+            validate(Recipe, dump(TINY) | {"evaluation": {"set": place}})
+
+
+def test_the_loss_is_that_of_the_windows_that_evaluation_names() -> None:
+    """Weights trained in one window and evaluated in another: as if the recipe had had that window from the start."""
+    short, long = model(attention__window=3), model(attention__window=9)
+    both = validate(Recipe, dump(short) | {"evaluation": {"set": {"model": {"attention": {"window": 9}}}}})
+    params = gpt.init(jax.random.key(0), short, hypers(short, 1))
+    windows = np.random.default_rng(0).integers(0, 256, (2, 2, 17)).astype(np.int32)
+    losses = [evaluate(recipe, params, windows) for recipe in (short, long, both)]
+    assert losses[2] == losses[1] != losses[0]
 
 
 def test_nothing_else_changes() -> None:

@@ -32,6 +32,15 @@ def test_what_a_track_freezes_is_frozen_in_every_block():
     assert Gate(frozen).judge(changed(named("ok", [{"block": 1}], attention={"qk_norm": True}))).accepted
 
 
+def test_what_a_track_freezes_is_frozen_when_the_model_is_evaluated():
+    recipe = validate(Recipe, BASE.model_dump(mode="json") | {"evaluation": {"set": {"model": {"attention": {
+        "window": 8}}}}})
+    assert Gate(TRACK).judge(recipe).accepted and behaviour(recipe) != behaviour(BASE)
+    for place in ("model.attention.window", "model.attention", "evaluation"):
+        frozen = TRACK.model_copy(update={"frozen": (*TRACK.frozen, place)})
+        assert "frozen by track" in Gate(frozen).judge(recipe).problems[0].rule
+
+
 def test_limits_hold_for_what_the_blocks_make():
     verdict = Gate(TRACK).judge(changed(named("wide", "all", ffn={"ratio": 16.0})))
     assert not verdict.accepted and {p.path for p in verdict.problems} >= {"model"}
