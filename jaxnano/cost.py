@@ -90,9 +90,9 @@ def _activation_bytes(recipe: Recipe, accumulate: int, platform: str) -> int:
     return tokens * (kept + 4 * m.width) * size + logits
 
 
-def _block_values(m: Model, length: int, dtype: Any, platform: str) -> float:
+def _block_values(m: Model, length: int, dtype: Any, platform: str) -> int:
     """Numbers per token that the backward pass keeps of a block."""
-    norms, kept = (3 if m.norm.placement == "pre" else 5) * m.width, 0.0
+    norms, kept = (3 if m.norm.placement == "pre" else 5) * m.width, 0
     if m.attention is not None:
         fused = kernel(platform, dtype, length, m.head_dim, m.plain_scores) != "xla"
         scores = 0 if fused else 2 * m.attention.heads * (m.window(length) or length)

@@ -417,8 +417,9 @@ class Model(Node):
                              "have none of their own; rotary, alibi or none would do")
         trees, known = [self.block(i) for i in range(self.depth)], set()
         for i, tree in enumerate(trees if self.blocks else ()):
-            here = tuple(diff.name for diff in self.blocks if i in blocks_at(diff.at, self.depth))
-            if not here or here in known:
+            told = [diff.name for diff in self.blocks if i in blocks_at(diff.at, self.depth)]
+            here = (*told, i in self.attention.dropped, i in self.ffn.dropped)
+            if not told or here in known:
                 continue
             known.add(here)
             parts = {name: getattr(tree, name) for name in BlockTree.model_fields}
@@ -428,7 +429,7 @@ class Model(Node):
                     name: dump(part) if isinstance(part, Node) else part for name, part in parts.items()}})
             except ConfigError as error:
                 problem = error.problems[0]
-                raise refuse(f"blocks.{here[-1]}.set.{problem.path}", problem.value, problem.rule) from None
+                raise refuse(f"blocks.{told[-1]}.set.{problem.path}", problem.value, problem.rule) from None
         return trees
 
     def _wires(self, depth: int) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Any, ClassVar, Union, get_origin
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 from pydantic import Discriminator, Tag, create_model, model_serializer
 from pydantic.fields import FieldInfo
@@ -56,13 +57,26 @@ def partial(*nodes: type[Node]) -> type[Partial]:
 
 def _annotation(field: FieldInfo) -> Any:
     """What a field takes in a partial tree."""
-    hint, marks = field.annotation, tuple(m for m in field.metadata if not isinstance(m, Discriminator))
+    hint: Any = field.annotation
+    marks = tuple(field.metadata)
     inner = tuple(nodes_in(hint))
-    if traced_range(field) or all(node.sparse for node in inner):
-        return Annotated[(hint | None, *marks)] if marks else hint | None  # type: ignore[return-value]
+    if traced_range(field) or all(node.sparse for node in inner) or any(get_origin(kind) is Literal for kind in flat(hint)):
+        told = tuple(mark for mark in marks if isinstance(mark, Discriminator))  # which may not see null
+        marks = tuple(mark for mark in marks if mark not in told)
+        inner_hint: Any = Annotated[(hint, *told)] if told else hint
+        return Annotated[(inner_hint | None, *marks)] if marks else inner_hint | None
     if get_origin(hint) is tuple:
         return dict[str, _one(inner) | None] | None
     return _one(inner) | None
+
+
+def flat(hint: Any) -> list[Any]:
+    """The alternatives of a type, without what they are annotated with."""
+    if get_origin(hint) is Annotated:
+        return flat(get_args(hint)[0])
+    if get_origin(hint) in (Union, UnionType):
+        return [kind for inner in get_args(hint) for kind in flat(inner)]
+    return [hint]
 
 
 def _one(nodes: tuple[type[Node], ...]) -> Any:
@@ -109,7 +123,7 @@ def pruned(change: Partial, node: Any, kept: frozenset[str] = frozenset(), path:
         here, old = f"{path}.{name}" if path else name, getattr(node, name, None)
         if isinstance(new, dict) and isinstance(old, tuple):
             items = {name_of(item): item for item in old}
-            left = {key: pruned(value, items[key], kept, f"{here}.{key}") if value is not None and key in items else value
+            left = {key: pruned(value, items[key], kept, f"{here}.{key}") if value and key in items else value
                     for key, value in new.items()}
             left = {key: value for key, value in left.items() if value is not None or new[key] is None}
             told |= {name: left} if left else {}

@@ -209,9 +209,9 @@ def random_recipe(rng: np.random.Generator, base: Recipe, tries: int = 200) -> R
     for _ in range(tries):
         draw = Draw(rng, base.model.width, base.model.depth + 1)
         try:
-            drawn = {"set": {"model": {"attention": {"window": int(rng.integers(0, 13))}}}} if draw.chance(0.1) else None
+            seen = {"set": {"model": {"attention": {"window": int(rng.integers(0, 13))}}}}
             return validate(Recipe, dump(base) | {
-                "evaluation": drawn,
+                "evaluation": seen if draw.chance(0.1) else None,
                 "model": draw.node(model.Model) | {"vocab": base.model.vocab},
                 "optimizer": draw.node(optimizer.Optimizer),
             })

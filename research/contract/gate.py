@@ -87,7 +87,7 @@ class Gate:
 
     def _frozen(self, recipe: Recipe):
         base, found = self.track.base_recipe.model, diff(self.track.base_recipe, recipe).edits
-        for model in (recipe.model, shipped(recipe).model):  # what is frozen holds for every block, evaluated or trained
+        for model in (recipe.model, shipped(recipe).model):  # frozen in every block, evaluated too
             if base.blocks or model.blocks or model is not recipe.model:
                 found = (*found, *(edit for block in range(model.depth) for edit in differences(
                     base.block(min(block, base.depth - 1)), model.block(block), "model")))

@@ -166,7 +166,8 @@ def test_an_evaluation_diff_reaches_windows_in_the_prototype_and_in_diffs() -> N
 
 @pytest.mark.parametrize("change", [
     {"width": 8}, {"attention": {"heads": 2}}, {"attention": None}, {"blocks": {"long": None}}, {"depth": 2},
-    {"blocks": {"long": {"set": {"ffn": {"ratio": 2.0}}}}}, {"blocks": {"short": {"set": {"attention": {"window": 2}}}}},
+    {"blocks": {"long": {"set": {"ffn": {"ratio": 2.0}}}}},
+    {"blocks": {"short": {"set": {"attention": {"window": 2}}}}},
     {"head": {"softcap": {"kind": "tanh"}}}, {"embedding": {"tied": False}}, {"blocks": {"long": {"at": "all"}}},
 ])
 def test_evaluation_is_attacked_in_vain(change: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from jaxnano.config.file import load, save
 from jaxnano.config.recipe import Recipe, recipe_id, structure_id
 from tests.jaxnano.recipes import RECIPES, TINY, edited, model
 
-GOLDEN = {"plain": "3f6f60941959ef7e", "full": "de937cd68a0849c9"}
+GOLDEN = {"plain": "3f6f60941959ef7e", "full": "f5042971804230de"}
 
 
 def test_defaults_are_frozen() -> None:

@@ -29,7 +29,7 @@ def test_every_field_of_every_node_is_described():
 
 def test_it_fits_a_prompt_and_names_what_is_frozen_without_describing_it():
     lines = describe("", FROZEN)
-    assert sum(map(len, lines)) < 17_000 and "  vocab: frozen" in lines and "data: frozen" in lines
+    assert sum(map(len, lines)) < 18_000 and "  vocab: frozen" in lines and "data: frozen" in lines
     assert not any("shards" in line for line in lines)
     assert describe("data.kind", FROZEN) == ["data.kind: frozen by the track, with all of data"]
 
