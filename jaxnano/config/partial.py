@@ -60,7 +60,8 @@ def _annotation(field: FieldInfo) -> Any:
     hint: Any = field.annotation
     marks = tuple(field.metadata)
     inner = tuple(nodes_in(hint))
-    if traced_range(field) or all(node.sparse for node in inner) or any(get_origin(kind) is Literal for kind in flat(hint)):
+    mixed = any(get_origin(kind) is Literal for kind in flat(hint))  # a word or nodes
+    if traced_range(field) or mixed or all(node.sparse for node in inner):
         told = tuple(mark for mark in marks if isinstance(mark, Discriminator))  # which may not see null
         marks = tuple(mark for mark in marks if mark not in told)
         inner_hint: Any = Annotated[(hint, *told)] if told else hint
