@@ -37,16 +37,20 @@ def minutes_left(state: State) -> float:
 
 
 def least_minutes(snapshot: Snapshot, workers: int, minutes: float) -> float:
-    """`minutes` if a run of the base fits into them beside proof and report, else the next that would do, in tenths.
+    """`minutes` if a run fits into them beside proof and report, after the base's own, else the next that would do.
+
+    In tenths.
 
     The one that is told has a tenth to spare, for what comes before the first run.
     """
     prices = Prices(snapshot if snapshot.arms else unbegun(snapshot.track, snapshot.state.session))
 
+    runs = 1 if prices.snapshot.over.get(prices.snapshot.arms[0].recipe_id) else 2  # the base goes first
+
     def fits(minutes: float) -> bool:
         plan = Plan(snapshot.track, workers, 60 * minutes)
         left_s = plan.search_left_s(prices, 1)
-        return left_s > 0 and (untimed(prices) or bool(fitting(prices, 0, left_s)))
+        return left_s > 0 and (untimed(prices) or bool(fitting(prices, 0, left_s / runs)))
 
     if fits(minutes):
         return minutes

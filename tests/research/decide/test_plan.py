@@ -31,13 +31,13 @@ def test_the_least_time_has_room_for_the_base_and_a_tenth_of_a_minute_to_spare(n
     assert REPORT_S + first_s <= 60 * least < 2 * 60 + 10 * first_s
     for minutes in (least - 0.1, least):  # the tenth below it has room too: what is told has one to spare
         found = Plan(snapshot.belief.track, workers, 60 * minutes)
-        assert fitting(prices, 0, found.search_left_s(prices, 1))
+        assert fitting(prices, 0, found.search_left_s(prices, 1) / 2)  # the base's run, and one of another
         assert least_minutes(snapshot, workers, minutes) == minutes
 
 
-def test_what_an_accelerator_does_in_an_hour_is_not_priced_as_a_cores_work():
+def test_what_an_accelerator_does_in_two_hours_is_not_priced_as_a_cores_work():
     """Before anything was measured: a GPU or a TPU makes at least 100 TFLOP/s of what these runs do, a core 0.3."""
     track = load_track("optimizer-124m")
     sessions = (BEGUN.model_copy(update={"accelerator": found}) for found in (False, True))
     here, there = (least_minutes(unbegun(track, session), 1, 0.1) for session in sessions)
-    assert there < 60 < 100 * there < here
+    assert there < 120 < 100 * there < here
