@@ -153,8 +153,8 @@ def resume(options: argparse.Namespace) -> Opened:
 def refuse_too_short(option: str, snapshot: Snapshot, workers: int, minutes: float) -> None:
     """Raises: UserError, naming the least that would do, if no run would fit into so little time."""
     if (least := least_minutes(snapshot, workers, minutes)) > minutes:
-        raise UserError(f"{option}: {minutes:.3g}: too short for a run on track "
-                        f"{snapshot.belief.track.name}, the base's before it and the report; --minutes {least:g} would do")
+        raise UserError(f"{option}: {minutes:.3g}: too short for a run on track {snapshot.belief.track.name}, "
+                        f"the base's before it and the report; --minutes {least:g} would do")
 
 
 def inherit(origin: Path, begun: Begun) -> Begun:

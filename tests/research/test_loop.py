@@ -196,8 +196,8 @@ def test_a_session_in_use_is_refused(capsys, tmp_path):
     (("--minutes", "-1"), "--minutes: -1.0: above 0 would do"),
     (("--minutes", "nan"), "--minutes: nan: above 0 would do, and finite"),
     (("--minutes", "inf"), "--minutes: inf: above 0 would do, and finite"),
-    (("--minutes", "0.5", "--track", MICRO), "--minutes: 0.5: too short for a run on track micro, the base's before it and the "
-                                             "report; --minutes "),
+    (("--minutes", "0.5", "--track", MICRO), "--minutes: 0.5: too short for a run on track micro, the base's before it "
+                                             "and the report; --minutes "),
     (("--seed", "-1"), "--seed: -1: 0 or more would do"),
     (("--max-trials", "0"), "--max-trials: 0: above 0"),
     (("--workers", "999"), "workers: 999 asked for"),
