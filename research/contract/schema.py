@@ -9,6 +9,7 @@ For people's agents (research/mcp.py) and language models alike. Lines are inden
 
 from __future__ import annotations
 
+import json
 import re
 import types
 from collections.abc import Collection, Iterator
@@ -18,12 +19,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from jaxnano.config.base import PATH, ConfigError, Node, Problem, is_under, name_of, nodes_in, traced_range
+from jaxnano.config.base import PATH, ConfigError, Node, Problem, is_under, kind_of, name_of, nodes_in, traced_range
 from jaxnano.config.edit import plain, show
 from jaxnano.config.expression import ELEMENTWISE, REDUCTIONS
+from jaxnano.config.presets import expand
 from jaxnano.config.recipe import Recipe
 from jaxnano.config.schedule import FormulaSchedule, Schedule
-from jaxnano.config.transforms import GIVEN
+from jaxnano.config.transforms import GIVEN, PRESETS
 
 
 def describe(path: str = "", frozen: Collection[str] = ()) -> list[str]:
@@ -37,7 +39,14 @@ def describe(path: str = "", frozen: Collection[str] = ()) -> list[str]:
     if not path:
         return [*_fields(Recipe, "", 0, frozen), "", *legend()]
     field = _at(path)
-    return [*_field(path.rpartition(".")[2], field, path, 0, frozen), "", *legend()]
+    presets = [node for node in nodes_in(field.annotation) if node in PRESETS]
+    return [*_field(path.rpartition(".")[2], field, path, 0, frozen), *map(_stands_for, presets), "", *legend()]
+
+
+def _stands_for(preset: type[Node]) -> str:
+    """The steps of a preset with its defaults, as they are written out to change one of them."""
+    steps = expand(preset(kind=kind_of(preset)))  # type: ignore[call-arg]
+    return f"{kind_of(preset)} stands for: {json.dumps([plain(step) for step in steps])}"
 
 
 @cache

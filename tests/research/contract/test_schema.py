@@ -1,10 +1,14 @@
 """The description of what a recipe may hold is made from the nodes, whole, and small enough for a prompt."""
 
+import json
+
 import pytest
 
-from jaxnano.config.base import ConfigError, leaves
+from jaxnano.config.base import ConfigError, kind_of, leaves, validate
 from jaxnano.config.file import load
+from jaxnano.config.optimizer import Group
 from jaxnano.config.recipe import Recipe
+from jaxnano.config.transforms import PRESETS
 from research.contract.schema import describe
 from research.contract.track import load_track
 from research.machine import ROOT
@@ -25,6 +29,17 @@ def test_every_field_of_every_node_is_described():
     for title, fields in nodes(Recipe.model_json_schema()):
         missing = {f for f in fields - words if f"{f}," not in schedules and f"{f})" not in schedules}
         assert not missing, title
+
+
+def test_a_preset_is_written_out_as_it_can_be_put_back():
+    """What an agent copies is the preset again; with a change inside it is a chain of its own."""
+    told = dict(line.split(" stands for: ") for line in describe("optimizer.groups.matrices.chain")
+                if " stands for: " in line)
+    assert told.keys() == {kind_of(preset) for preset in PRESETS}
+    for kind, text in told.items():
+        group = validate(Group, {"name": "g", "lr": 0.1, "chain": json.loads(text)})
+        assert [item.kind for item in group.chain] == [kind]
+    assert not any(" stands for: " in line for line in describe(""))
 
 
 def test_it_fits_a_prompt_and_names_what_is_frozen_without_describing_it():
