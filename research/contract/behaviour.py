@@ -9,9 +9,22 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
+import numpy as np
+
 from jaxnano.config.base import Node, Range, digest, dump, finite, is_under, traced_range, walk
 from jaxnano.config.depth import blocks_at
-from jaxnano.config.model import Alibi, BlockTree, Injection, Learned, Model, Rotary
+from jaxnano.config.expression import evaluate
+from jaxnano.config.model import (
+    Activation,
+    Alibi,
+    BlockTree,
+    FormulaActivation,
+    Gelu,
+    Injection,
+    Learned,
+    Model,
+    Rotary,
+)
 from jaxnano.config.optimizer import Group
 from jaxnano.config.partial import settings
 from jaxnano.config.recipe import Recipe, shipped
@@ -161,15 +174,19 @@ def behaviour(recipe: Recipe) -> str:
     return digest(data)
 
 
+GRID = np.linspace(-5.0, 5.0, 41) + 0.0123456789  # where an activation is probed: off the places where it may bend
+CURVES = {"gelu": "x / 2 * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x ** 3)))", "silu": "x * sigmoid(x)",
+          "relu2": "relu(x) ** 2"}  # what those with a name are
+EXACT_GELU = "x / 2 * (1 + erf(0.7071067811865476 * x))"
 SPELLED = ("window", "windows", "kv_heads", "head_dim", "dropped", "ratio", "saves", "injections", "before",
-           "blocks")  # by `behaviour` and `_block`
+           "activation", "blocks")  # by `behaviour` and `_block`
 
 
 def _block(m: Model, length: int) -> list[Any]:
     """What a block does."""
     attention = m.attention and [_spelled(m.attention), m.window(length), m.kv_heads, m.head_dim,
                                  _spelled(m.position) if isinstance(m.position, Rotary | Alibi) else None]
-    return [attention, m.ffn and [_spelled(m.ffn), m.ffn_width], _spelled(m.norm), m.bias]
+    return [attention, m.ffn and [_spelled(m.ffn), m.ffn_width, _curve(m.ffn.activation)], _spelled(m.norm), m.bias]
 
 
 def _chain(group: Group) -> list[Any]:
@@ -177,6 +194,18 @@ def _chain(group: Group) -> list[Any]:
     rate = _number(group.lr, traced_range(Group.model_fields["lr"]))
     params = _number(group.params, traced_range(Group.model_fields["params"]))
     return [rate, params, [_spelled(t) for t in group.chain if getattr(t, "rate", None) != 0]]
+
+
+def _curve(activation: Activation) -> list[float]:
+    """What an activation does on a grid: two spellings of one function are one."""
+    code, params = CURVES.get(activation.kind, EXACT_GELU), {}
+    if isinstance(activation, FormulaActivation):
+        code, params = activation.code, {name: _number(value, None) for name, value in activation.params.items()}
+    elif isinstance(activation, Gelu) and not activation.approximate:
+        code = EXACT_GELU
+    with np.errstate(all="ignore"):  # a formula that divides by zero is told by its run
+        values = np.broadcast_to(evaluate(code, {**params, "x": GRID}), GRID.shape)
+    return [float(f"{value:.5g}") + 0.0 for value in values]
 
 
 def _spelled(node: Node, path: str = "", places: Collection[str] = ()) -> list[tuple[str, Any]]:

@@ -1,5 +1,7 @@
 """What nothing reads: by the rules, and by what the compiled step's arguments really reach."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -144,3 +146,17 @@ def test_the_tuner_moves_live_numbers_only():
 def test_parts_that_do_not_apply_are_an_error_here_too():
     with pytest.raises(ConfigError):
         dead(BASE, [changes("x", {"model.nowhere": 1})])
+
+
+@pytest.mark.parametrize(("code", "params", "named"), [
+    ("x * sigmoid(x)", {}, "silu"), ("x / (1 + exp(-x))", {}, "silu"), ("relu(x) * maximum(x, 0)", {}, "relu2"),
+    ("b * x * (1 + erf(x / 1.4142135623730951))", {"b": 0.5}, "gelu"),
+])
+def test_two_spellings_of_one_activation_are_one_recipe(code, params, named):
+    def activated(node):
+        return behaviour(changed(f"model.ffn.activation={json.dumps(node)}"))
+
+    told = {"kind": named} | ({"approximate": False} if named == "gelu" else {})
+    assert activated({"kind": "expression", "code": code, "params": params}) == activated(told)
+    others = [{"kind": "gelu"}, {"kind": "expression", "code": f"{code} + 0.01 * tanh(x)", "params": params}]
+    assert activated(told) not in map(activated, others)
