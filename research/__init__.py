@@ -8,7 +8,8 @@ checks it.
     contract/   what may be tried. An objective: track.py. A rule of the gate: gate.py. What a proposal is: part.py
     ledger/     what happened. A kind of event: kinds.py and its table; what it does to the state: state.py
     learn/      numbers only. A statistic: learn/compare.py; decide/proof.py decides by it. Ending a run: watch.py
-    lanes/      who proposes. A lane: a file, its name and class in __init__.py; ideas/*.yaml are the catalogue's
+    lanes/      who proposes. A lane: a file, its name and class in __init__.py; ideas/*.yaml are the catalogue's,
+                techniques.yaml is the list that they are held against, by ideas.py
     execute/    where it runs. An executor: a module, and its entry in executors.py; what a worker does: trial.py
     decide/     what next: its __init__ says which file does what; scheduler.py calls them
     show/       what it amounts to: facts.py. A page section: templates/report.j2, fed by report.py; a plot: figures.py

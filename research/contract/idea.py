@@ -6,7 +6,9 @@ from functools import cache
 from pathlib import Path
 
 from jaxnano.config.base import ConfigError, Node, Problem, read_yaml, validate
+from jaxnano.config.recipe import Recipe
 from research.contract.part import IdeaEdit, Part
+from research.contract.relative import resolved
 
 FOLDER = Path(__file__).resolve().parent.parent / "lanes" / "ideas"
 
@@ -40,6 +42,18 @@ def ideas() -> dict[str, Idea]:
     return found
 
 
-def part(idea: Idea) -> Part:
-    """An idea as a part of a candidate."""
-    return Part(name=idea.name, edits=idea.edits, effect=idea.effect, source=idea.source, why=idea.why)
+def part(idea: Idea, base: Recipe | None = None) -> Part:
+    """An idea as a part of a candidate. base: what it is relative to, for the ideas that are (relative.py).
+
+    Raises: ConfigError where nothing in the base is meant.
+    """
+    edits = idea.edits if base is None else tuple(e for edit in idea.edits for e in resolved(edit, base))
+    return Part(name=idea.name, edits=edits, effect=idea.effect, source=idea.source, why=idea.why)
+
+
+def try_part(idea: Idea, base: Recipe) -> Part | None:
+    """`part`, or None where nothing in the base is meant."""
+    try:
+        return part(idea, base)
+    except ConfigError:
+        return None

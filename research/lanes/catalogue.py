@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import cache, lru_cache
+from functools import lru_cache
 
 import numpy as np
 
-from jaxnano.config.base import ConfigError
+from jaxnano.config.base import ConfigError, overlap
 from jaxnano.config.recipe import Recipe, recipe_id
-from research.contract.idea import Idea, ideas, part
+from research.contract.idea import Idea, ideas, part, try_part
 from research.contract.part import Part, Proposal, conflict, prior, title
 from research.contract.proposal import build, replaces, try_build
 from research.contract.track import Track, load_track, tracks
 from research.lanes.protocol import Knowledge
 
 
-@cache
-def ranked() -> tuple[Part, ...]:
-    """Every idea, most promising first; each earlier one that it conflicts with halves what it promises."""
-    parts = {name: part(idea) for name, idea in ideas().items()}
+@lru_cache(maxsize=4)
+def ranked(track: Track) -> tuple[Part, ...]:
+    """Every idea for a track's base that touches nothing frozen, most promising first.
+
+    Each earlier one that it conflicts with halves what it promises.
+    """
+    found = (try_part(idea, track.base_recipe) for idea in ideas().values())
+    parts = {p.name: p for p in found if p is not None and not any(
+        overlap(edit.path, path) for edit in p.edits for path in track.frozen)}
     promise, order = {name: p.effect for name, p in parts.items()}, []
     while promise:
         first = parts[max(promise, key=promise.__getitem__)]
@@ -32,7 +37,7 @@ def ranked() -> tuple[Part, ...]:
 @lru_cache(maxsize=4)
 def alone(track: Track) -> dict[str, str]:
     """The recipe id of each idea on the track's base, for those that fit there, in the order of `ranked`."""
-    built = {new.name: try_build(track.base_recipe, [new]) for new in ranked()}
+    built = {new.name: try_build(track.base_recipe, [new]) for new in ranked(track)}  # type: ignore[arg-type]  # frozen, so it hashes
     return {name: recipe_id(recipe) for name, recipe in built.items() if recipe is not None}
 
 
@@ -43,9 +48,9 @@ def left_out(track: Track, known: Iterable[Idea]) -> Iterator[str]:
     elsewhere = []
     for idea in known:
         try:
-            build(track.base_recipe, [part(idea)])
+            build(track.base_recipe, [part(idea, track.base_recipe)])
         except ConfigError as error:
-            if any(try_build(base, [part(idea)]) is not None for base in bases):
+            if any((p := try_part(idea, base)) and try_build(base, [p]) is not None for base in bases):
                 elsewhere.append(idea.name)
             else:
                 yield f"idea {idea.name} is left out: {error.problems[0]}"
@@ -66,13 +71,14 @@ class Catalogue:
     def _on_base(self, view: Knowledge) -> Proposal | None:
         for name, found in alone(view.track).items():  # type: ignore[arg-type]  # frozen, so it hashes
             if found not in view.proposed:
-                return self._proposal((part(ideas()[name]),))
+                return self._proposal((part(ideas()[name], view.track.base_recipe),))
         return None
 
     def _on_best(self, view: Knowledge) -> Proposal | None:
         if (best := view.best) is None:
             return None
-        choices = [(*(old for old in best.parts if not replaces(new, old)), new) for new in ranked()]
+        choices = [(*(old for old in best.parts if not replaces(new, old)), new)
+                   for new in ranked(view.track)]  # type: ignore[arg-type]
         for parts in sorted(choices, key=lambda parts: -prior(parts)):
             if parts := view.fresh(parts):
                 return self._proposal(parts, best.recipe_id)

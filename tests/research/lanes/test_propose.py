@@ -31,7 +31,7 @@ def known(track: Track, parts: tuple[Part, ...], mean: float | None = None) -> K
 
 
 def idea(*names: str) -> tuple[Part, ...]:
-    return tuple(part(ideas()[name]) for name in names)
+    return tuple(part(ideas()[name], load_track("tiny").base_recipe) for name in names)
 
 
 def tuned(path: str, new: float) -> Part:

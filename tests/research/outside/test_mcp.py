@@ -15,7 +15,8 @@ from mcp.client.stdio import StdioServerParameters
 from sitting import LR, looping
 
 from jaxnano.cli import report_errors
-from research.contract.idea import ideas
+from research.contract.idea import ideas, part
+from research.contract.track import load_track
 from research.ledger.session import Session
 from research.ledger.state import fold
 from research.machine import ROOT
@@ -122,7 +123,8 @@ async def reading(client):
     first = [run for run in runs["runs"] if (run["horizon"], run["seed"]) == (1.0, 0) and run["gain"] is not None]
     assert [run["gain"] for run in first] == sorted((run["gain"] for run in first), reverse=True)
     (edit,) = [tool.input_schema["$defs"]["IdeaEdit"] for tool in tools if tool.name == "propose"]
-    places = ["model.norm", LR, *(e.path for idea in ideas().values() for e in idea.edits)]
+    base = load_track("tiny").base_recipe
+    places = ["model.norm", LR, *(e.path for idea in ideas().values() for e in part(idea, base).edits)]
     assert all(re.fullmatch(edit["properties"]["path"]["pattern"], place) for place in places)
     lines = (await told(client, "explain", id=runs["runs"][0]["key"]))["lines"]
     assert lines[0].startswith("trial ") and any("decision" in line for line in lines)

@@ -1,0 +1,91 @@
+"""What an idea says relative to its base: items of a list by `*`, numbers as shares of what stands in the base.
+
+    {path: optimizer.groups.*.chain.adam.b2, new: 0.99}                       every group that has Adam
+    {path: model.attention.heads, new: {times: 0.5}}                          half of the base's
+    {path: model.attention.window, new: {times: 0.25, of: data.length}}       rounded down, or up to a `multiple`
+    {path: model.attention.dropped, new: {from: 0.5, times: 1, of: model.depth}}   the later half of the blocks
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from operator import attrgetter
+from typing import Any, get_args
+
+from jaxnano.config.base import ConfigError, Problem, finite, kind_of, name_of
+from jaxnano.config.edit import ABSENT, read
+from jaxnano.config.recipe import Recipe
+from jaxnano.config.schedule import Schedule
+from research.contract.part import IdeaEdit
+
+EDGE = 1e-9  # a third of three is one
+
+
+def resolved(edit: IdeaEdit, base: Recipe) -> Iterator[IdeaEdit]:
+    """An idea's edit as edits of this very base.
+
+    Raises: ConfigError where nothing in the base is meant.
+    """
+    for path in _paths(edit.path, base):
+        yield _kind_alone(edit.model_copy(update={"path": path, "new": _number(edit.new, path, base)}), base)
+
+
+def _paths(path: str, base: Recipe) -> list[str]:
+    items, starred, rest = path.partition(".*.")
+    if not starred:
+        return [path]
+    found = [f"{items}.{name_of(item)}.{rest}" for item in read(base, items)]
+    if here := [path for path in found if _stands(base, path)]:
+        return here
+    raise ConfigError([Problem(path, "*", f"no item of {items} has {rest}")])
+
+
+def _stands(base: Recipe, path: str) -> bool:
+    try:
+        return read(base, path) != ABSENT
+    except ConfigError:
+        return False
+
+
+def _number(new: Any, path: str, base: Recipe) -> Any:
+    """Plain data with every share put to its number."""
+    match new:
+        case {"times": times, **more}:
+            value = _value(base, more.get("of", path))
+            if "from" in more:
+                low = more["from"]
+                return list(range(low if isinstance(low, int) else int(low * value + EDGE),
+                                  int(times * value + EDGE) + more.get("more", 0)))
+            if not isinstance(value, int):
+                return times * value
+            multiple = more.get("multiple")
+            return -int(-times * value // multiple) * multiple if multiple else int(times * value + EDGE)
+        case dict():
+            return {key: _number(item, path, base) for key, item in new.items()}
+        case list():
+            return [_number(item, path, base) for item in new]
+    return new
+
+
+def _value(base: Recipe, path: str) -> Any:
+    """The number at a path, of a schedule its peak; a property of a node (model.head_dim) is one too."""
+    try:
+        value = attrgetter(path)(base)
+    except AttributeError:
+        value = read(base, path)
+    value = value.get("value", value) if isinstance(value, dict) else getattr(value, "value", value)
+    if not finite(value):
+        raise ConfigError([Problem(path, value, "a number, to take a share of")])
+    return value
+
+
+def _kind_alone(edit: IdeaEdit, base: Recipe) -> IdeaEdit:
+    """An edit of a schedule's kind keeps what both kinds have, peak and floor among them."""
+    above, _, last = edit.path.rpartition(".")
+    nodes = {kind_of(node): node.model_fields for node in get_args(Schedule)}
+    if last != "kind" or (new := str(edit.new)) not in nodes or not isinstance(old := read(base, above), dict):
+        return edit
+    if nodes.get(old["kind"], {}).keys() <= nodes[new].keys():
+        return edit
+    kept = {name: value for name, value in old.items() if name in nodes[new]}
+    return edit.model_copy(update={"path": above, "new": kept | {"kind": new}})
