@@ -54,7 +54,7 @@ def dead(base: Recipe, parts: Sequence[Part]) -> list[Problem]:
     """
     edits = {edit.path: edit.new for part in parts for edit in part.edits}
     found = idle(_applied(base, parts), edits)
-    return [Problem(path, edits[path], f"nothing reads it: {why}") for path, why in found.items()]
+    return [Problem(path, edits.get(path), f"nothing reads it: {why}") for path, why in found.items()]
 
 
 def live(base: Recipe, parts: Sequence[Part]) -> tuple[Part, ...]:
