@@ -93,10 +93,11 @@ def _activation_bytes(recipe: Recipe, accumulate: int, platform: str) -> int:
 def _block_values(m: Model, length: int, dtype: Any, platform: str) -> int:
     """Numbers per token that the backward pass keeps of a block."""
     norms, kept = (3 if m.norm.placement == "pre" else 5) * m.width, 0
-    if m.attention is not None:
+    if (a := m.attention) is not None:
         fused = kernel(platform, dtype, length, m.head_dim, m.plain_scores) != "xla"
-        scores = 0 if fused else 2 * m.attention.heads * (m.window(length) or length)
-        kept += norms + (m.attention.heads + m.kv_heads) * m.head_dim * (4 if m.attention.qk_norm else 3) + scores
+        scores = 0 if fused else (2 + (a.logit is not None)) * a.heads * (m.window(length) or length)
+        kept += norms + (a.heads + m.kv_heads) * m.head_dim * (4 if a.qk_norm else 3) + scores
+        kept += 0 if a.output is None else 2 * a.heads * m.head_dim
     if m.ffn is not None:
         arrays = 5 if m.ffn.kind == "glu" else 4 if m.ffn.activation.kind == "gelu" else 3
         kept += norms + arrays * m.ffn_width

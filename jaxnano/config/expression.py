@@ -1,7 +1,8 @@
 """Small formulas as data: parsed by `ast` against a whitelist, bounded, and walked with JAX or NumPy. Never `eval`.
 
 Numbers, names, + - * / ** and functions: elementwise ones everywhere, reductions where a place has whole tensors.
-Reductions run over a tensor's last two axes, (in, out) of a linear map, and keep them with length 1.
+Reductions run over a tensor's last two axes, (in, out) of a linear map, or its last, the channels of a head, and keep
+them with length 1.
 """
 
 from __future__ import annotations
@@ -46,18 +47,25 @@ class ExpressionError(ValueError):
 
 
 class Signature(NamedTuple):
-    """Of a place where a formula stands: the names in scope (None: any), and whether whole tensors may be reduced."""
+    """Of a place where a formula stands: the names in scope (None: any), and whether tensors may be reduced, over how
+    many of their last axes."""
 
     names: tuple[str, ...] | None
     reduces: bool = False
+    axes: int = 2
+
+    def reductions(self) -> dict[str, tuple[int, ...]]:
+        """The reductions of this place; some are of matrices alone."""
+        return {name: arity for name, arity in REDUCTIONS.items()
+                if self.reduces and (self.axes == 2 or name not in MATRIX_ONLY)}
 
     def arities(self, function: str) -> tuple[int, ...]:
         """How many arguments a function may take here; empty for one that is not known."""
-        return ELEMENTWISE.get(function, ()) + (REDUCTIONS.get(function, ()) if self.reduces else ())
+        return ELEMENTWISE.get(function, ()) + self.reductions().get(function, ())
 
     def functions(self) -> list[str]:
         """The functions of this place."""
-        return [*ELEMENTWISE, *(name for name in REDUCTIONS if self.reduces and name not in ELEMENTWISE)]
+        return [*ELEMENTWISE, *(name for name in self.reductions() if name not in ELEMENTWISE)]
 
 
 @lru_cache(maxsize=4096)
@@ -152,11 +160,11 @@ def _small_integer(node: ast.expr) -> bool:
     return isinstance(sign, ast.Constant) and isinstance(sign.value, int) and abs(sign.value) <= MAX_EXPONENT
 
 
-def evaluate(code: str, values: Mapping[str, Any], reduces: bool = False) -> Any:
+def evaluate(code: str, values: Mapping[str, Any], reduces: bool = False, axes: int = 2) -> Any:
     """The formula's value, differentiable. values: name -> array or number; NumPy's alone are reckoned by NumPy."""
     plain = all(isinstance(value, np.ndarray | np.generic | int | float) for value in values.values())
-    tree = parse(code, Signature(tuple(sorted(values)), reduces))
-    return _walk(tree, values, np if plain else jnp, _numpy() if plain else _jax())
+    tree = parse(code, Signature(tuple(sorted(values)), reduces, axes))
+    return _walk(tree, values, np if plain else jnp, _numpy(axes) if plain else _jax(axes))
 
 
 def _walk(node: ast.expr, values: Mapping[str, Any], xp: Any, functions: Mapping[str, Callable[..., Any]]) -> Any:
@@ -181,18 +189,18 @@ def _key(name: str, args: list[ast.expr]) -> str:
     return "cosine" if name == "cos" and len(args) == 2 else name
 
 
-def _functions(xp: Any) -> dict[str, Callable[..., Any]]:
-    """What NumPy and JAX say in the same words."""
+def _functions(xp: Any, reduced: int, root: Callable[[Any], Any]) -> dict[str, Callable[..., Any]]:
+    """What NumPy and JAX say in the same words. reduced: how many of the last axes reductions run over."""
 
     def total(x: Any, axes: tuple[int, ...] | None = None) -> Any:
-        return xp.sum(x, axis=tuple(range(-min(2, xp.ndim(x)), 0)) if axes is None else axes, keepdims=True)
+        return xp.sum(x, axis=tuple(range(-min(reduced, xp.ndim(x)), 0)) if axes is None else axes, keepdims=True)
 
     def norm(x: Any, axes: tuple[int, ...] | None = None) -> Any:
-        return xp.sqrt(total(x * x, axes))
+        return root(total(x * x, axes))
 
     def schatten(x: Any) -> Any:
         x = x.mT if x.shape[-2] > x.shape[-1] else x
-        return xp.sqrt(norm(x @ x.mT))
+        return root(norm(x @ x.mT))
 
     def cosine(a: Any, b: Any) -> Any:
         return total(a * b) / xp.maximum(norm(a) * norm(b), TINY)
@@ -207,21 +215,21 @@ def _functions(xp: Any) -> dict[str, Callable[..., Any]]:
         "norm": norm, "rows": lambda x: norm(x, (-2,)), "columns": lambda x: norm(x, (-1,)),
         "neurons": lambda x: norm(x, (-2,) if x.shape[-1] >= x.shape[-2] else (-1,)),
         "schatten": schatten, "dot": lambda a, b: total(a * b), "cosine": cosine,
-        "mean": lambda x: total(x) / max(1, math.prod(xp.shape(x)[-2:])),
+        "mean": lambda x: total(x) / max(1, math.prod(xp.shape(x)[-reduced:])),
     }
 
 
 @cache
-def _jax() -> dict[str, Callable[..., Any]]:
-    return _functions(jnp) | {"sqrt": _sqrt, "pow": _pow, "sigmoid": jax.nn.sigmoid, "softplus": jax.nn.softplus,
+def _jax(axes: int) -> dict[str, Callable[..., Any]]:
+    return _functions(jnp, axes, _sqrt) | {"sqrt": _sqrt, "pow": _pow, "sigmoid": jax.nn.sigmoid, "softplus": jax.nn.softplus,
                               "relu": jax.nn.relu, "erf": jax.lax.erf}
 
 
 @cache
-def _numpy() -> dict[str, Callable[..., Any]]:
+def _numpy(axes: int) -> dict[str, Callable[..., Any]]:
     from scipy import special  # read by who probes formulas, not by who trains
 
-    return _functions(np) | {
+    return _functions(np, axes, np.sqrt) | {
         "sqrt": lambda x: np.sqrt(np.maximum(x, 0.0)), "pow": lambda x, p: np.maximum(x, TINY) ** p,
         "sigmoid": special.expit, "softplus": lambda x: np.logaddexp(x, 0.0), "erf": special.erf,
     }

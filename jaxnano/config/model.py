@@ -11,6 +11,7 @@ from pydantic import Discriminator, Field, ValidationInfo, field_validator, mode
 from jaxnano.config.base import ConfigError, Node, Range, dump, refuse, unique_names, validate
 from jaxnano.config.depth import Places, blocks_at
 from jaxnano.config.expression import Signature
+from jaxnano.config.formulas import Logit, Output
 from jaxnano.config.partial import overlay, partial, pruned, settings
 from jaxnano.config.schedule import Traced, formula
 from jaxnano.config.transforms import NAME
@@ -54,6 +55,8 @@ class Attention(Node):
     qk_norm: bool = False
     scale: Annotated[InverseSqrt | ConstantScale, Field(discriminator="kind")] = InverseSqrt(kind="inverse_sqrt")
     softcap: Annotated[Traced | None, Range(0.5, 1000.0, "log")] = None
+    logit: Logit | None = None
+    output: Output | None = None
     gate: OutputGate | None = None
     window: int = Field(default=0, ge=0, le=65536)
     windows: tuple[Annotated[int, Field(ge=0, le=65536)], ...] = ()
@@ -361,7 +364,8 @@ class Model(Node):
     @property
     def plain_scores(self) -> bool:
         """Whether attention's scores are scaled products alone, as its kernels want them."""
-        return self.attention.softcap is None and not isinstance(self.position, Alibi)
+        a = self.attention
+        return a.softcap is None and a.logit is None and not isinstance(self.position, Alibi)
 
     def window(self, length: int) -> int | None:
         """Of a block's model: positions that a query sees, or None for all of `length`."""
@@ -378,6 +382,9 @@ class Model(Node):
         if a.heads % self.kv_heads:
             would = ", ".join(str(g) for g in range(1, a.heads + 1) if a.heads % g == 0)
             raise refuse("attention.kv_heads", a.kv_heads, f"divides {a.heads} heads; {would} would do")
+        if a.logit is not None and a.softcap is not None:
+            raise refuse("attention.softcap", dump(a)["softcap"], "attention.logit takes its place; null would do, and "
+                         "a cap of c in the formula is c * tanh(s / c)")
         if isinstance(self.position, Rotary) and self.head_dim % 2:
             raise refuse("attention.head_dim", self.head_dim, "even, since rotary turns pairs of channels")
         unique_names(self.residual.saves, "residual.saves")

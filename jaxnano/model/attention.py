@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from jaxnano.config.model import ConstantScale, Model, Rotary
 from jaxnano.model import backend
@@ -46,7 +48,7 @@ class Attention(nn.Module):
             turn = frequencies(m.position, dim)
             q, k = rotate(q, turn, positions_L), rotate(k, turn, positions_L)
         scale = a.scale.value if isinstance(a.scale, ConstantScale) else 1.0 / math.sqrt(dim)
-        scores = backend.Scores(scale, m.window(self.length), a.softcap, alibi_slopes(m.position, heads))
+        scores = backend.Scores(scale, m.window(self.length), a.softcap, alibi_slopes(m.position, heads), self._logit())
         if cache is None:
             y_BxLxHxK = backend.attention(q, k, v, scores)
         else:
@@ -54,6 +56,10 @@ class Attention(nn.Module):
             keys, values = (jax.lax.dynamic_update_slice(old, new.astype(old.dtype), place)
                             for old, new in zip(cache, (k, v), strict=True))
             y_BxLxHxK, cache = backend.attend_cached(q, keys, values, positions_L[0], scores), (keys, values)
+        if a.output is not None:
+            own_BxLxHxK = jnp.repeat(v, heads // groups, axis=2)
+            y = a.output.of(y=y_BxLxHxK.astype(jnp.float32), v=own_BxLxHxK.astype(jnp.float32))
+            y_BxLxHxK = jnp.broadcast_to(y, y_BxLxHxK.shape).astype(y_BxLxHxK.dtype)
         if a.gate:
             weight_CxH = declare(self, "output_gate", a.gate.channels, heads).astype(x_BxLxD.dtype)
             gate_BxLxH = jax.nn.sigmoid(x_BxLxD[..., : a.gate.channels] @ weight_CxH)
@@ -61,6 +67,18 @@ class Attention(nn.Module):
         y = y_BxLxHxK.reshape(*y_BxLxHxK.shape[:2], heads * dim)
         weight, bias = declare_linear(self, "o", heads * dim, m.width, m.bias)
         return backend.linear(y, weight, bias), cache
+
+    def _logit(self) -> Any:
+        """The formula of logits as the kernel calls it, or None."""
+        m, a = self.cfg, self.cfg.attention
+        if a.logit is None:
+            return None
+        known = {"heads": float(a.heads), "depth": self.block / max(1, m.depth - 1)}
+
+        def logit(s: jax.Array, head: jax.Array, distance: jax.Array) -> jax.Array:
+            return jnp.broadcast_to(a.logit.of(s=s, head=head, distance=distance, **known), s.shape)
+
+        return logit
 
     def _project(self, x: jax.Array, queries: int, keys: int) -> list[jax.Array]:
         parts = [declare_linear(self, n, self.cfg.width, w, self.cfg.bias) for n, w in zip("qkv", (queries, keys, keys),

@@ -6,6 +6,7 @@ The choice is made in Python while tracing, from `platform()`, so a compiled ste
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -74,14 +75,16 @@ class Scores(NamedTuple):
     """How a query weighs the keys it sees; numbers may be traced.
 
     scale: multiplies the scores. window: query i sees keys j with 0 <= i - j < window; None for all of them.
-    softcap: c: scores become c * tanh(scores / c). bias_slopes: [H]: scores lose slope * (i - j), after the cap (Press
-    et al. 2021, arXiv:2108.12409).
+    softcap: c: scores become c * tanh(scores / c). logit: what else they become, of scores [B, H, C, S], heads
+    [1, H, 1, 1] and distances [1, 1, C, S] in float32. bias_slopes: [H]: after these, scores lose slope * (i - j)
+    (Press et al. 2021, arXiv:2108.12409).
     """
 
     scale: Any
     window: int | None = None
     softcap: Any = None
     bias_slopes: jax.Array | None = None
+    logit: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None
 
     @property
     def plain(self) -> bool:
@@ -163,6 +166,10 @@ def _attend(
         scores_BxHxCxS = scores.softcap * jnp.tanh(scores_BxHxCxS / scores.softcap)
     place = functools.partial(jax.lax.broadcasted_iota, jnp.int32, (rows, columns))
     distance_CxS = place(0) - place(1) + ahead
+    if scores.logit is not None:  # what no query sees has a distance too, lest it breaks the gradient of what is seen
+        distance_1x1xCxS = jnp.maximum(distance_CxS, 0).astype(jnp.float32)[None, None]
+        heads_1xHx1x1 = jnp.arange(heads, dtype=jnp.float32)[None, :, None, None]
+        scores_BxHxCxS = scores.logit(scores_BxHxCxS, heads_1xHx1x1, distance_1x1xCxS)
     if scores.bias_slopes is not None:
         slopes_Hx1x1 = scores.bias_slopes.astype(jnp.float32)[:, None, None]
         scores_BxHxCxS -= (slopes_Hx1x1 * distance_CxS[None].astype(jnp.float32))[None]

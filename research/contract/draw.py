@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import numpy as np
 
-from jaxnano.config import model, optimizer, presets, schedule, transforms
+from jaxnano.config import expression, formulas, model, optimizer, presets, schedule, transforms
 from jaxnano.config.base import ConfigError, Node, Range, dump, traced_range, validate
 from jaxnano.config.recipe import Recipe
 
@@ -21,6 +21,12 @@ ACTIVATIONS = (
     ("x * sigmoid(a * x)", ("a",)), ("relu(x) ** 2 + a * x", ("a",)), ("tanh(x) + sin(a * x) / b", ("a", "b")),
     ("minimum(exp(x), 4.0) - 1", ()), ("x / (1 + abs(a * x))", ("a",)), ("softplus(x) * erf(x / 2)", ()),
 )
+FORMULAS: dict[type[formulas.Formula], tuple[str, ...]] = {
+    formulas.Logit: ("a * tanh(s / a)", "s - a * log1p(distance) * (1 + head) / heads", "s * (1 + a * depth)",
+                     "where(distance - 4 * a, s, b * s)"),
+    formulas.Output: ("y - a * dot(y, v) / maximum(dot(v, v), 1e-6) * v", "y + a * v", "y / (a + norm(y))",
+                      "y * (1 + a * cos(y, v)) + b * mean(y)"),
+}
 OF_MATRICES = (transforms.Muon, transforms.Soap)
 DIRECTIONS = (transforms.Sgd, transforms.Adam, transforms.Lion, transforms.Ademamix, *OF_MATRICES)
 DIRECTED = (
@@ -93,8 +99,14 @@ class Draw:
             code, names = self.pick(ACTIVATIONS)
             params = {name: self.number(Range(0.1, 3.0)) for name in names}
             return {"kind": "expression", "code": code, "params": params}
-        data = {}
+        data: dict[str, Any] = {}
+        if issubclass(kind, formulas.Formula):
+            data["code"] = self.pick(FORMULAS[kind])
+            used = expression.names(data["code"], kind.place._replace(names=None)) - {*(kind.place.names or ())}
+            data["params"] = {name: self.traced(Range(0.1, 3.0)) for name in sorted(used)}
         for name, field in kind.model_fields.items():
+            if name in data:
+                continue
             if (kind, name) in self.special:
                 data[name] = self.special[kind, name]()
             elif field.is_required() or name != "vocab" and self.chance(0.5):

@@ -27,6 +27,8 @@ from jaxnano.config.recipe import Recipe
 from jaxnano.config.schedule import FormulaSchedule, Schedule
 from jaxnano.config.transforms import GIVEN, PRESETS
 
+FORMULA = {"code", "params"}  # told once, in the legend
+
 
 def describe(path: str = "", frozen: Collection[str] = ()) -> list[str]:
     """Lines about what may stand at `path`, which reads as in an edit, and below it.
@@ -57,8 +59,8 @@ def legend() -> tuple[str, ...]:
     return ("traced: a number in the range, or a schedule of it, or {kind: expression, code, params}; an edit of one "
             "never recompiles.",
             "schedules (value: the peak; floor: a share of it; the others: shares of the run):", *shapes,
-            "expression: code is a formula of x (an activation) or progress, 0..1 (a schedule), and of the names in "
-            f"params, with + - * / ** and {', '.join(ELEMENTWISE)}.",
+            "formula: {code, params}: names with traced numbers; + - * / ** and "
+            f"{', '.join(ELEMENTWISE)}; x in an activation, progress (0..1) in a schedule.",
             f"formulas of a chain, memories, views and moves also reduce whole tensors: {', '.join(REDUCTIONS)}; "
             "rows is a norm per output, columns per input, neurons along the longer axis, schatten the root of "
             "the norm of x x^T, cos of two tensors their cosine.",
@@ -71,7 +73,7 @@ def legend() -> tuple[str, ...]:
 
 def _fields(node: type[Node], path: str, depth: int, frozen: Collection[str]) -> Iterator[str]:
     for name, field in node.model_fields.items():
-        if name != "kind":
+        if name != "kind" and not ({name} < FORMULA <= node.model_fields.keys()):
             yield from _field(name, field, f"{path}.{name}" if path else name, depth, frozen)
 
 

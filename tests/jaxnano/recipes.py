@@ -85,6 +85,12 @@ RECIPES: dict[str, Recipe] = {
                 "attention": None, "ffn": {"kind": "glu", "activation": SWISH}}},
         ],
     ),
+    "attention_formulas": model(
+        attention__heads=4, attention__kv_heads=2, attention__windows=[5, 0], attention__logit={
+            "code": "c * tanh(s / c) - a * log1p(distance) * (1 + head) / heads + depth * s / 2",
+            "params": {"a": {"kind": "linear", "value": 0.5}, "c": 3.0}},
+        attention__output={"code": "y - a * dot(y, v) / maximum(dot(v, v), 1e-6) * v + mean(y) / 4", "params": {"a": 0.7}},
+    ),
     "scheduled": model(
         depth=1, attention__softcap={"kind": "linear", "value": 30.0, "floor": 0.1},
         position={"kind": "rotary", "base": {"kind": "cosine", "value": 1000.0, "floor": 0.01}},

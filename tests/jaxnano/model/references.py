@@ -18,6 +18,11 @@ FORMULAS = {
     "minimum(relu(x) ** 3, 4 * abs(x)) + 1 / 8 * tanh(x)":
         lambda x: np.minimum(np.clip(x, 0, None) ** 3, 4 * np.abs(x)) + np.tanh(x) / 8,
     "a * progress": lambda progress, a: a * progress,
+    "c * tanh(s / c) - a * log1p(distance) * (1 + head) / heads + depth * s / 2":
+        lambda s, distance, head, heads, depth, a, c:
+            c * np.tanh(s / c) - a * math.log(1 + distance) * (1 + head) / heads + s * depth / 2,
+    "y - a * dot(y, v) / maximum(dot(v, v), 1e-06) * v + mean(y) / 4":
+        lambda y, v, a: y - a * (y @ v) / max(v @ v, 1e-6) * v + y.mean() / 4,
 }
 
 
@@ -38,6 +43,11 @@ def number(value: Any, progress: float) -> float:
         "power_cool": lambda: min(1.0, ((1 - progress) / value["cooldown"]) ** value["power"]),
     }[value["kind"]]()
     return value["value"] * rise * (floor + (1 - floor) * fall)
+
+
+def value_of(node: dict[str, Any], progress: float, **scope: Any) -> Any:
+    """What a formula's node makes of one number, or of the vectors of one head."""
+    return FORMULAS[node["code"]](**scope, **{name: number(p, progress) for name, p in node["params"].items()})
 
 
 def activate(x: Array, node: dict[str, Any]) -> Array:
@@ -131,13 +141,20 @@ class Reference:
             cap = number(a["softcap"], self.progress)
             scores = cap * np.tanh(scores / cap)
         window = a["window"]
+        share = block / (self.m["depth"] - 1) if self.m["depth"] > 1 else 0.0
         for i in range(len(q)):
             for j in range(len(q)):
+                if a["logit"] and j <= i:
+                    scores[i, j] = value_of(a["logit"], self.progress, s=scores[i, j], distance=i - j, head=head,
+                                            heads=a["heads"], depth=share)
                 if position["kind"] == "alibi":
                     scores[i, j] -= 2 ** (-number(position["reach"], self.progress) * (head + 1) / a["heads"]) * (i - j)
                 if j > i or (window and i - j >= window):
                     scores[i, j] = -np.inf
-        return softmax(scores, axis=1) @ v
+        y = softmax(scores, axis=1) @ v
+        if a["output"]:
+            y = np.stack([value_of(a["output"], self.progress, y=y[t], v=v[t]) for t in range(len(y))])
+        return y
 
     def attention(self, x: Array, tokens: Array, block: int) -> Array:
         a, path = self.m["attention"], f"blocks_{block}/attention"
