@@ -96,7 +96,8 @@ def _block_values(m: Model, length: int, dtype: Any, platform: str) -> int:
     if (a := m.attention) is not None:
         fused = kernel(platform, dtype, length, m.head_dim, m.plain_scores) != "xla"
         scores = 0 if fused else (2 + (a.logit is not None)) * a.heads * (m.window(length) or length)
-        kept += norms + (a.heads + m.kv_heads) * m.head_dim * (4 if a.qk_norm else 3) + scores
+        arrays = 4 if a.qk_norm or a.query or a.key or a.value else 3
+        kept += norms + (a.heads + m.kv_heads) * m.head_dim * arrays + scores
         kept += 0 if a.output is None else 2 * a.heads * m.head_dim
     if m.ffn is not None:
         arrays = 5 if m.ffn.kind == "glu" else 4 if m.ffn.activation.kind == "gelu" else 3

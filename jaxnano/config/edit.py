@@ -154,7 +154,7 @@ def differences(a: Any, b: Any, path: str) -> list[Edit]:
 
 
 def _named(value: Any) -> TypeGuard[tuple[Node, ...]]:
-    return isinstance(value, tuple) and all(isinstance(item, Node) for item in value)
+    return isinstance(value, tuple) and all(isinstance(item, Node) and name_of(item) for item in value)
 
 
 def _listdifferences(a: tuple[Node, ...], b: tuple[Node, ...], path: str) -> list[Edit]:

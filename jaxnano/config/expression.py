@@ -221,8 +221,10 @@ def _functions(xp: Any, reduced: int, root: Callable[[Any], Any]) -> dict[str, C
 
 @cache
 def _jax(axes: int) -> dict[str, Callable[..., Any]]:
-    return _functions(jnp, axes, _sqrt) | {"sqrt": _sqrt, "pow": _pow, "sigmoid": jax.nn.sigmoid, "softplus": jax.nn.softplus,
-                              "relu": jax.nn.relu, "erf": jax.lax.erf}
+    return _functions(jnp, axes, _sqrt) | {
+        "sqrt": _sqrt, "pow": _pow, "sigmoid": jax.nn.sigmoid, "softplus": jax.nn.softplus, "relu": jax.nn.relu,
+        "erf": jax.lax.erf,
+    }
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from jaxnano.config import expression
 from jaxnano.config.base import Node, refuse
@@ -32,26 +32,37 @@ class Formula(Node):
         return expression.evaluate(self.code, {**self.params, **values}, self.place.reduces, self.place.axes)
 
 
-class Changing(Formula):
-    """One that makes something else of the first name in scope."""
-
-    @field_validator("code")
-    @classmethod
-    def _changes(cls, code: str) -> str:
-        if code == cls.needed[0]:
-            raise refuse("", code, f"it leaves {code} as it is; null, for no formula, would do")
-        return code
+    @model_validator(mode="after")
+    def _changes(self) -> Formula:
+        if self.needed == (self.code,) and not getattr(self, "gain", False):
+            raise refuse("code", self.code, f"it leaves {self.code} as it is; null, for no formula, would do")
+        return self
 
 
-class Logit(Changing):
-    """The logit, of s, the scaled score, distance to the key, head 0.., heads, depth (0..1). No fused kernel."""
+class Logit(Formula):
+    """Logits from s, the scaled score, distance to the key, head 0.., heads, depth (0..1). No fused kernel."""
 
     place = Signature(("s", "distance", "head", "heads", "depth"))
     needed = ("s",)
 
 
-class Output(Changing):
-    """A head's output, of y and v, the token's own value; reductions run over the head's channels."""
+class Output(Formula):
+    """A head's output from y and v, the token's own value; reductions run over the head's channels."""
 
     place = Signature(("y", "v"), reduces=True, axes=1)
     needed = ("y",)
+
+
+class HeadInput(Formula):
+    """What each head's vectors x become, after qk_norm and before rotary; gain: times a trained vector."""
+
+    place = Signature(("x",), reduces=True, axes=1)
+    needed = ("x",)
+    gain: bool = False
+
+
+class Logits(Formula):
+    """Logits from z, elementwise; softcap is a preset of it."""
+
+    place = Signature(("z",))
+    needed = ("z",)

@@ -11,7 +11,7 @@ from pydantic import Discriminator, Field, ValidationInfo, field_validator, mode
 from jaxnano.config.base import ConfigError, Node, Range, dump, refuse, unique_names, validate
 from jaxnano.config.depth import Places, blocks_at
 from jaxnano.config.expression import Signature
-from jaxnano.config.formulas import Logit, Output
+from jaxnano.config.formulas import HeadInput, Logit, Logits, Output
 from jaxnano.config.partial import overlay, partial, pruned, settings
 from jaxnano.config.schedule import Traced, formula
 from jaxnano.config.transforms import NAME
@@ -46,13 +46,17 @@ class Attention(Node):
     """Causal multi-head attention; `kv_heads` below `heads` is grouped-query, 1 is multi-query.
 
     window: a query sees this many of the last positions, 0 is all. windows: the same, tiled over the blocks. dropped:
-    blocks without attention.
+    blocks without attention. key_shift: share of rotary's pairs, the slowest, that hold the key of the token before.
     """
 
     heads: int = Field(default=4, ge=1, le=256)
     kv_heads: int | None = Field(default=None, ge=1, le=256)
     head_dim: int | None = Field(default=None, ge=2, le=512)
     qk_norm: bool = False
+    query: HeadInput | None = None
+    key: HeadInput | None = None
+    value: HeadInput | None = None
+    key_shift: float = Field(default=0.0, ge=0.0, le=1.0)
     scale: Annotated[InverseSqrt | ConstantScale, Field(discriminator="kind")] = InverseSqrt(kind="inverse_sqrt")
     softcap: Annotated[Traced | None, Range(0.5, 1000.0, "log")] = None
     logit: Logit | None = None
@@ -255,6 +259,7 @@ class Head(Node):
     """z_loss: weight of logsumexp(logits)**2 in training. Source: Chowdhery et al. 2022, arXiv:2204.02311."""
 
     softcap: Softcap | None = None
+    logits: Logits | None = None
     z_loss: Annotated[Traced | None, Range(0.0, 0.1, "log")] = None
 
 
@@ -385,6 +390,9 @@ class Model(Node):
         if a.logit is not None and a.softcap is not None:
             raise refuse("attention.softcap", dump(a)["softcap"], "attention.logit takes its place; null would do, and "
                          "a cap of c in the formula is c * tanh(s / c)")
+        if self.head.logits is not None and self.head.softcap is not None:
+            raise refuse("head.softcap", dump(self.head.softcap), "head.logits takes its place; null would do, and a "
+                         "cap of c in the formula is c * tanh(z / c)")
         if isinstance(self.position, Rotary) and self.head_dim % 2:
             raise refuse("attention.head_dim", self.head_dim, "even, since rotary turns pairs of channels")
         unique_names(self.residual.saves, "residual.saves")

@@ -32,6 +32,11 @@ class Partial(Node):
         """The fields that are set."""
         return {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
 
+    @classmethod
+    def _kinds(cls, name: str) -> tuple[type[Node], ...]:
+        """The nodes that may stand in a field of the targets."""
+        return tuple(nodes_in(next(t.model_fields[name] for t in cls.targets if name in t.model_fields).annotation))
+
     @model_serializer(mode="wrap")
     def _set_alone(self, handler: Any) -> dict[str, Any]:
         data = handler(self)  # which may leave out what is null, as that is the default
@@ -130,8 +135,9 @@ def pruned(change: Partial, node: Any, kept: frozenset[str] = frozenset(), path:
             told |= {name: left} if left else {}
         elif isinstance(new, Partial) and isinstance(old, Node) and getattr(new, "kind", None) in (
                 None, getattr(old, "kind", None)):
-            new = pruned(new, old, kept, here)
-            told |= {} if new is None else {name: new}
+            kinds, new = getattr(new, "kind", None) and type(change)._kinds(name), pruned(new, old, kept, here)
+            if new is not None:  # a kind that stands there already goes unsaid
+                told[name] = partial(*kinds).model_construct(**new.as_set()) if kinds else new
         elif name != "kind" and (new != old or here in kept) or name == "kind" and new != getattr(node, "kind", None):
             told[name] = new
     return type(change).model_construct(**told) if told else None

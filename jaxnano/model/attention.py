@@ -9,11 +9,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxnano.config.formulas import HeadInput
 from jaxnano.config.model import ConstantScale, Model, Rotary
 from jaxnano.model import backend
 from jaxnano.model.linear import declare, declare_linear, fused_linear
 from jaxnano.model.norm import rms_normalize
-from jaxnano.model.position import alibi_slopes, frequencies, rotate
+from jaxnano.model.position import alibi_slopes, frequencies, rotate, shift
 
 KeyValue = tuple[jax.Array, jax.Array]
 
@@ -44,18 +45,21 @@ class Attention(nn.Module):
         q, k, v = split(q, heads), split(k, groups), split(v, groups)
         if a.qk_norm:
             q, k = rms_normalize(q), rms_normalize(k)
+        q, k, v = (self._shaped(y, part, name) for y, part, name in zip((q, k, v), (a.query, a.key, a.value), "qkv",
+                                                                      strict=True))
         if isinstance(m.position, Rotary):
             turn = frequencies(m.position, dim)
             q, k = rotate(q, turn, positions_L), rotate(k, turn, positions_L)
         scale = a.scale.value if isinstance(a.scale, ConstantScale) else 1.0 / math.sqrt(dim)
         scores = backend.Scores(scale, m.window(self.length), a.softcap, alibi_slopes(m.position, heads), self._logit())
         if cache is None:
-            y_BxLxHxK = backend.attention(q, k, v, scores)
+            y_BxLxHxK = backend.attention(q, shift(k, a.key_shift), v, scores)
         else:
             place = (0, positions_L[0], 0, 0)
             keys, values = (jax.lax.dynamic_update_slice(old, new.astype(old.dtype), place)
                             for old, new in zip(cache, (k, v), strict=True))
-            y_BxLxHxK, cache = backend.attend_cached(q, keys, values, positions_L[0], scores), (keys, values)
+            y_BxLxHxK, cache = backend.attend_cached(q, shift(keys, a.key_shift), values, positions_L[0],
+                                                     scores), (keys, values)
         if a.output is not None:
             own_BxLxHxK = jnp.repeat(v, heads // groups, axis=2)
             y = a.output.of(y=y_BxLxHxK.astype(jnp.float32), v=own_BxLxHxK.astype(jnp.float32))
@@ -67,6 +71,15 @@ class Attention(nn.Module):
         y = y_BxLxHxK.reshape(*y_BxLxHxK.shape[:2], heads * dim)
         weight, bias = declare_linear(self, "o", heads * dim, m.width, m.bias)
         return backend.linear(y, weight, bias), cache
+
+    def _shaped(self, x_BxLxHxK: jax.Array, cfg: HeadInput | None, name: str) -> jax.Array:
+        """Queries, keys or values after their formula and their gain."""
+        if cfg is None:
+            return x_BxLxHxK
+        y = jnp.broadcast_to(cfg.of(x=x_BxLxHxK.astype(jnp.float32)), x_BxLxHxK.shape)
+        if cfg.gain:
+            y = y * declare(self, f"{name}_gain", y.shape[-1])[None, None, None]
+        return y.astype(x_BxLxHxK.dtype)
 
     def _logit(self) -> Any:
         """The formula of logits as the kernel calls it, or None."""

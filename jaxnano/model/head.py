@@ -30,10 +30,12 @@ class Head(nn.Module):
 
 
 def logits(x_BxLxD: jax.Array, weight_DxV: jax.Array, bias_V: jax.Array | None, cfg: Model) -> jax.Array:
-    """Capped logits [B, L, V] in float32. cfg: resolved model node."""
+    """Logits as the loss sees them [B, L, V] in float32. cfg: resolved model node."""
     z = backend.linear(x_BxLxD, weight_DxV, bias_V).astype(jnp.float32)
     if cap := cfg.head.softcap:
         z = cap.cap * jnp.tanh(z / cap.cap) if cap.kind == "tanh" else cap.cap * z * jax.lax.rsqrt(z * z + cap.cap**2)
+    if cfg.head.logits is not None:
+        z = jnp.broadcast_to(cfg.head.logits.of(z=z), z.shape)
     return z
 
 

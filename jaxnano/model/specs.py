@@ -117,6 +117,9 @@ def _attention(m: Model, block: int) -> Iterator[tuple[str, Spec]]:
     yield from _matrix(m, f"{path}/q", (m.width, queries), "DH", std)
     yield from _matrix(m, f"{path}/k", (m.width, keys), "DH", std)
     yield from _matrix(m, f"{path}/v", (m.width, keys), "DH", std)
+    for name, part in zip("qkv", (m.attention.query, m.attention.key, m.attention.value), strict=True):
+        if part is not None and part.gain:
+            yield f"{path}/{name}_gain", Spec((m.head_dim,), "gain", ONES, "K")
     if m.attention.gate:
         yield f"{path}/output_gate", Spec((m.attention.gate.channels, m.attention.heads), "gate", ZEROS, "CH")
     for table in m.residual.value_embeddings:

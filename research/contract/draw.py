@@ -26,6 +26,8 @@ FORMULAS: dict[type[formulas.Formula], tuple[str, ...]] = {
                      "where(distance - 4 * a, s, b * s)"),
     formulas.Output: ("y - a * dot(y, v) / maximum(dot(v, v), 1e-6) * v", "y + a * v", "y / (a + norm(y))",
                       "y * (1 + a * cos(y, v)) + b * mean(y)"),
+    formulas.HeadInput: ("a * x / (b + norm(x))", "x - a * mean(x)", "x / (1 + a * abs(x))"),
+    formulas.Logits: ("a * sigmoid((z + b) / a)", "10 * a * tanh(z / a / 10)", "z / (1 + abs(z) / (10 * a))"),
 }
 OF_MATRICES = (transforms.Muon, transforms.Soap)
 DIRECTIONS = (transforms.Sgd, transforms.Adam, transforms.Lion, transforms.Ademamix, *OF_MATRICES)
@@ -129,7 +131,8 @@ class Draw:
         if get_origin(hint) is Annotated:
             return self.value(get_args(hint)[0], hint.__metadata__)
         if get_origin(hint) in (Union, types.UnionType):
-            return self.value(self.pick(get_args(hint)), bounds)
+            members = sorted(get_args(hint), key=lambda member: member is not types.NoneType)
+            return self.value(self.pick(members), bounds)
         if get_origin(hint) is Literal:
             return self.pick(get_args(hint))
         if hint is types.NoneType:
@@ -183,7 +186,7 @@ class Draw:
             change = self.pick((
                 {"attention": {"window": int(self.rng.integers(1, 13))}}, {"attention": {"qk_norm": self.chance(0.5)}},
                 {"ffn": {"ratio": float(self.pick((0.5, 1.0, 2.0)))}}, {"ffn": ffn},
-                {"attention": None}, {"norm": self.node(model.RmsNorm)}, {"bias": self.chance(0.5)},
+                {"attention": {"output": self.node(formulas.Output)}}, {"attention": None}, {"norm": self.node(model.RmsNorm)}, {"bias": self.chance(0.5)},
                 {"position": {"kind": "none"}}, {"attention": {"scale": {"kind": "constant", "value": 0.2}}}))
             found.append({"name": f"diff{i}", "at": at, "set": change})
         return found

@@ -25,7 +25,7 @@ from jaxnano.config.expression import ELEMENTWISE, REDUCTIONS
 from jaxnano.config.presets import expand
 from jaxnano.config.recipe import Recipe
 from jaxnano.config.schedule import FormulaSchedule, Schedule
-from jaxnano.config.transforms import GIVEN, PRESETS
+from jaxnano.config.transforms import GIVEN, NAME, PRESETS
 
 FORMULA = {"code", "params"}  # told once, in the legend
 
@@ -67,14 +67,22 @@ def legend() -> tuple[str, ...]:
             f"in scope of a chain's formulas: {', '.join(GIVEN)}, the group's params, and every name above the line.",
             "one of these: written whole, {kind: rotary, base: 5000}; what is left out has its default.",
             "list of named items: the path of one ends in its name, or in its kind where it has none.",
+            f"name: matches {NAME}.",
             f"path: names joined by dots, from the top of the recipe; it matches {PATH}.",
             "a bare number in the place of a schedule ends it; PATH.value moves its peak and keeps its shape.")
 
 
 def _fields(node: type[Node], path: str, depth: int, frozen: Collection[str]) -> Iterator[str]:
+    told: dict[Any, str] = {}
     for name, field in node.model_fields.items():
-        if name != "kind" and not ({name} < FORMULA <= node.model_fields.keys()):
-            yield from _field(name, field, f"{path}.{name}" if path else name, depth, frozen)
+        here = f"{path}.{name}" if path else name
+        if name == "kind" or {name} < FORMULA <= node.model_fields.keys():
+            continue
+        first = told.setdefault(field.annotation, name)
+        if first != name and _nodes(field.annotation) and not any(is_under(place, here) for place in frozen):
+            yield f"{'  ' * depth}{name}: as {first}"
+        else:
+            yield from _field(name, field, here, depth, frozen)
 
 
 def _field(name: str, field: FieldInfo, path: str, depth: int, frozen: Collection[str]) -> Iterator[str]:
@@ -145,6 +153,8 @@ def _word(kind: Any, metadata: Collection[Any]) -> str:
     if issubclass(kind, Node):
         return "one of these"
     name = {int: "whole number", float: "number", bool: "true | false", str: "text"}[kind]
+    if any(getattr(m, "pattern", None) == NAME for m in metadata):
+        return "name"
     if pattern := next((m.pattern for m in metadata if getattr(m, "pattern", None)), None):
         return f"{name} that matches {pattern}"
     ends = [next((f"{getattr(m, end):g}" for m in metadata for end in pair if hasattr(m, end)), "")

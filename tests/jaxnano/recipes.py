@@ -89,7 +89,18 @@ RECIPES: dict[str, Recipe] = {
         attention__heads=4, attention__kv_heads=2, attention__windows=[5, 0], attention__logit={
             "code": "c * tanh(s / c) - a * log1p(distance) * (1 + head) / heads + depth * s / 2",
             "params": {"a": {"kind": "linear", "value": 0.5}, "c": 3.0}},
-        attention__output={"code": "y - a * dot(y, v) / maximum(dot(v, v), 1e-6) * v + mean(y) / 4", "params": {"a": 0.7}},
+        attention__output={"params": {"a": 0.7},
+                           "code": "y - a * dot(y, v) / maximum(dot(v, v), 1e-6) * v + mean(y) / 4"},
+    ),
+    "head_inputs_key_shift": model(
+        attention__kv_heads=2, attention__qk_norm=True, attention__key_shift=0.5, attention__head_dim=6,
+        attention__query={"code": "x", "gain": True},
+        attention__key={"code": "a * x / maximum(norm(x), 1e-6)", "params": {"a": 1.5}, "gain": True},
+        attention__value={"code": "x / sqrt(mean(x * x) + 1e-6)"},
+        position={"kind": "rotary", "base": 100.0, "fraction": 0.5},
+        head__logits={"code": "a * sigmoid((z + b) / c)", "params": {"a": 23.0, "b": 5.0, "c": 7.5}},
+        blocks=[{"name": "far", "at": [{"block": 1}], "set": {"attention": {
+            "key_shift": 1.0, "value": None, "logit": {"code": "s + distance * a", "params": {"a": -0.3}}}}}],
     ),
     "scheduled": model(
         depth=1, attention__softcap={"kind": "linear", "value": 30.0, "floor": 0.1},

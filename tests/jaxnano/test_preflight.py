@@ -79,6 +79,8 @@ def test_a_batch_in_pieces_and_remat_need_less_memory() -> None:
     assert preflight(recipe, platform="cpu").activation_bytes > 2 * whole.activation_bytes
     unfused = edited(recipe, {"model.attention.head_dim": 60})  # which no kernel of the GPU takes
     assert preflight(unfused).activation_bytes > 1.3 * whole.activation_bytes
+    formula = edited(recipe, {"model.attention.logit": {"code": "s - log1p(distance)"}})  # nor this
+    assert preflight(formula).activation_bytes > 1.3 * whole.activation_bytes
     pieces = least_accumulate(recipe, 141 * 10**9, "gpu")
     assert pieces is not None and preflight(recipe, pieces).total_bytes <= 141 * 10**9
     assert least_accumulate(recipe, 10**9, "gpu") is None

@@ -169,6 +169,11 @@ def test_reductions_keep_their_axes_and_the_measure_tells_their_shapes() -> None
         assert measure(code, {"x": (3, 5), "y": (3, 5)}).shape == value.shape
     assert measure("x * rows(x) + 1", {"x": (3, 5)}) == ((3, 5), 30 + 15 + 15)
     assert evaluate("neurons(x)", {"x": x.T}, reduces=True).shape == (5, 1)
+    for code, value in {"norm(x)": np.linalg.norm(x, axis=1, keepdims=True), "mean(x)": x.mean(1, keepdims=True),
+                        "dot(x, y)": (x * y).sum(1, keepdims=True)}.items():  # over the last axis alone
+        np.testing.assert_allclose(evaluate(code, {"x": x, "y": y}, reduces=True, axes=1), value, rtol=1e-12)
+    slope = jax.grad(lambda x: evaluate("norm(x)", {"x": x}, reduces=True, axes=1).sum())
+    assert np.isfinite(slope(jnp.zeros((2, 3)))).all()
     with pytest.raises(ExpressionError, match="column 5: schatten is of a matrix"):
         measure("x * schatten(x)", {"x": (3,)})
 

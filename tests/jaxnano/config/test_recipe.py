@@ -11,7 +11,7 @@ from jaxnano.config.file import load, save
 from jaxnano.config.recipe import Recipe, recipe_id, structure_id
 from tests.jaxnano.recipes import RECIPES, TINY, edited, model
 
-GOLDEN = {"plain": "3f6f60941959ef7e", "full": "f5042971804230de"}
+GOLDEN = {"plain": "3f6f60941959ef7e", "full": "68a50a2cc8dedfa5"}
 
 
 def test_defaults_are_frozen() -> None:
@@ -86,6 +86,16 @@ ADAM, DECAY, CHAIN = {"kind": "adam"}, {"kind": "decay"}, "optimizer.groups.matr
     ({"model.attention.heads": 5}, "model.attention.heads: 5: width 16 is not divisible by 5 heads; 4, 2, 8 would do"),
     ({"model.attention.kv_heads": 3}, "model.attention.kv_heads: 3: divides 4 heads; 1, 2, 4 would do"),
     ({"model.attention.head_dim": 3, "model.position": {"kind": "rotary"}}, "model.attention.head_dim: 3: even"),
+    ({"model.attention.logit": {"code": "s + dist"}},
+     "model.attention.logit.code: \"s + dist\": column 5: unknown name 'dist'; known: depth, distance, head, heads, s"),
+    ({"model.attention.logit": {"code": "s * norm(s)"}}, "column 5: unknown function 'norm'"),
+    ({"model.attention.logit": {"code": "s"}}, 'logit.code: "s": it leaves s as it is; null, for no formula, would do'),
+    ({"model.attention.logit": {"code": "s * 2"}, "model.attention.softcap": 9.0},
+     "model.attention.softcap: 9.0: attention.logit takes its place; null would do"),
+    ({"model.attention.output": {"code": "y * rows(v)"}}, "column 5: unknown function 'rows'"),
+    ({"model.attention.output": {"code": "v"}}, "column 1: y is not used"),
+    ({"model.attention.key": {"code": "x"}}, 'attention.key.code: "x": it leaves x as it is'),
+    ({"model.head": {"logits": {"code": "z / 2"}, "softcap": {"kind": "tanh"}}}, "head.logits takes its place"),
     ({"model.attention.dropped": [2]}, "model.attention.dropped: [2]: blocks are 0..1"),
     ({"model.ffn.dropped": [1, 1]}, "model.ffn.dropped: [1, 1]: each block at most once"),
     ({"model.attention.gate": {"kind": "sigmoid", "channels": 17}},

@@ -18,6 +18,11 @@ FORMULAS = {
     "minimum(relu(x) ** 3, 4 * abs(x)) + 1 / 8 * tanh(x)":
         lambda x: np.minimum(np.clip(x, 0, None) ** 3, 4 * np.abs(x)) + np.tanh(x) / 8,
     "a * progress": lambda progress, a: a * progress,
+    "a * x / maximum(norm(x), 1e-06)": lambda x, a: a * x / max(math.sqrt(x @ x), 1e-6),
+    "x / sqrt(mean(x * x) + 1e-06)": lambda x: x / math.sqrt((x * x).mean() + 1e-6),
+    "x": lambda x: x,
+    "s + distance * a": lambda s, distance, a, **_: s + distance * a,
+    "a * sigmoid((z + b) / c)": lambda z, a, b, c: a / (1 + np.exp(-(z + b) / c)),
     "c * tanh(s / c) - a * log1p(distance) * (1 + head) / heads + depth * s / 2":
         lambda s, distance, head, heads, depth, a, c:
             c * np.tanh(s / c) - a * math.log(1 + distance) * (1 + head) / heads + s * depth / 2,
@@ -133,8 +138,17 @@ class Reference:
         a, position = self.m["attention"], self.m["position"]
         if a["qk_norm"]:
             q, k = (y / np.sqrt((y * y).mean(-1, keepdims=True) + 1e-6) for y in (q, k))
+        path = f"blocks_{block}/attention"
+        q, k, v = (y if a[part] is None else np.stack([value_of(a[part], self.progress, x=x) for x in y])
+                   * self.p.get(f"{path}/{name}_gain", 1.0)
+                   for y, part, name in ((q, "query", "q"), (k, "key", "k"), (v, "value", "v")))
         if position["kind"] == "rotary":
             q, k = self.rotate(q), self.rotate(k)
+        if a["key_shift"]:
+            pairs, own = k.shape[1] // 2, k.copy()
+            for pair in range(round((1 - a["key_shift"]) * pairs), pairs):
+                for t in range(1, len(k)):
+                    k[t, [pair, pairs + pair]] = own[t - 1, [pair, pairs + pair]]
         constant = a["scale"]["kind"] == "constant"
         scores = q @ k.T * (number(a["scale"]["value"], self.progress) if constant else q.shape[1] ** -0.5)
         if a["softcap"] is not None:
@@ -216,6 +230,8 @@ class Reference:
         if cap := self.m["head"]["softcap"]:
             c = number(cap["cap"], self.progress)
             z = c * np.tanh(z / c) if cap["kind"] == "tanh" else c * z / np.sqrt(z * z + c * c)
+        if self.m["head"]["logits"]:
+            z = value_of(self.m["head"]["logits"], self.progress, z=z)
         return z
 
 
