@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+import fnmatch
+from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from jaxnano.config import expression
-from jaxnano.config.base import Node, refuse
+from jaxnano.config.base import Node, Range, refuse
 from jaxnano.config.expression import Signature
 from jaxnano.config.schedule import Traced, formula
-from jaxnano.config.transforms import FREE
+from jaxnano.config.transforms import FREE, NAME
 
 
 class Formula(Node):
@@ -27,7 +29,7 @@ class Formula(Node):
     def _canonical(cls, code: str, info: ValidationInfo) -> str:
         return formula(code, info, cls.place, cls.needed)
 
-    def of(self, **values: Any) -> Any:
+    def apply(self, **values: Any) -> Any:
         """The formula's value, whose shape may be smaller than its place's. values: by name in scope."""
         return expression.evaluate(self.code, {**self.params, **values}, self.place.reduces, self.place.axes)
 
@@ -66,3 +68,28 @@ class Logits(Formula):
 
     place = Signature(("z",))
     needed = ("z",)
+
+
+class InitRule(Formula):
+    """Initial values of parameters whose path matches `of`, or whose role is in it; the first rule that does wins.
+
+    code: of depth (how many blocks), block, fan_in, fan_out: the standard deviation of normal and uniform, the size of
+    the others. mean is added. key: parameters of one block with the same key share a draw.
+    """
+
+    place = Signature(("depth", "block", "fan_in", "fan_out"))
+    params: Annotated[dict[str, float], FREE] = Field(default_factory=dict)
+    name: str = Field(pattern=NAME)
+    of: tuple[str, ...]
+    draw: Literal["normal", "uniform", "sign", "constant", "identity"]
+    mean: Annotated[float, Range(-10.0, 10.0)] = 0.0
+    key: str | None = Field(default=None, pattern=NAME)
+
+    def size(self, depth: int, block: int, fan_in: int, fan_out: int) -> Any:
+        """The formula's value for one parameter: a number, traced if one of `params` is."""
+        value = self.apply(depth=depth, block=block, fan_in=fan_in, fan_out=fan_out)
+        return float(value) if isinstance(value, np.generic | np.ndarray | float) else value
+
+    def matches(self, path: str, role: str) -> bool:
+        """Whether the parameter at `path` with `role` starts so, unless a rule before this one says otherwise."""
+        return role in self.of or any(fnmatch.fnmatchcase(path, pattern) for pattern in self.of)

@@ -11,7 +11,7 @@ from pydantic import Discriminator, Field, ValidationInfo, field_validator, mode
 from jaxnano.config.base import ConfigError, Node, Range, dump, refuse, unique_names, validate
 from jaxnano.config.depth import Places, blocks_at
 from jaxnano.config.expression import Signature
-from jaxnano.config.formulas import HeadInput, Logit, Logits, Output
+from jaxnano.config.formulas import HeadInput, InitRule, Logit, Logits, Output
 from jaxnano.config.partial import overlay, partial, pruned, settings
 from jaxnano.config.schedule import Traced, formula
 from jaxnano.config.transforms import NAME
@@ -266,7 +266,8 @@ class Head(Node):
 class Init(Node):
     """Initial values. std: of matrices, absolute or (fan_in) times 1/sqrt(inputs). A role's own std overrides it.
 
-    zero_projections: attention's and FFN's outputs start at 0. depth_scaled: they start 1/sqrt(2N) smaller.
+    zero_projections: attention's and FFN's outputs start at 0. depth_scaled: they start 1/sqrt(2N) smaller. rules come
+    before all of this.
     """
 
     distribution: Literal["normal", "uniform"] = "normal"
@@ -278,6 +279,7 @@ class Init(Node):
     ffn_std: Annotated[float | None, _STD] = None
     zero_projections: bool = False
     depth_scaled: bool = True
+    rules: tuple[InitRule, ...] = ()
 
 
 Position = Annotated[Learned | Rotary | Alibi | NoPosition, Field(discriminator="kind")]
@@ -395,6 +397,7 @@ class Model(Node):
                          "cap of c in the formula is c * tanh(z / c)")
         if isinstance(self.position, Rotary) and self.head_dim % 2:
             raise refuse("attention.head_dim", self.head_dim, "even, since rotary turns pairs of channels")
+        unique_names(self.init.rules, "init.rules")
         unique_names(self.residual.saves, "residual.saves")
         unique_names(self.residual.injections, "residual.injections")
         unique_names(self.residual.value_embeddings, "residual.value_embeddings")

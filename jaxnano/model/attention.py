@@ -62,7 +62,7 @@ class Attention(nn.Module):
                                                      scores), (keys, values)
         if a.output is not None:
             own_BxLxHxK = jnp.repeat(v, heads // groups, axis=2)
-            y = a.output.of(y=y_BxLxHxK.astype(jnp.float32), v=own_BxLxHxK.astype(jnp.float32))
+            y = a.output.apply(y=y_BxLxHxK.astype(jnp.float32), v=own_BxLxHxK.astype(jnp.float32))
             y_BxLxHxK = jnp.broadcast_to(y, y_BxLxHxK.shape).astype(y_BxLxHxK.dtype)
         if a.gate:
             weight_CxH = declare(self, "output_gate", a.gate.channels, heads).astype(x_BxLxD.dtype)
@@ -76,7 +76,7 @@ class Attention(nn.Module):
         """Queries, keys or values after their formula and their gain."""
         if cfg is None:
             return x_BxLxHxK
-        y = jnp.broadcast_to(cfg.of(x=x_BxLxHxK.astype(jnp.float32)), x_BxLxHxK.shape)
+        y = jnp.broadcast_to(cfg.apply(x=x_BxLxHxK.astype(jnp.float32)), x_BxLxHxK.shape)
         if cfg.gain:
             y = y * declare(self, f"{name}_gain", y.shape[-1])[None, None, None]
         return y.astype(x_BxLxHxK.dtype)
@@ -89,7 +89,7 @@ class Attention(nn.Module):
         known = {"heads": float(a.heads), "depth": self.block / max(1, m.depth - 1)}
 
         def logit(s: jax.Array, head: jax.Array, distance: jax.Array) -> jax.Array:
-            return jnp.broadcast_to(a.logit.of(s=s, head=head, distance=distance, **known), s.shape)
+            return jnp.broadcast_to(a.logit.apply(s=s, head=head, distance=distance, **known), s.shape)
 
         return logit
 

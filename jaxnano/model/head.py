@@ -35,7 +35,7 @@ def logits(x_BxLxD: jax.Array, weight_DxV: jax.Array, bias_V: jax.Array | None, 
     if cap := cfg.head.softcap:
         z = cap.cap * jnp.tanh(z / cap.cap) if cap.kind == "tanh" else cap.cap * z * jax.lax.rsqrt(z * z + cap.cap**2)
     if cfg.head.logits is not None:
-        z = jnp.broadcast_to(cfg.head.logits.of(z=z), z.shape)
+        z = jnp.broadcast_to(cfg.head.logits.apply(z=z), z.shape)
     return z
 
 

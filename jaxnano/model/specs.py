@@ -7,6 +7,7 @@ exactly it. Nothing is traced, so the gate can ask in microseconds.
 from __future__ import annotations
 
 import math
+import re
 import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -20,10 +21,13 @@ from jaxnano.config.recipe import Recipe
 
 
 class Initial(NamedTuple):
-    """kind: zeros, constant, normal or uniform. value: the constant, or the standard deviation (may be traced)."""
+    """kind: zeros, constant, normal, uniform, sign or identity. value: the size, or the standard deviation; mean is
+    added; both may be traced. key: names the draw, the parameter's path if it has none of its own."""
 
     kind: str
     value: Any = 0.0
+    mean: Any = 0.0
+    key: str = ""
 
 
 class Spec(NamedTuple):
@@ -36,6 +40,7 @@ class Spec(NamedTuple):
 
 
 Table = dict[str, Spec]
+KINDS = ("zeros", "constant", "normal", "uniform", "sign", "identity")
 ZEROS, ONES = Initial("zeros"), Initial("constant", 1.0)
 
 
@@ -44,7 +49,23 @@ def specs(recipe: Recipe) -> Table:
 
     Returns: {path: Spec}, in the order of the forward pass.
     """
-    return dict(_rows(recipe.model, recipe.data.length))
+    table = dict(_rows(recipe.model, recipe.data.length))
+    rules = recipe.model.init.rules
+    return {path: _ruled(path, table, recipe.model) for path in table} if rules else table
+
+
+def _ruled(path: str, table: Table, m: Model) -> Spec:
+    """The parameter as the first rule that matches it says. A bias has the fans of its map, another vector its size."""
+    spec = table[path]
+    rule = next((rule for rule in m.init.rules if rule.matches(path, spec.role)), None)
+    if rule is None:
+        return spec
+    of = "head/weight" if path == "head/bias" else path.removesuffix("_bias")
+    shape = table[of].shape if of in table else spec.shape
+    fans = shape if len(shape) == 2 else (math.prod(shape),) * 2
+    block = int(found[1]) if (found := re.match(r"blocks_(\d+)/", path)) else 0
+    value = rule.size(m.depth, block, *fans)
+    return spec._replace(init=Initial(rule.draw, value, rule.mean, f"{rule.key}/{block}" if rule.key else ""))
 
 
 def _rows(m: Model, length: int) -> Iterator[tuple[str, Spec]]:
@@ -156,17 +177,25 @@ def parameter_count(table: Table) -> int:
 
 def initialize(key: jax.Array, table: Table) -> dict[str, jax.Array]:
     """Float32 parameters {path: array}. Each draws from a key named by its path: recipes share all they can."""
-    return {path: _draw(jax.random.fold_in(key, zlib.crc32(path.encode())), spec) for path, spec in table.items()}
+    names = {path: (spec.init.key or path).encode() for path, spec in table.items()}
+    return {path: _draw(jax.random.fold_in(key, zlib.crc32(names[path])), spec) for path, spec in table.items()}
 
 
 def _draw(key: jax.Array, spec: Spec) -> jax.Array:
+    shape, unit = spec.shape, None
     match spec.init.kind:
         case "zeros":
-            return jnp.zeros(spec.shape, jnp.float32)
+            return jnp.zeros(shape, jnp.float32)
         case "constant":
-            return jnp.full(spec.shape, spec.init.value, jnp.float32)
+            unit = jnp.ones(shape, jnp.float32)
         case "normal":
-            return jax.random.normal(key, spec.shape) * spec.init.value
+            unit = jax.random.normal(key, shape)
         case "uniform":  # of the same standard deviation
-            return jax.random.uniform(key, spec.shape, minval=-math.sqrt(3), maxval=math.sqrt(3)) * spec.init.value
-    raise ValueError(f"{spec.init.kind}: no such initial value; zeros, constant, normal or uniform")
+            unit = jax.random.uniform(key, shape, minval=-math.sqrt(3), maxval=math.sqrt(3))
+        case "sign":
+            unit = jax.random.rademacher(key, shape, jnp.float32)
+        case "identity":
+            unit = jnp.eye(*shape) if len(shape) == 2 else jnp.ones(shape, jnp.float32)
+    if unit is None:
+        raise ValueError(f"{spec.init.kind}: no such initial value; {', '.join(KINDS)} would do")
+    return unit * spec.init.value + spec.init.mean

@@ -7,7 +7,7 @@ with the reason; a lane's proposal loses it.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -47,6 +47,7 @@ def _unread(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield from ((f"optimizer.groups.{name}.{field}", reason) for field in ("lr", "chain"))
     yield from _overridden(m)
     attends, feeds = ([b for b in range(m.depth) if getattr(m.block(b), name)] for name in ("attention", "ffn"))
+    yield from _ruled_out(recipe)
     if not attends:
         why = "no block has attention, see model.attention.dropped and model.blocks"
         yield from ((f"model.attention.{f}", why) for f in type(m.attention).model_fields if f != "dropped")
@@ -79,6 +80,28 @@ def _unread(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for path, schedule, field in walk(recipe):
         if isinstance(schedule, Constant) and traced_range(field):
             yield f"{path}.floor", "a constant schedule has no decay that a floor would end"
+
+
+def _ruled_out(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Rules of initial values that no parameter is left for, and what rules leave nothing of."""
+    init = recipe.model.init
+    if not init.rules:
+        return
+    table, left = specs(recipe), list(init.rules)
+    for path, spec in table.items():
+        first = next((rule for rule in init.rules if rule.matches(path, spec.role)), None)
+        left = [rule for rule in left if rule is not first]
+    yield from ((f"model.init.rules.{rule.name}", "no parameter has its paths or roles, or earlier rules take them")
+                for rule in left)
+    for name, field in type(init).model_fields.items():
+        if name != "rules":
+            value, options = getattr(init, name), get_args(field.annotation)
+            other: Any = 0.1 if isinstance(value, bool | str) else (value or 0.0) + 0.1
+            if isinstance(value, bool | str):
+                other = not value if isinstance(value, bool) else next(o for o in options if o != value)
+            model = recipe.model.model_copy(update={"init": init.model_copy(update={name: other})})
+            if specs(recipe.model_copy(update={"model": model})) == table:
+                yield f"model.init.{name}", "whatever it speaks of has a rule, see model.init.rules"
 
 
 def _overridden(m: Model) -> Iterator[tuple[str, str]]:
@@ -154,11 +177,11 @@ def behaviour(recipe: Recipe) -> str:
     optimizer, table = recipe.optimizer, specs(recipe)
     chains = {group.name: digest(_chain(group)) for group in optimizer.groups}
     data = {
-        "model": _spelled(m, "model", [*places, *(f"model.{name}" for name in BlockTree.model_fields)]),
-        "blocks": [[_block(tree.block(block), length) for block in range(m.depth)]
-                   for tree in (m, shipped(recipe).model)],
+        "model": _spelled(m, "model", [*places, "model.init", *(f"model.{name}" for name in BlockTree.model_fields)]),
+        "blocks": [[_block(tree.block(block), length) for block in range(m.depth)] for tree in (m, shipped(recipe).model)],
         "outside": [_spelled(m.norm), _spelled(m.position) if isinstance(m.position, Learned) else None,
                     m.bias and not m.embedding.tied], "data": dump(recipe.data), "train": dump(recipe.train),
+        "init": {path: [_number(part, None) for part in spec.init] for path, spec in table.items()},
         "clip": _number(optimizer.clip, traced_range(type(optimizer).model_fields["clip"])),
         "chains": {path: chains[optimizer.group_of(path, spec.role).name] for path, spec in table.items()},
     }

@@ -57,6 +57,7 @@ class Draw:
             **dict.fromkeys([(model.Residual, "saves"), (model.Residual, "injections")], list),  # together, below
             (model.Attention, "window"): lambda: 0,  # where there are no windows, see `diffs`
             (model.Model, "blocks"): self.diffs,
+            (model.Init, "rules"): self.init_rules,
             (model.Residual, "value_embeddings"): self.value_embeddings,
             (optimizer.Optimizer, "groups"): self.groups,
             **{(optimizer.Optimizer, name): lambda: None for name in ("gradient", "evaluated")},  # see `memories`
@@ -168,6 +169,13 @@ class Draw:
         tables = [self.node(model.ValueEmbedding) | {"name": f"table{i}"} for i in range(self.pick((0, 0, 0, 1, 2)))]
         return [table | {"blocks": self.blocks(self.depth, 0.7)} for table in tables]
 
+    def init_rules(self) -> list[dict[str, Any]]:
+        """Now and then other initial values of some maps."""
+        code = self.pick(("a / sqrt(3 * fan_in)", "a * (1 - block / (2 * depth)) / sqrt(fan_out)", "a / 10"))
+        rule = {"name": "drawn", "of": self.pick((["blocks_*/ffn/*"], ["matrix"], ["*/q", "*/k"])), "code": code,
+                "draw": self.pick(("normal", "uniform", "sign")), "params": {"a": self.number(Range(0.1, 1.0))}}
+        return [rule] if self.chance(0.2) else []
+
     def groups(self) -> list[dict[str, Any]]:
         """Roles dealt into two or three groups; matrix optimizers only where all roles are matrices."""
         tables = [role for role in ("embedding", "head") if self.chance(0.5)]
@@ -186,8 +194,10 @@ class Draw:
             change = self.pick((
                 {"attention": {"window": int(self.rng.integers(1, 13))}}, {"attention": {"qk_norm": self.chance(0.5)}},
                 {"ffn": {"ratio": float(self.pick((0.5, 1.0, 2.0)))}}, {"ffn": ffn},
-                {"attention": {"output": self.node(formulas.Output)}}, {"attention": None}, {"norm": self.node(model.RmsNorm)}, {"bias": self.chance(0.5)},
-                {"position": {"kind": "none"}}, {"attention": {"scale": {"kind": "constant", "value": 0.2}}}))
+                {"attention": {"output": self.node(formulas.Output)}},
+                {"attention": None}, {"norm": self.node(model.RmsNorm)}, {"bias": self.chance(0.5)},
+                {"position": {"kind": "none"}},
+                {"attention": {"scale": {"kind": "constant", "value": 0.2}}}))
             found.append({"name": f"diff{i}", "at": at, "set": change})
         return found
 

@@ -102,6 +102,16 @@ RECIPES: dict[str, Recipe] = {
         blocks=[{"name": "far", "at": [{"block": 1}], "set": {"attention": {
             "key_shift": 1.0, "value": None, "logit": {"code": "s + distance * a", "params": {"a": -0.3}}}}}],
     ),
+    "init_rules": model(bias=True, embedding__tied=False, init__rules=[
+        {"name": "loud", "of": ["*/ffn/up"], "draw": "normal", "params": {"a": 0.3},
+         "code": "a * (1 - a * block / (depth - 1))"},
+        {"name": "torch", "of": ["matrix", "*_bias", "head/bias"], "draw": "uniform", "code": "1 / sqrt(3 * fan_in)"},
+        {"name": "plus", "of": ["*/ffn_norm/gain"], "draw": "sign", "mean": 1.0, "key": "split", "code": "0.125"},
+        {"name": "minus", "of": ["*/attention_norm/gain"], "draw": "sign", "mean": 1.0, "key": "split",
+         "code": "-0.125"},
+        {"name": "eye", "of": ["head"], "draw": "identity", "code": "2 / fan_out"},
+        {"name": "gain", "of": ["final_norm/gain"], "draw": "constant", "code": "0.5"},
+    ]),
     "scheduled": model(
         depth=1, attention__softcap={"kind": "linear", "value": 30.0, "floor": 0.1},
         position={"kind": "rotary", "base": {"kind": "cosine", "value": 1000.0, "floor": 0.01}},

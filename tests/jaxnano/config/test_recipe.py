@@ -11,7 +11,7 @@ from jaxnano.config.file import load, save
 from jaxnano.config.recipe import Recipe, recipe_id, structure_id
 from tests.jaxnano.recipes import RECIPES, TINY, edited, model
 
-GOLDEN = {"plain": "3f6f60941959ef7e", "full": "68a50a2cc8dedfa5"}
+GOLDEN = {"plain": "3f6f60941959ef7e", "full": "0f9f7432b6376869"}
 
 
 def test_defaults_are_frozen() -> None:
@@ -96,6 +96,8 @@ ADAM, DECAY, CHAIN = {"kind": "adam"}, {"kind": "decay"}, "optimizer.groups.matr
     ({"model.attention.output": {"code": "v"}}, "column 1: y is not used"),
     ({"model.attention.key": {"code": "x"}}, 'attention.key.code: "x": it leaves x as it is'),
     ({"model.head": {"logits": {"code": "z / 2"}, "softcap": {"kind": "tanh"}}}, "head.logits takes its place"),
+    ({"model.init.rules": [{"name": "a", "of": ["*"], "draw": "normal", "code": "1 / fanin"}]},
+     "model.init.rules.a.code: \"1 / fanin\": column 5: unknown name 'fanin'"),
     ({"model.attention.dropped": [2]}, "model.attention.dropped: [2]: blocks are 0..1"),
     ({"model.ffn.dropped": [1, 1]}, "model.ffn.dropped: [1, 1]: each block at most once"),
     ({"model.attention.gate": {"kind": "sigmoid", "channels": 17}},

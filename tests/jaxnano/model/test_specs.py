@@ -76,6 +76,22 @@ def test_initial_values_of_gains_biases_scalars_and_gates() -> None:
     assert np.all(np.asarray(params["inject_gated_1/weight"]) == 0)
 
 
+def test_rules_say_the_initial_values_of_the_parameters_that_they_match_first() -> None:
+    recipe = RECIPES["init_rules"]
+    found = {k: np.asarray(v) for k, v in gpt.init(jax.random.key(0), recipe, hypers(recipe, 10)).items()}
+    for path, fan_in in {"attention/q": 16, "attention/q_bias": 16, "ffn/down": 64, "ffn/down_bias": 64,
+                         "ffn/up_bias": 16}.items():  # what PyTorch's nn.Linear starts from
+        value = found[f"blocks_1/{path}"]
+        assert 0.5 / math.sqrt(fan_in) < np.abs(value).max() <= 1 / math.sqrt(fan_in)
+        assert value.size < 1000 or value.std() == pytest.approx(1 / math.sqrt(3 * fan_in), rel=0.1)
+    assert found["blocks_0/ffn/up"].std() == pytest.approx(0.3, rel=0.1)
+    assert found["blocks_1/ffn/up"].std() == pytest.approx(0.3 * 0.7, rel=0.1)
+    plus, minus = (np.stack([found[f"blocks_{i}/{n}_norm/gain"] for i in (0, 1)]) for n in ("ffn", "attention"))
+    assert set(plus.flat) == {0.875, 1.125} and np.all(plus + minus == 2) and np.any(plus[0] != plus[1])
+    np.testing.assert_allclose(found["head/weight"], np.eye(16, 256) * 2 / 256)
+    assert np.all(found["final_norm/gain"] == 0.5) and np.all(found["blocks_0/ffn_norm/bias"] == 0)
+
+
 def test_two_recipes_share_the_initial_values_of_the_paths_they_share() -> None:
     key, other = jax.random.key(5), model(norm={"kind": "rmsnorm"}, embedding__tied=False, position={"kind": "none"})
     a, b = (initialize(key, specs(recipe)) for recipe in (TINY, other))
