@@ -178,7 +178,8 @@ def behaviour(recipe: Recipe) -> str:
     chains = {group.name: digest(_chain(group)) for group in optimizer.groups}
     data = {
         "model": _spelled(m, "model", [*places, "model.init", *(f"model.{name}" for name in BlockTree.model_fields)]),
-        "blocks": [[_block(tree.block(block), length) for block in range(m.depth)] for tree in (m, shipped(recipe).model)],
+        "blocks": [[_block(tree.block(block), length) for block in range(m.depth)]
+                   for tree in (m, shipped(recipe).model)],
         "outside": [_spelled(m.norm), _spelled(m.position) if isinstance(m.position, Learned) else None,
                     m.bias and not m.embedding.tied], "data": dump(recipe.data), "train": dump(recipe.train),
         "init": {path: [_number(part, None) for part in spec.init] for path, spec in table.items()},
