@@ -83,13 +83,13 @@ class Attention(nn.Module):
 
     def _logit(self) -> Any:
         """The formula of logits as the kernel calls it, or None."""
-        m, a = self.cfg, self.cfg.attention
-        if a.logit is None:
+        formula, heads, depth = self.cfg.attention.logit, self.cfg.attention.heads, self.cfg.depth
+        if formula is None:
             return None
-        known = {"heads": float(a.heads), "depth": self.block / max(1, m.depth - 1)}
+        known = {"heads": float(heads), "depth": self.block / max(1, depth - 1)}
 
         def logit(s: jax.Array, head: jax.Array, distance: jax.Array) -> jax.Array:
-            return jnp.broadcast_to(a.logit.apply(s=s, head=head, distance=distance, **known), s.shape)
+            return jnp.broadcast_to(formula.apply(s=s, head=head, distance=distance, **known), s.shape)
 
         return logit
 
