@@ -77,7 +77,7 @@ def _follow(f: Factors, passengers: tuple[jax.Array, ...]) -> tuple[Factors, tup
         values = jnp.sum(basis * image, axis=-2)
         order = jnp.argsort(-values, axis=-1)
         image = jnp.take_along_axis(image, order[:, None, :], axis=-1)
-        return jnp.linalg.qr(image)[0], jnp.take_along_axis(values, order, axis=-1), order
+        return _one_by_one(lambda x: jnp.linalg.qr(x)[0], image), jnp.take_along_axis(values, order, axis=-1), order
 
     left_basis, left_values, rows = follow(f.left, f.left_basis)
     right_basis, right_values, columns = follow(f.right, f.right_basis)
@@ -88,12 +88,21 @@ def _follow(f: Factors, passengers: tuple[jax.Array, ...]) -> tuple[Factors, tup
 
 def _eigenvectors(f: Factors, where: jax.Array) -> Factors:
     def replace(factor: jax.Array, basis: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
-        found, vectors = jnp.linalg.eigh(factor)
+        found, vectors = _one_by_one(lambda x: tuple(jnp.linalg.eigh(x)), factor)
         return (jnp.where(where, vectors[..., ::-1], basis), jnp.where(where[..., 0], found[..., ::-1], values))
 
     left_basis, left_values = replace(f.left, f.left_basis, f.left_values)
     right_basis, right_values = replace(f.right, f.right_basis, f.right_values)
     return Factors(f.left, f.right, left_basis, right_basis, left_values, right_values)
+
+
+def _one_by_one(function: Any, x: jax.Array) -> Any:
+    """A decomposition of each matrix of a stack.
+
+    On CPU a batched one waits, in a thread of the pool, for others of the pool: as many at once as there are threads
+    never end (jaxlib 0.10.2, two cores). One of a single matrix waits for nobody.
+    """
+    return jax.lax.platform_dependent(x, cpu=lambda x: jax.lax.map(function, x), default=function)
 
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:

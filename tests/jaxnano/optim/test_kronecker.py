@@ -1,5 +1,7 @@
 """SOAP and Shampoo's roots against float64 references, and the properties that define the bases."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,3 +106,12 @@ def test_roots_are_matrix_powers_of_the_factors(floor, dropped):
 def test_flops():
     often, seldom = (kronecker.advance_flops((64, 64), every) for every in (1, 10))
     assert often > seldom > 4 * 64**3 and kronecker.rotation_flops((3, 5)) == 2 * (3 * 3 * 5 + 3 * 5 * 5)
+
+
+def test_no_decomposition_on_cpu_takes_more_than_one_matrix():
+    """Two batched ones at once wait for each other for ever where the pool has two threads."""
+    x = jnp.zeros((2, 3, 5))
+    factors = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), kronecker.init(x[0]))
+    text = jax.jit(lambda f, x: kronecker.advance(f, x, 0.9, True, ())).lower(factors, x).as_text()
+    calls = [line for line in text.splitlines() if "lapack_" in line]
+    assert len(calls) >= 4 and not [line for line in calls if re.search(r"tensor<2x\d", line)]
