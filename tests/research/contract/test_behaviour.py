@@ -64,6 +64,8 @@ RECIPES = {
     "a tied head's deviation": (*FEW, "model.init.head_std=0.1"),
     "an untied head": (*FEW, "model.init.head_std=0.1", "model.embedding.tied=false", "model.head.z_loss=1e-4"),
     "zero projections": (*FEW, "model.init.zero_projections=true", "optimizer.readout={kind: tail_ema}"),
+    "rules for what starts": (*FEW, "model.init.rules=[{name: a, of: [matrix], draw: normal, code: 'a / fan_in', "
+                              "params: {a: 0.5}}, {name: b, of: ['*/q'], draw: sign, code: b, params: {b: 0.1}}]"),
     "a group without members": (*FEW, "optimizer.groups.late={name: late, roles: [matrix], lr: 0.1, "
                                       "chain: [{kind: muon}, {kind: decay, rate: 0.2}]}"),
 }
