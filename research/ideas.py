@@ -136,7 +136,7 @@ def _coverage(out: dict[str, Any]) -> list[str]:
         f"techniques: {known - len(missing)} of {known} can be said exactly", *(f"  {t['name']}: {t['missing']}"
                                                                                 for t in missing),
         f"ideas on {out['base']}: " + ", ".join(f"{states[state]} {words}" for state, words in STATES.items())
-        + f"; {(states['applies'] + states['held']) / max(1, open_to):.0%} of those not frozen apply or are held",
+        + f"; {(states['applies'] + states['held']) / max(1, open_to):.1%} of those not frozen apply or are held",
         *(f"  {name}: {idea['state']}: {idea['reason']}" for name, idea in out["ideas"].items() if idea["reason"]),
     ]
 
