@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 MAX_CHARACTERS, MAX_NODES, MAX_DEPTH, MAX_EXPONENT, MAX_NUMBER = 300, 64, 16, 8.0, 1e6
+DRAWN = 100.0  # operations of a Gaussian number, nearly all of them on whole numbers
 STEEPEST, TINY = 1e-12, 1e-30  # roots are no steeper than here; powers and logarithms take no smaller number
 
 ELEMENTWISE: dict[str, tuple[int, ...]] = {
@@ -31,6 +32,7 @@ REDUCTIONS: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("norm", "rows", "columns", "neurons", "schatten", "mean"), (1,)),
     **dict.fromkeys(("dot", "cos"), (2,)),
 }
+DRAWS: dict[str, tuple[int, ...]] = {"noise": (0,)}
 MATRIX_ONLY = ("rows", "columns", "neurons", "schatten")
 _BINARY = {
     ast.Add: lambda a, b: a + b,
@@ -48,11 +50,15 @@ class ExpressionError(ValueError):
 
 class Signature(NamedTuple):
     """Of a place where a formula stands: the names in scope (None: any), and whether tensors may be reduced, over how
-    many of their last axes."""
+    many of their last axes.
+
+    draws: whether it may hold noise(), one Gaussian number for each of the tensor's.
+    """
 
     names: tuple[str, ...] | None
     reduces: bool = False
     axes: int = 2
+    draws: bool = False
 
     def reductions(self) -> dict[str, tuple[int, ...]]:
         """The reductions of this place; some are of matrices alone."""
@@ -61,11 +67,12 @@ class Signature(NamedTuple):
 
     def arities(self, function: str) -> tuple[int, ...]:
         """How many arguments a function may take here; empty for one that is not known."""
-        return ELEMENTWISE.get(function, ()) + self.reductions().get(function, ())
+        return (ELEMENTWISE.get(function, ()) + self.reductions().get(function, ())
+                + (DRAWS.get(function, ()) if self.draws else ()))
 
     def functions(self) -> list[str]:
         """The functions of this place."""
-        return [*ELEMENTWISE, *(name for name in self.reductions() if name not in ELEMENTWISE)]
+        return list(dict.fromkeys((*ELEMENTWISE, *self.reductions(), *(DRAWS if self.draws else ()))))
 
 
 @lru_cache(maxsize=4096)
@@ -108,7 +115,7 @@ def canonical(code: str, params: Mapping[str, Any], place: Signature, needed: tu
 
 def is_free(name: str) -> bool:
     """Whether something may be called this: a name in Python's sense that no function has."""
-    return name.isidentifier() and not keyword.iskeyword(name) and name not in ELEMENTWISE | REDUCTIONS
+    return name.isidentifier() and not keyword.iskeyword(name) and name not in ELEMENTWISE | REDUCTIONS | DRAWS
 
 
 def names(code: str, place: Signature) -> set[str]:
@@ -116,6 +123,11 @@ def names(code: str, place: Signature) -> set[str]:
     tree = parse(code, place)
     called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in called}
+
+
+def draws(code: str, place: Signature) -> bool:
+    """Whether a formula holds noise."""
+    return any(isinstance(node, ast.Call) and not node.args for node in ast.walk(parse(code, place)))
 
 
 def _check(node: ast.expr, place: Signature, depth: int) -> None:
@@ -160,11 +172,16 @@ def _small_integer(node: ast.expr) -> bool:
     return isinstance(sign, ast.Constant) and isinstance(sign.value, int) and abs(sign.value) <= MAX_EXPONENT
 
 
-def evaluate(code: str, values: Mapping[str, Any], reduces: bool = False, axes: int = 2) -> Any:
-    """The formula's value, differentiable. values: name -> array or number; NumPy's alone are reckoned by NumPy."""
-    plain = all(isinstance(value, np.ndarray | np.generic | int | float) for value in values.values())
-    tree = parse(code, Signature(tuple(sorted(values)), reduces, axes))
-    return _walk(tree, values, np if plain else jnp, _numpy(axes) if plain else _jax(axes))
+def evaluate(code: str, values: Mapping[str, Any], reduces: bool = False, axes: int = 2,
+             noise: Callable[[], Any] | None = None) -> Any:
+    """The formula's value, differentiable. values: name -> array or number; NumPy's alone are reckoned by NumPy.
+
+    noise: what draws, where the place does.
+    """
+    plain = noise is None and all(isinstance(value, np.ndarray | np.generic | int | float) for value in values.values())
+    tree = parse(code, Signature(tuple(sorted(values)), reduces, axes, noise is not None))
+    functions = _numpy(axes) if plain else _jax(axes)
+    return _walk(tree, values, np if plain else jnp, functions if noise is None else {**functions, "noise": noise})
 
 
 def _walk(node: ast.expr, values: Mapping[str, Any], xp: Any, functions: Mapping[str, Callable[..., Any]]) -> Any:
@@ -271,17 +288,19 @@ class Measure(NamedTuple):
 
 
 def measure(code: str, shapes: Mapping[str, tuple[int, ...]], reduces: bool = True) -> Measure:
-    """Shape and cost of a formula from the shapes of its names.
+    """Shape and cost of a formula from the shapes of its names; noise has that of W.
 
     Raises: ExpressionError where a reduction needs a matrix and there is none.
     """
-    return _measure(parse(code, Signature(tuple(sorted(shapes)), reduces)), shapes)
+    return _measure(parse(code, Signature(tuple(sorted(shapes)), reduces, draws=True)), shapes)
 
 
 def _measure(node: ast.expr, shapes: Mapping[str, tuple[int, ...]]) -> Measure:
     match node:
         case ast.Name(id=name):
             return Measure(shapes[name], 0.0)
+        case ast.Call(args=[]):
+            return Measure(shapes["W"], DRAWN * math.prod(shapes["W"]))
         case ast.BinOp(left=left, right=right):
             parts, reduction = [left, right], None
         case ast.UnaryOp(operand=operand):

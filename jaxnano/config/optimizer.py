@@ -13,17 +13,44 @@ from jaxnano.config.schedule import Traced, formula
 from jaxnano.config.transforms import BETA, FREE, NAME, STEP, Adam, Decay, Step, Transform
 
 Role = Literal["matrix", "embedding", "head", "gain", "bias", "scalar", "gate"]
+VIEW = STEP._replace(draws=False)  # of memories, views and moves
 ROLES: tuple[Role, ...] = ("matrix", "embedding", "head", "gain", "bias", "scalar", "gate")
 
 
+class Partner(Node):
+    """Another parameter of the group in the scope of each, as NAME_W, NAME_W0, NAME_g and NAME_u.
+
+    pairs: ends of paths, [attention/v, attention/o]; each sees the other. transposed: as its transpose.
+    """
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9]{0,15}$")
+    pairs: Annotated[tuple[tuple[str, str], ...], Field(min_length=1)]
+    transposed: bool = False
+
+    def of(self, path: str) -> str | None:
+        """The path of a parameter's partner; None for one that has none."""
+        for pair in self.pairs:
+            for own, other in (pair, pair[::-1]):
+                if f"/{path}".endswith(f"/{own}"):
+                    return path.removesuffix(own) + other
+        return None
+
 
 class Group(Node):
-    """Parameters that share a chain. A parameter belongs to the first group whose role or path pattern it matches."""
+    """Parameters that share a chain. A parameter belongs to the first group whose role or path pattern it matches.
+
+    every: it moves, moments too, in each so many-th step alone. accumulate: with the sum of the gradients since it last
+    did. frozen: shares of the run, [from, to], in which it does not move and its gradients are dropped.
+    """
 
     name: str = Field(pattern=NAME)
     roles: tuple[Role, ...] = ()
     paths: tuple[str, ...] = ()
     lr: Annotated[Traced, Range(0.0, 10.0, "log")]
+    every: int = Field(default=1, ge=1, le=1000)
+    accumulate: bool = False
+    frozen: tuple[tuple[float, float], ...] = ()
+    partners: tuple[Partner, ...] = ()
     params: Annotated[dict[str, Traced], FREE] = Field(default_factory=dict)
     chain: tuple[Transform, ...]
 
@@ -35,8 +62,24 @@ class Group(Node):
     @model_validator(mode="after")
     def _linked(self) -> Group:
         unique_names(self.chain, "chain")
-        presets.check(self.chain, self.params)
+        unique_names(self.partners, "partners")
+        presets.check(self.chain, self.params, [partner.name for partner in self.partners])
         return self
+
+    @model_validator(mode="after")
+    def _clocked(self) -> Group:
+        if self.accumulate and self.every == 1:
+            raise refuse("accumulate", True, "with every: 1 no step is left out; every: 2 would do")
+        ends = [end for span in self.frozen for end in span]
+        if ends != sorted(set(ends)) or not all(0 <= end <= 1 for end in ends) or self.moving <= 0:
+            raise refuse("frozen", self.frozen, "shares of the run, each span after the one before and apart from it, "
+                         "and not the whole run; [[0.0, 0.1]] would do")
+        return self
+
+    @property
+    def moving(self) -> float:
+        """The share of the run's steps in which the group moves."""
+        return (1.0 - sum(end - start for start, end in self.frozen)) / self.every
 
     @property
     def steps(self) -> list[Step]:
@@ -69,7 +112,7 @@ class Memory(Node):
     @field_validator("of")
     @classmethod
     def _canonical(cls, code: str, info: ValidationInfo) -> str:
-        return formula(code, info, STEP)
+        return formula(code, info, VIEW)
 
     @model_validator(mode="after")
     def _paced(self) -> Memory:
@@ -96,7 +139,7 @@ class View(Node):
     @field_validator("code")
     @classmethod
     def _canonical(cls, code: str, info: ValidationInfo) -> str:
-        return formula(code, info, STEP)
+        return formula(code, info, VIEW)
 
 
 class Move(View):
@@ -173,13 +216,13 @@ class Optimizer(Node):
         for place, view, scope in views:
             if view is None:
                 continue
-            used = expression.names(view.code, STEP) - set(view.params)
+            used = expression.names(view.code, VIEW) - set(view.params)
             if missing := sorted(used - names - scope - {"progress"}):
                 known = sorted({*names, *scope, "progress"})
                 raise refuse(f"{place}.code", missing[0], f"no such memory; known: {', '.join(known)}")
             unread = unread - used
         for i, memory in enumerate(self.memory):
-            used, above = expression.names(memory.of, STEP), {m.name for m in self.memory[:i]}
+            used, above = expression.names(memory.of, VIEW), {m.name for m in self.memory[:i]}
             if missing := sorted(used - {"W", "W0", "progress"} - above):
                 raise refuse(f"memory.{memory.name}.of", missing[0], "known: W, W0, progress and the memories above it")
             if short := [m.name for m in self.memory[:i] if m.name in used and

@@ -90,9 +90,10 @@ def steps_of(chain: Iterable[Node]) -> list[t.Step]:
     return found
 
 
-def check(chain: Sequence[Node], params: Iterable[str]) -> None:
+def check(chain: Sequence[Node], params: Iterable[str], partners: Iterable[str] = ()) -> None:
     """Raise where a line of a chain reads what is not there, takes a name that is taken, or does what nothing reads."""
-    known, unused = {*t.GIVEN, *params}, set(params)
+    theirs = {name: {f"{name}_{one}" for one in t.OF_PARTNERS} for name in partners}
+    known, unused = {*t.GIVEN, *params}.union(*theirs.values()), set(params)
     kept = known - {"u", "W"}
     clashes = []  # a name taken by a line, or by one that a preset stands for
     for line in ((item, step) for item in chain for step in expand(item)):
@@ -107,6 +108,7 @@ def check(chain: Sequence[Node], params: Iterable[str]) -> None:
         known |= set(step.writes)
         kept |= keeps
         unused -= step.reads
+        theirs = {name: given for name, given in theirs.items() if not given & step.reads}
     if own := [error for item, error in clashes if isinstance(item, t.Step)]:
         raise own[0]
     if sum(isinstance(step, t.TakeStep) for step in steps_of(chain)) > 1:
@@ -114,6 +116,9 @@ def check(chain: Sequence[Node], params: Iterable[str]) -> None:
     _alive(chain)
     if clashes:
         raise clashes[0][1]
+    if theirs:
+        raise refuse(f"partners.{min(theirs)}", min(theirs), f"no line of the chain reads {min(theirs)}_W or what else "
+                     "it brings")
     if unused:
         raise refuse(f"params.{min(unused)}", min(unused), "no line of the chain reads it")
 

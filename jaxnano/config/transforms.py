@@ -2,6 +2,7 @@
 
 In scope of a step's formulas: g the gradient, u the direction (g at first), W the parameter, W0 what it was before this
 update, lr, progress, the group's params, and every name above the line; fan_in and fan_out where there is a matrix.
+noise() is a Gaussian number for each of the parameter's, new in every update.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
 
 from jaxnano.config.base import Node, Range
-from jaxnano.config.expression import Signature, canonical, names
+from jaxnano.config.expression import Signature, canonical, draws, names
 from jaxnano.config.schedule import NamedTraced, Traced, formula
 
 BETA = Range(0.0, 0.99999, "decay")
@@ -20,7 +21,8 @@ EPS = Range(1e-16, 1e-2, "log")
 FREE = Range(-1e6, 1e6, "signed")  # a number of a formula
 NAME = r"^[a-z][a-z0-9_]{0,30}$"
 GIVEN = ("g", "u", "W", "W0", "lr", "progress", "fan_in", "fan_out")  # before the first step
-STEP = Signature(None, reduces=True)  # what its names are is known in the chain alone
+OF_PARTNERS = ("W", "W0", "g", "u")  # of a partner's scope, as NAME_W and so on
+STEP = Signature(None, reduces=True, draws=True)  # what its names are is known in the chain alone
 
 
 @lru_cache(maxsize=1024)
@@ -134,6 +136,13 @@ class Hyperball(Node):
 PRESETS = (Sgd, Adam, Lion, Ademamix, Muon, Soap, Normuon, Decay, CautiousDecay, Hyperball)
 
 
+class Pieces(Node):
+    """Equal pieces of each matrix along an axis, each seen by itself."""
+
+    axis: Literal["out", "in", "heads"] = "out"
+    count: int = Field(ge=2, le=1024)
+
+
 class _Step(Node):
     """formulas: its fields that hold one."""
 
@@ -145,6 +154,11 @@ class _Step(Node):
         used = {name for field in self.formulas for name in names(getattr(self, field), STEP)}
         used |= {name for field in ("decay", "by", "basis") if isinstance(name := getattr(self, field, None), str)}
         return used - set(getattr(self, "params", ()))
+
+    @property
+    def draws(self) -> bool:
+        """Whether it needs random numbers."""
+        return any(draws(getattr(self, field), STEP) for field in self.formulas)
 
     @property
     def writes(self) -> tuple[str, ...]:
@@ -187,6 +201,7 @@ class FormulaStep(_Step):
     params: Annotated[dict[str, Traced], FREE] = Field(default_factory=dict)
     code: str
     into: str = Field(default="u", pattern=rf"^W$|{NAME}")
+    pieces: Pieces | None = None
 
 
 class Factors(_Step):
@@ -248,6 +263,7 @@ class Polar(_Step):
     ] = "quintic"
     prenorm: Literal["frobenius", "schatten"] = "frobenius"
     weights: Annotated[tuple[float, ...], Field(max_length=25)] = ()
+    pieces: Pieces | None = None
 
 
 class TakeStep(_Step):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from jaxnano.config import optimizer as nodes
 from jaxnano.config.base import ConfigError, Problem
 from jaxnano.config.expression import ExpressionError, measure
 from jaxnano.model.specs import Table
-from jaxnano.optim.chain import Chain, Params, build_chain, costs_of
+from jaxnano.optim.chain import Chain, Link, Params, bits_of, build_chain, costs_of
 from jaxnano.optim.memory import Updater, with_memory
 
 
@@ -22,7 +23,8 @@ def build(cfg: nodes.Optimizer, table: Table, progress: Any, total_steps: Any) -
     Args: table: the parameter table. progress: 0..1. total_steps: the horizon, traced.
     Returns: functions that own the parameters.
     """
-    return with_memory(nodes.remembered(cfg), build_chains(cfg, table, progress), progress, total_steps)
+    done = jnp.floor(progress * total_steps) + 1.0  # steps, this one included; progress is taken in its middle
+    return with_memory(nodes.remembered(cfg), build_chains(cfg, table, progress, done), progress, total_steps, done)
 
 
 def members(cfg: nodes.Optimizer, table: Table) -> dict[str, list[str]]:
@@ -33,23 +35,78 @@ def members(cfg: nodes.Optimizer, table: Table) -> dict[str, list[str]]:
     return found
 
 
-def build_chains(cfg: nodes.Optimizer, table: Table, progress: Any) -> Chain:
-    """All groups as one chain over {path: array}, behind the clipping of the global norm."""
+def build_chains(cfg: nodes.Optimizer, table: Table, progress: Any, done: Any) -> Chain:
+    """All groups as one chain over {path: array}, by their clocks, behind the clipping of the global norm.
+
+    done: steps, this one included. The chain's update takes a fourth argument, where parameters that rest stay.
+    """
     parts = {name: paths for name, paths in members(cfg, table).items() if paths}
-    chains = {group.name: build_chain(group.steps, {"lr": group.lr, "progress": progress, **group.params})
+    chains = {group.name: clocked(group, build_chain(
+        group.steps, {"lr": group.lr, "progress": progress, **group.params},
+        {path: table[path].axes for path in parts[group.name]}, links_of(group, table, parts[group.name])),
+        progress, done)
               for group in cfg.groups if group.name in parts}
 
     def init(params: Params) -> dict[str, Any]:
-        return {name: chains[name].init({path: params[path] for path in paths}) for name, paths in parts.items()}
+        bits = bits_of(params)  # of all of them: a group's own may start as constants
+        return {name: chains[name].init({path: params[path] for path in paths}, bits) for name, paths in parts.items()}
 
-    def update(grads: Params, state: dict[str, Any], params: Params) -> tuple[Params, dict[str, Any]]:
+    def update(grads: Params, state: dict[str, Any], params: Params, rest: Params) -> tuple[Params, dict[str, Any]]:
         grads = grads if cfg.clip is None else clip_gradients(grads, cfg.clip)
         moved, new = {}, {}
         for name, paths in parts.items():
-            part, new[name] = chains[name].update({path: grads[path] for path in paths}, state[name],
-                                                  {path: params[path] for path in paths})
+            given, ahead, before = ({path: tree[path] for path in paths} for tree in (grads, params, rest))
+            part, new[name] = chains[name].update(given, state[name], ahead, before)
             moved |= part
         return {path: moved[path] for path in params}, new
+
+    return Chain(init, update)
+
+
+def links_of(group: nodes.Group, table: Table, paths: list[str]) -> dict[str, Link]:
+    """Who is whose partner in a group.
+
+    Raises: ConfigError for a parameter without one, or whose partner has another shape.
+    """
+    found, members = {}, set(paths)
+    for partner in group.partners:
+        pairs: dict[str, str] = {}
+        for path in paths:
+            other = partner.of(path)
+            if other not in members:
+                rule = "is in no pair" if other is None else f"its partner, {other}, is not in the group"
+            elif table[path].shape != table[other].shape[:: -1 if partner.transposed else 1]:
+                rule = f"has shape {table[path].shape}, its partner {other} {table[other].shape}"
+            else:
+                pairs[path] = other
+                continue
+            raise ConfigError([Problem(f"optimizer.groups.{group.name}.partners.{partner.name}", path,
+                                       f"{rule}; pairs of one shape, or of its transpose where transposed, would do")])
+        found[partner.name] = Link(pairs, partner.transposed)
+    return found
+
+
+PENDING = "_gradients"  # no line of a chain can be called this
+
+
+def clocked(group: nodes.Group, chain: Chain, progress: Any, done: Any) -> Chain:
+    """A chain that rests when its group does: then nothing moves but the sum of gradients. See `build_chains`."""
+    frozen = [(progress >= start) & (progress < end) for start, end in group.frozen]
+    still, sums = sum(frozen[1:], start=frozen[0]) if frozen else jnp.zeros([], bool), group.accumulate
+
+    def init(params: Params, bits: Any) -> dict[str, Any]:
+        return {**chain.init(params, bits), **({PENDING: jax.tree.map(jnp.zeros_like, params)} if sums else {})}
+
+    def update(grads: Params, state: dict[str, Any], params: Params, rest: Params) -> tuple[Params, dict[str, Any]]:
+        if group.every == 1 and not frozen:
+            return chain.update(grads, state, params)
+        due = (done % group.every == 0) & ~still
+        kept = {name: value for name, value in state.items() if name != PENDING}
+        grads = jax.tree.map(jnp.add, grads, state[PENDING]) if sums else grads
+        # A branch, so that a step in which the group rests does not pay for its chain.
+        moved, kept = jax.lax.cond(due, lambda: chain.update(grads, kept, params), lambda: (rest, kept))
+        pending = jax.tree.map(lambda g: jnp.where(due | still, jnp.zeros_like(g), g), grads)
+        return moved, {**kept, **({PENDING: pending} if sums else {})}
 
     return Chain(init, update)
 
@@ -77,24 +134,27 @@ def update_cost(cfg: nodes.Optimizer, table: Table) -> UpdateCost:
     Raises: ConfigError for a chain that a parameter's shape does not fit, with the group, the line and the parameter.
     """
     flops, floats, kept = 0.0, 0, nodes.remembered(cfg)
-    found: dict[tuple[str, tuple[int, ...]], UpdateCost] = {}
+    found: dict[tuple[str, tuple[int, ...], str], UpdateCost] = {}
     for group, paths in zip(cfg.groups, members(cfg, table).values(), strict=True):
         steps = group.steps
+        links_of(group, table, paths)
         for path in paths:
-            shape = table[path].shape
-            if (group.name, shape) not in found:
-                found[group.name, shape] = _chain_cost(group, steps, path, shape)
-            own, memory = found[group.name, shape], _memory_cost(kept, path, shape)
+            shape, axes = table[path].shape, table[path].axes
+            if (group.name, shape, axes) not in found:
+                found[group.name, shape, axes] = _chain_cost(group, steps, path, shape, axes)
+            own, memory = found[group.name, shape, axes], _memory_cost(kept, path, shape)
             flops, floats = flops + own.flops + memory.flops, floats + own.floats + memory.floats
     return UpdateCost(flops, floats)
 
 
-def _chain_cost(group: nodes.Group, steps: Any, path: str, shape: tuple[int, ...]) -> UpdateCost:
+def _chain_cost(group: nodes.Group, steps: Any, path: str, shape: tuple[int, ...], axes: str) -> UpdateCost:
     try:
-        costs = [cost for _, cost in costs_of(steps, shape, ("lr", "progress", *group.params))]
+        costs = [cost for _, cost in costs_of(steps, shape, ("lr", "progress", *group.params), axes,
+                                               [partner.name for partner in group.partners])]
     except ExpressionError as error:
         raise ConfigError([Problem(f"optimizer.groups.{group.name}.chain", path, str(error))]) from None
-    return UpdateCost(sum(c.flops for c in costs), sum(c.floats for c in costs))
+    size = math.prod(shape) if group.accumulate else 0
+    return UpdateCost(group.moving * sum(c.flops for c in costs) + size, size + sum(c.floats for c in costs))
 
 
 def _memory_cost(cfg: nodes.Optimizer, path: str, shape: tuple[int, ...]) -> UpdateCost:

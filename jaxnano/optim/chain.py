@@ -7,8 +7,10 @@ time, so that the program grows with the shapes and not with the layers.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import count
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +20,7 @@ from jaxnano.config import transforms as t
 from jaxnano.config.base import name_of
 from jaxnano.config.expression import ExpressionError, evaluate, measure, names
 from jaxnano.optim import kronecker
+from jaxnano.optim.pieces import Cut, cut_of, join, joined_shape, split, split_shape
 from jaxnano.optim.polar import polar_flops, polar_leaves
 
 Params = dict[str, jax.Array]
@@ -39,10 +42,10 @@ class Bases(NamedTuple):
 
 
 class Chain(NamedTuple):
-    """init(params) -> state; update(grads, state, params) -> (params, state)."""
+    """init(params, bits) -> state; update(grads, state, params) -> (params, state)."""
 
-    init: Callable[[Params], dict[str, Any]]
-    update: Callable[[Params, dict[str, Any], Params], tuple[Params, dict[str, Any]]]
+    init: Callable[..., dict[str, Any]]
+    update: Callable[..., tuple[Params, dict[str, Any]]]
 
 
 class Cost(NamedTuple):
@@ -89,21 +92,45 @@ def line(step: t.Step) -> Line:
     raise ValueError(f"{step!r}: no such step")
 
 
-def build_chain(steps: Sequence[t.Step], scalars: Mapping[str, Any]) -> Chain:
-    """The functions of a resolved chain. scalars: lr, progress and the group's params."""
-    lines = [(step, line(step)) for step in steps]
+class Link(NamedTuple):
+    """Of a partner: its path by that of who sees it, and whether it is seen as its transpose."""
 
-    def init(params: Params) -> dict[str, Any]:
-        costs = {path: dict(costs_of(steps, w.shape, scalars)) for path, w in params.items()}
-        return {step.name: one.init(params, {path: costs[path][step.name] for path in params})
+    paths: Mapping[str, str]
+    transposed: bool
+
+
+def build_chain(steps: Sequence[t.Step], scalars: Mapping[str, Any], axes: Mapping[str, str] | None = None,
+                links: Mapping[str, Link] | None = None) -> Chain:
+    """The functions of a resolved chain.
+
+    Args: scalars: lr, progress and the group's params. axes: of parameters, by path. links: of partners, by name.
+    """
+    axes, links = axes or {}, links or {}
+    lines = [(step, line(step)) for step in steps]
+    draws = any(step.draws for step in steps)
+
+    def init(params: Params, bits: jax.Array | None = None) -> dict[str, Any]:
+        costs = {path: dict(costs_of(steps, w.shape, scalars, axes.get(path, ""), links)) for path, w in params.items()}
+        kept = {step.name: one.init(params, {path: costs[path][step.name] for path in params})
                 for step, one in lines if isinstance(step, KEEPS)}
+        seed = bits_of(params) if bits is None else bits
+        return {**kept, **({KEY: jax.random.key_data(jax.random.key(seed))} if draws else {})}
 
     def update(grads: Params, state: dict[str, Any], params: Params) -> tuple[Params, dict[str, Any]]:
         scopes = {path: {**scalars, **_fans(w.shape), "g": grads[path], "u": grads[path], "W": w, "W0": w}
                   for path, w in params.items()}
         new = {}
+        if draws:
+            key, after = jax.random.split(jax.random.wrap_key_data(state[KEY]))
+            new[KEY] = jax.random.key_data(after)
+            for path, scope in scopes.items():
+                scope["noise"] = jax.random.fold_in(key, zlib.crc32(path.encode()))
         for step, one in lines:
-            if (kept := one.run(scopes, state.get(getattr(step, "name", "")))) is not None:
+            _see(step, links, scopes)
+            if (pieces := getattr(step, "pieces", None)) is not None:
+                cuts = {path: cut_of(pieces, w.shape, axes.get(path, "")) for path, w in params.items()}
+                _in_pieces(step, cuts, scopes)
+            elif (kept := one.run(scopes, state.get(getattr(step, "name", "")))) is not None:
                 new[step.name] = kept  # type: ignore[union-attr]
         for step in steps:
             if isinstance(step, t.Factors):
@@ -114,21 +141,38 @@ def build_chain(steps: Sequence[t.Step], scalars: Mapping[str, Any]) -> Chain:
 
 
 KEEPS = (t.Average, t.Factors)
+KEY = "_key"  # no line of a chain can be called this
 
 
-def costs_of(steps: Sequence[t.Step], shape: tuple[int, ...], scalars: Iterable[str]) -> Iterator[tuple[str, Cost]]:
-    """By step, in order: what each costs for a parameter of a shape.
+def bits_of(params: Params) -> jax.Array:
+    """A seed, uint32, from the bits of all parameters: those of a run follow its seed, and init is given nothing else.
+
+    Their sum is that of whole numbers, the same in any order: on every mesh a run draws the same noise.
+    """
+    words = (jax.lax.bitcast_convert_type(w.astype(jnp.float32), jnp.uint32) for w in params.values())
+    return sum((jnp.sum(w, dtype=jnp.uint32) for w in words), start=jnp.zeros([], jnp.uint32))
+
+
+def costs_of(steps: Sequence[t.Step], shape: tuple[int, ...], scalars: Iterable[str], axes: str = "",
+             partners: Iterable[str] = ()) -> Iterator[tuple[str, Cost]]:
+    """By step, in order: what each costs for a parameter of a shape and axes. partners: names of.
 
     Raises: ExpressionError where a step needs a matrix, or leaves u or W without the parameter's shape.
     """
     shapes: dict[str, tuple[int, ...]] = {**dict.fromkeys((*scalars, *_fans(shape)), ()),
                                           **dict.fromkeys(("g", "u", "W", "W0"), shape)}
+    shapes |= {f"{name}_{one}": shape for name in partners for one in t.OF_PARTNERS}
     for step in steps:
         own = dict.fromkeys(getattr(step, "params", ()), ())
         try:
             if fans := step.reads - shapes.keys():
                 raise ExpressionError(f"{min(fans)} is of a matrix; {shape} is the shape of none")
-            found = line(step).cost({**shapes, **own})
+            if (pieces := getattr(step, "pieces", None)) is not None:
+                cut = cut_of(pieces, shape, axes)
+                found = line(step).cost({name: split_shape(of, cut) for name, of in {**shapes, **own}.items()})
+                found = found._replace(shape=joined_shape(found.shape, cut))
+            else:
+                found = line(step).cost({**shapes, **own})
         except ExpressionError as error:
             raise ExpressionError(f"{name_of(step)}: {error}") from None
         for name in step.writes:
@@ -142,9 +186,38 @@ def _fans(shape: tuple[int, ...]) -> dict[str, float]:
     return {"fan_in": float(shape[-2]), "fan_out": float(shape[-1])} if len(shape) > 1 else {}
 
 
-def _value(code: str, scope: Mapping[str, Any], params: Mapping[str, Any] | None = None) -> Any:
-    values = {**scope, **(params or {})}
-    return evaluate(code, {name: values[name] for name in names(code, t.STEP)}, reduces=True)
+def _see(step: t.Step, links: Mapping[str, Link], scopes: Scopes) -> None:
+    """Put what a line reads of partners into scope, all of it as it was before the line."""
+    for name in step.reads:
+        partner, _, one = name.partition("_")
+        if partner in links and one in t.OF_PARTNERS:
+            for path, scope in scopes.items():
+                x = scopes[links[partner].paths[path]][one]
+                scope[name] = x.mT if links[partner].transposed else x
+
+
+def _in_pieces(step: t.Step, cuts: Mapping[str, Cut], scopes: Scopes) -> None:
+    """Run a line that keeps nothing on pieces: it sees them, and their fans, in the place of the whole."""
+    parts: Scopes = {}
+    for path, cut in cuts.items():
+        scope = scopes[path]
+        part = {name: split(scope[name], cut) for name in (step.reads | {"W"}) & scope.keys()}
+        parts[path] = {**part, **_fans(part["W"].shape), "noise": scope.get("noise")}
+    line(step).run(parts, None)
+    for path, cut in cuts.items():
+        scopes[path] |= {name: join(parts[path][name], cut) for name in step.writes}
+
+
+def _value(step: Any, scope: Mapping[str, Any]) -> Any:
+    """What a step's formula is. Each noise() in it is another, and the same however often the line is read."""
+    (code,) = (getattr(step, field) for field in step.formulas)
+    values, calls = {**scope, **getattr(step, "params", {})}, count()
+
+    def noise() -> jax.Array:
+        key = jax.random.fold_in(jax.random.fold_in(scope["noise"], zlib.crc32(step.name.encode())), next(calls))
+        return jax.random.normal(key, scope["W"].shape, scope["W"].dtype)
+
+    return evaluate(code, {name: values[name] for name in names(code, t.STEP)}, reduces=True, noise=noise)
 
 
 def _average_init(step: t.Average, params: Params, costs: dict[str, Cost]) -> Moments:
@@ -157,7 +230,7 @@ def _average(step: t.Average, scopes: Scopes, old: Moments) -> Moments:
     for path, scope in scopes.items():
         decay = _decay(step, scope)
         gain = 1.0 if step.sum else 1 - decay
-        before, now = old.total[path], decay * old.total[path] + gain * _value(step.of, scope)
+        before, now = old.total[path], decay * old.total[path] + gain * _value(step, scope)
         new.total[path] = now
         if step.debias:
             held = old.weight[path]
@@ -175,7 +248,7 @@ def _average_cost(step: t.Average, shapes: Shapes) -> Cost:
 
 def _formula(step: t.FormulaStep, scopes: Scopes, _: None) -> None:
     for scope in scopes.values():
-        scope[step.into] = _value(step.code, scope, step.params)
+        scope[step.into] = _value(step, scope)
 
 
 def _factors_init(params: Params, costs: dict[str, Cost]) -> Bases:
@@ -211,7 +284,7 @@ def _follow(step: t.Factors, steps: Sequence[t.Step], scopes: Scopes, old: dict[
                 if path in now:
                     now[path] = jnp.where(knows if now[path].ndim else knows[0, 0], now[path], was[path])
     for paths in _by_shape(scopes):
-        x, f, riders = _stack([(_value(step.of, scopes[path]), bases.factors[path],
+        x, f, riders = _stack([(_value(step, scopes[path]), bases.factors[path],
                                 tuple(new[name].total[path] for name in live_in)) for path in paths])
         f, riders = kronecker.advance(f, x, _decay(step, scopes[paths[0]]), refresh, riders)
         for i, path in enumerate(paths):
@@ -239,7 +312,7 @@ def _stack(trees: Sequence[Any]) -> Any:
 def _matrices(step: t.Rotate | t.Root, act: Callable[..., jax.Array], scopes: Scopes, _: None) -> None:
     """Act on a formula's value with the factors of all leaves, one shape at a time."""
     for paths in _by_shape(scopes):
-        f, x = _stack([(scopes[path][step.by], _value(step.of, scopes[path])) for path in paths])
+        f, x = _stack([(scopes[path][step.by], _value(step, scopes[path])) for path in paths])
         for path, u in zip(paths, act(f, x), strict=True):
             scopes[path][step.into] = u
 
@@ -253,7 +326,7 @@ def _matrix(code: str, shapes: Shapes, flops: Callable[[tuple[int, ...]], float]
 
 
 def _polar(step: t.Polar, scopes: Scopes, _: None) -> None:
-    values = {path: _value(step.of, scope) for path, scope in scopes.items()}
+    values = {path: _value(step, scope) for path, scope in scopes.items()}
     for path, u in polar_leaves(values, step.coefficients, step.prenorm, step.weights).items():
         scopes[path][step.into] = u
 

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from jaxnano.config import optimizer as nodes
 from jaxnano.config.expression import evaluate, names
-from jaxnano.config.transforms import STEP
 from jaxnano.optim.chain import Params, Scalar
 
 
@@ -37,15 +36,14 @@ class State(NamedTuple):
     memory: dict[str, Params]
 
 
-def with_memory(cfg: nodes.Optimizer, chains: Any, progress: Scalar, total_steps: Scalar) -> Updater:
+def with_memory(cfg: nodes.Optimizer, chains: Any, progress: Scalar, total_steps: Scalar, done: Scalar) -> Updater:
     """The optimizer of chains that may keep memories, look ahead, be evaluated elsewhere and make moves.
 
     Args:
         cfg: resolved, wrapper and readout written out (`remembered`).
-        chains: init(params), update(grads, state, params) -> (params, state), of all parameters.
-        progress, total_steps: of this step.
+        chains: init(params), update(grads, state, params, rest) -> (params, state), of all parameters.
+        progress, total_steps, done: of this step.
     """
-    done = jnp.floor(progress * total_steps) + 1.0  # steps, this one included; progress is taken in its middle
 
     def init(params: Params) -> State:
         params = {path: jnp.copy(w) for path, w in params.items()}
@@ -62,7 +60,7 @@ def with_memory(cfg: nodes.Optimizer, chains: Any, progress: Scalar, total_steps
         """The parameters as a view says; one that lacks a memory which it reads stays."""
         if view is None:
             return state.params
-        needed = names(view.code, STEP) & state.memory.keys()
+        needed = names(view.code, nodes.VIEW) & state.memory.keys()
         out = dict(state.params)
         for path, w in state.params.items():
             if all(path in state.memory[name] for name in needed):
@@ -74,7 +72,7 @@ def with_memory(cfg: nodes.Optimizer, chains: Any, progress: Scalar, total_steps
     def update(grads: Params, state: State) -> State:
         ahead = seen(cfg.gradient, state)
         before = state.params
-        params, inner = chains.update(grads, state.chains, ahead)
+        params, inner = chains.update(grads, state.chains, ahead, before)
         state = _kept(State(params, inner, state.memory), before, ("average", "sum"))
         for move in cfg.moves:
             moved = seen(move, state, before)
@@ -111,7 +109,7 @@ def _kept_for(path: str, memory: dict[str, Params]) -> Params:
 
 
 def _of(code: str, scope: Mapping[str, Any]) -> jax.Array:
-    return jnp.asarray(evaluate(code, {name: scope[name] for name in names(code, STEP)}, reduces=True))
+    return jnp.asarray(evaluate(code, {name: scope[name] for name in names(code, nodes.VIEW)}, reduces=True))
 
 
 def _where(due: Any, new: Params, old: Params) -> Params:

@@ -217,7 +217,9 @@ def _chain(group: Group) -> list[Any]:
     """What a group does to a parameter: a decay of 0 is none."""
     rate = _number(group.lr, traced_range(Group.model_fields["lr"]))
     params = _number(group.params, traced_range(Group.model_fields["params"]))
-    return [rate, params, [_spelled(t) for t in group.chain if getattr(t, "rate", None) != 0]]
+    clock = [group.every, group.accumulate, group.frozen]
+    clock += [_spelled(partner) for partner in group.partners]
+    return [rate, params, clock, [_spelled(t) for t in group.chain if getattr(t, "rate", None) != 0]]
 
 
 def _curve(activation: Activation) -> list[float]:

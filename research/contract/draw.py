@@ -16,6 +16,8 @@ import numpy as np
 from jaxnano.config import expression, formulas, model, optimizer, presets, schedule, transforms
 from jaxnano.config.base import ConfigError, Node, Range, dump, traced_range, validate
 from jaxnano.config.recipe import Recipe
+from jaxnano.model.specs import specs
+from jaxnano.optim.build import update_cost
 
 ACTIVATIONS = (
     ("x * sigmoid(a * x)", ("a",)), ("relu(x) ** 2 + a * x", ("a",)), ("tanh(x) + sin(a * x) / b", ("a", "b")),
@@ -34,7 +36,7 @@ DIRECTIONS = (transforms.Sgd, transforms.Adam, transforms.Lion, transforms.Adema
 DIRECTED = (
     ("brake", "u - a * minimum(dot(u, W) / maximum(dot(W, W), 1e-30), 0) * W"), ("mixed", "u + a * sign(u) * norm(u)"),
     ("floor", "u * maximum(1, a * norm(W) / maximum(norm(u), 1e-30))"), ("bound", "u / maximum(1, a * norm(u))"),
-    ("agree", "u * where(u * g, 1, a)"),
+    ("agree", "u * where(u * g, 1, a)"), ("jitter", "u + 0.01 * a * norm(u) * noise()"),
 )
 SCHEDULES = ("a * (1 - progress)", "a * exp(-3 * progress ** 2)", "maximum(a - progress, a / 2)")
 
@@ -182,8 +184,23 @@ class Draw:
         parts = [["matrix", *tables], [role for role in optimizer.ROLES if role != "matrix" and role not in tables]]
         if self.chance(0.3):
             parts[1:] = [parts[1][:2], parts[1][2:]]
-        return [{"name": f"group{i}", "roles": roles, "lr": self.traced(Range(1e-5, 1.0, "log")),
-                 "chain": self.chain(set(roles) <= {"matrix", "embedding", "head"})} for i, roles in enumerate(parts)]
+        found = [{"name": f"group{i}", "roles": roles, "lr": self.traced(Range(1e-5, 1.0, "log")), **self.clock(),
+                  "chain": self.chain(set(roles) <= {"matrix", "embedding", "head"})} for i, roles in enumerate(parts)]
+        return [*self.circuit(), *found]
+
+    def circuit(self) -> list[dict[str, Any]]:
+        """Now and then values and outputs of attention that see each other."""
+        code = self.pick(("u * norm(o_W) / maximum(norm(W), 1e-30)", "u + a * (o_u - u)", "u + a * sign(o_g)"))
+        step = {"name": "pair", "code": code} | ({"params": {"a": 0.1}} if " a " in code else {})
+        step |= self.pick(({}, {"pieces": {"axis": "heads", "count": 2}}))
+        return self.pick(([],) * 5 + ([{
+            "name": "circuit", "paths": ["*/attention/v", "*/attention/o"], "lr": self.traced(Range(1e-5, 1.0, "log")),
+            "partners": [{"name": "o", "pairs": [["v", "o"]], "transposed": True}],
+            "chain": [self.node(self.pick(DIRECTIONS)), step]}],))
+
+    def clock(self) -> dict[str, Any]:
+        """Now and then a group that rests."""
+        return self.pick(([{}] * 7) + [{"every": 2}, {"every": 2, "accumulate": True}, {"frozen": [[0.0, 0.3]]}])
 
     def diffs(self) -> list[dict[str, Any]]:
         """Now and then some blocks that differ."""
@@ -226,6 +243,9 @@ class Draw:
         if self.chance(0.2):
             kind = type(validate(optimizer.Group, {"name": "g", "lr": 0.1, "chain": steps[:1]}).chain[0])
             steps[:1] = [dump(step) for step in presets.expand(validate(kind, steps[0]))]
+        for step in steps if matrices else ():
+            if "code" in step or step["kind"] == "polar":
+                step |= self.pick(({}, {}, {"pieces": {"axis": self.pick(("in", "out")), "count": 2}}))
         return steps + end
 
 
@@ -235,11 +255,13 @@ def random_recipe(rng: np.random.Generator, base: Recipe, tries: int = 200) -> R
         draw = Draw(rng, base.model.width, base.model.depth + 1)
         try:
             seen = {"set": {"model": {"attention": {"window": int(rng.integers(0, 13))}}}}
-            return validate(Recipe, dump(base) | {
+            recipe = validate(Recipe, dump(base) | {
                 "evaluation": seen if draw.chance(0.1) else None,
                 "model": draw.node(model.Model) | {"vocab": base.model.vocab},
                 "optimizer": draw.node(optimizer.Optimizer),
             })
+            update_cost(recipe.optimizer, specs(recipe))  # says whether chains fit the parameters
+            return recipe
         except ConfigError:
             continue
     raise RuntimeError(f"no valid recipe in {tries} draws")

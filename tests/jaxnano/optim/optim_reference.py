@@ -77,11 +77,14 @@ def directions(grads, *chain, params=None):
 
 
 def optimizer(table_shapes, progress, steps, **fields):
-    """An optimizer of one group, plain gradient descent at a rate of 0.1 unless `chain` says else, at one step."""
-    chain = fields.pop("chain", [{"kind": "step"}])
+    """An optimizer of one group, plain gradient descent at a rate of 0.1 unless `chain` says else, at one step.
+
+    clock: the group's.
+    """
+    chain, clock = fields.pop("chain", [{"kind": "step"}]), fields.pop("clock", {})
     cfg = validate(Optimizer, {"clip": None, **fields, "groups": [
         {"name": "all", "roles": ["matrix", "embedding", "head", "gain", "bias", "scalar", "gate"], "lr": 0.1,
-         "chain": chain}]})
+         "chain": chain, **clock}]})
     table = {path: Spec(shape, "matrix", Initial("zeros"), "DD") for path, shape in table_shapes.items()}
     return build(at(cfg, values_of(cfg), jnp.float32(progress)), table, progress, jnp.float32(steps))
 

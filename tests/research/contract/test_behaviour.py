@@ -135,6 +135,13 @@ def test_a_constant_schedule_is_its_number_and_no_decay_is_a_decay_of_0():
         build(BASE, [changes("x", {f"{CHAIN}.decay": ABSENT})]))
 
 
+def test_recipes_that_differ_in_a_clock_behave_differently():
+    place = "optimizer.groups.rest"
+    clocks = ([], [f"{place}.every=2"], [f"{place}.every=3"], [f"{place}.frozen=[[0.0, 0.1]]"],
+              [f"{place}.every=2", f"{place}.accumulate=true"])
+    assert len({behaviour(changed(*clock)) for clock in clocks}) == len(clocks)
+
+
 def test_the_tuner_moves_live_numbers_only():
     recipe = changed(*RECIPES["a group without members"][3:], "model.init.head_std=0.1")
     known = [Known("x", "x", recipe, (), 0.1, 0.01, 1, 0.1)]
