@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxnano.config.base import Node, dump_full, name_of, traced_range
+from jaxnano.config.base import Node, dump_full, fields, name_of, traced_range
 from jaxnano.config.edit import read
 from jaxnano.config.recipe import Recipe
 
@@ -47,8 +47,8 @@ class Place(NamedTuple):
 
 def places(node: Node, data: dict[str, Any], path: str = "", stable: str = "") -> Iterator[Place]:
     """Every field below `node`, with the plain data that stands for it."""
-    for name in type(node).model_fields:
-        value, here = getattr(node, name), f"{path}.{name}" if path else name
+    for name, value, _ in fields(node):
+        here = f"{path}.{name}" if path else name
         keep = here if stable == path else stable
         yield Place(here, keep, data, name, node)
         if isinstance(value, Node):
