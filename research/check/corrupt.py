@@ -54,9 +54,9 @@ def places(node: Node, data: dict[str, Any], path: str = "", stable: str = "") -
         if isinstance(value, Node):
             yield from places(value, data[name], here, keep)
         elif isinstance(value, tuple):
-            for item, plain in zip(value, data[name], strict=True):
+            for i, (item, plain) in enumerate(zip(value, data[name], strict=True)):
                 if isinstance(item, Node):
-                    yield from places(item, plain, f"{here}.{name_of(item)}", keep)
+                    yield from places(item, plain, f"{here}.{name_of(item) or i}", keep)
 
 
 def corrupt(rng: np.random.Generator, recipe: Recipe, frozen: tuple[str, ...] = ()) -> Corruption:
