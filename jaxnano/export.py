@@ -28,8 +28,8 @@ import numpy as np
 
 from jaxnano import published
 from jaxnano.config.base import ConfigError, Problem, is_under
+from jaxnano.config.block import Gelu
 from jaxnano.config.edit import diff, show
-from jaxnano.config.model import Gelu
 from jaxnano.config.recipe import Recipe, at, hypers, shipped
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"

@@ -50,7 +50,7 @@ def partial(*nodes: type[Node]) -> type[Partial]:
     for node in nodes:
         for name, field in node.model_fields.items():
             if name == "kind":
-                fields[name] = (str | None, None)
+                fields[name] = (field.annotation | None if len(nodes) == 1 else None, None)  # type: ignore[operator]
             elif name not in fields:
                 fields[name] = (_annotation(field), None)
     names = [node.__name__ for node in nodes]
@@ -91,8 +91,12 @@ def _one(nodes: tuple[type[Node], ...]) -> Any:
         return partial(*nodes)
     kinds = {kind_of(node): partial(node) for node in nodes}
     tagged = [Annotated[kind, Tag(name)] for name, kind in kinds.items()]
-    return Annotated[Union[(*tagged, Annotated[partial(*nodes), Tag("same")])], Discriminator(
-        lambda value: (value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)) or "same")]
+    return Annotated[Union[(*tagged, Annotated[partial(*nodes), Tag("same")])], Discriminator(_tag)]
+
+
+def _tag(value: Any) -> str:
+    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    return "same" if kind is None else str(kind)
 
 
 def overlay(node: Any, change: Any) -> Any:
@@ -105,7 +109,7 @@ def overlay(node: Any, change: Any) -> Any:
                                        for name, value in told.items()})
     kind = told.pop("kind", None)
     if node is None or kind is not None and kind != getattr(node, "kind", kind):
-        target = next(t for t in change.targets if kind is None or kind_of(t) == kind)
+        target = next(t for t in change.targets if kind is None or kind in get_args(t.model_fields["kind"].annotation))
         node = target.model_construct(**({"kind": kind} if kind else {}))
     return node.model_copy(update={name: _laid(getattr(node, name, None), value) for name, value in told.items()})
 

@@ -9,8 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxnano.config.block import ConstantScale, Rotary
 from jaxnano.config.formulas import HeadInput
-from jaxnano.config.model import ConstantScale, Model, Rotary
+from jaxnano.config.model import Model
 from jaxnano.model import backend
 from jaxnano.model.linear import declare, declare_linear, fused_linear
 from jaxnano.model.norm import rms_normalize

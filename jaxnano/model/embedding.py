@@ -8,7 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxnano.config.model import Learned, Model
+from jaxnano.config.block import Learned
+from jaxnano.config.model import Model
 from jaxnano.model.linear import declare
 from jaxnano.model.norm import Norm
 

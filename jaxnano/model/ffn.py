@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxnano.config import expression
-from jaxnano.config.model import FormulaActivation, Gelu, Glu, Model, ReluSquared, Silu
+from jaxnano.config.block import FormulaActivation, Gelu, Glu, ReluSquared, Silu
+from jaxnano.config.model import Model
 from jaxnano.model import backend
 from jaxnano.model.linear import declare_linear, fused_linear
 

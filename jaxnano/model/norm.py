@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxnano.config.model import LayerNorm
+from jaxnano.config.block import LayerNorm
 from jaxnano.model.linear import declare
 
 

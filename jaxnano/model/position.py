@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnano.config.model import Alibi, Rotary
+from jaxnano.config.block import Alibi, Rotary
 
 
 def frequencies(cfg: Rotary, head_dim: int) -> jax.Array:

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnano.config.model import LayerNorm, Learned, Model, TokenGate
+from jaxnano.config.block import LayerNorm, Learned
+from jaxnano.config.model import Model, TokenGate
 from jaxnano.config.optimizer import Role
 from jaxnano.config.recipe import Recipe
 

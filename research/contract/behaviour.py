@@ -12,19 +12,10 @@ from typing import Any, get_args
 import numpy as np
 
 from jaxnano.config.base import Node, Range, digest, dump, finite, is_under, traced_range, walk
+from jaxnano.config.block import Activation, Alibi, BlockTree, FormulaActivation, Gelu, Learned, Rotary
 from jaxnano.config.depth import blocks_at
 from jaxnano.config.expression import evaluate
-from jaxnano.config.model import (
-    Activation,
-    Alibi,
-    BlockTree,
-    FormulaActivation,
-    Gelu,
-    Injection,
-    Learned,
-    Model,
-    Rotary,
-)
+from jaxnano.config.model import Injection, Model
 from jaxnano.config.optimizer import Group
 from jaxnano.config.partial import settings
 from jaxnano.config.recipe import Recipe, shipped

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import numpy as np
 
-from jaxnano.config import expression, formulas, model, optimizer, presets, schedule, transforms
+from jaxnano.config import block, expression, formulas, model, optimizer, presets, schedule, transforms
 from jaxnano.config.base import ConfigError, Node, Range, dump, traced_range, validate
 from jaxnano.config.recipe import Recipe
 from jaxnano.model.specs import specs
@@ -50,14 +50,14 @@ class Draw:
         self.special: dict[tuple[type[Node], str], Callable[[], Any]] = {
             (model.Model, "width"): lambda: self.width,
             (model.Model, "depth"): lambda: self.depth,
-            (model.Attention, "heads"): lambda: self.pick([h for h in (1, 2, 4, 6, 8) if self.width % (2 * h) == 0]),
-            (model.Attention, "kv_heads"): lambda: self.pick([None, 1, 2]),
-            (model.Attention, "head_dim"): lambda: self.pick([None, None, 4, 8, 10]),
-            (model.Attention, "windows"): lambda: self.integers(0, 12, int(rng.integers(0, 4))),
-            **dict.fromkeys([(model.Attention, "dropped"), (model.Mlp, "dropped"), (model.Glu, "dropped")],
+            (block.Attention, "heads"): lambda: self.pick([h for h in (1, 2, 4, 6, 8) if self.width % (2 * h) == 0]),
+            (block.Attention, "kv_heads"): lambda: self.pick([None, 1, 2]),
+            (block.Attention, "head_dim"): lambda: self.pick([None, None, 4, 8, 10]),
+            (block.Attention, "windows"): lambda: self.integers(0, 12, int(rng.integers(0, 4))),
+            **dict.fromkeys([(block.Attention, "dropped"), (block.Mlp, "dropped"), (block.Glu, "dropped")],
                             lambda: self.blocks(self.depth, 0.15)),
             **dict.fromkeys([(model.Residual, "saves"), (model.Residual, "injections")], list),  # together, below
-            (model.Attention, "window"): lambda: 0,  # where there are no windows, see `diffs`
+            (block.Attention, "window"): lambda: 0,  # where there are no windows, see `diffs`
             (model.Model, "blocks"): self.diffs,
             (model.Init, "rules"): self.init_rules,
             (model.Residual, "value_embeddings"): self.value_embeddings,
@@ -100,7 +100,7 @@ class Draw:
 
     def node(self, kind: type[Node]) -> dict[str, Any]:
         """A node: required fields always, the others in half of the cases."""
-        if kind is model.FormulaActivation:
+        if kind is block.FormulaActivation:
             code, names = self.pick(ACTIVATIONS)
             params = {name: self.number(Range(0.1, 3.0)) for name in names}
             return {"kind": "expression", "code": code, "params": params}
@@ -207,12 +207,12 @@ class Draw:
         found = []
         for i in range(self.pick((0, 0, 1, 2))):
             at = self.pick(([{"block": -1}], [{"share": 0.0}], [{"first": 0, "every": 2}], "all"))
-            ffn = self.node(self.pick((model.Mlp, model.Glu))) | {"dropped": []}
+            ffn = self.node(self.pick((block.Mlp, block.Glu))) | {"dropped": []}
             change = self.pick((
                 {"attention": {"window": int(self.rng.integers(1, 13))}}, {"attention": {"qk_norm": self.chance(0.5)}},
                 {"ffn": {"ratio": float(self.pick((0.5, 1.0, 2.0)))}}, {"ffn": ffn},
                 {"attention": {"output": self.node(formulas.Output)}},
-                {"attention": None}, {"norm": self.node(model.RmsNorm)}, {"bias": self.chance(0.5)},
+                {"attention": None}, {"norm": self.node(block.RmsNorm)}, {"bias": self.chance(0.5)},
                 {"position": {"kind": "none"}},
                 {"attention": {"scale": {"kind": "constant", "value": 0.2}}}))
             found.append({"name": f"diff{i}", "at": at, "set": change})

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 from jaxnano.config.base import Node, Range, finite, name_of, traced_range
-from jaxnano.config.model import BlockTree
+from jaxnano.config.block import BlockTree
 from jaxnano.config.recipe import Recipe
 from jaxnano.config.schedule import Constant, Schedule
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from jaxnano.config.base import ConfigError, dump, leaves, validate
+from jaxnano.config.block import ConstantScale, Glu, Silu
 from jaxnano.config.depth import DepthPlace, blocks_at
 from jaxnano.config.edit import ABSENT, Diff, Edit, apply, diff, invert, read
-from jaxnano.config.model import ConstantScale, Glu, Silu
 from jaxnano.config.recipe import Recipe, at, hypers, recipe_id, shipped, structure_id
 from jaxnano.cost import preflight
 from jaxnano.evaluate import evaluate
@@ -53,6 +53,10 @@ def test_places(places: Any, depth: int, expected: tuple[int, ...]) -> None:
     ({"set": {"attention": {"hads": 2}}}, "model.blocks.long.set.attention.hads: 2: no such field; heads would do"),
     ({"set": {"ffn": {"ratio": 99.0}}}, "model.blocks.long.set.ffn.ratio: 99.0: at most 16 would do"),
     ({"set": {"ffn": {"kind": "moe"}}}, "model.blocks.long.set.ffn.kind: \"moe\": one of 'mlp', 'glu'"),
+    ({"set": {"ffn": {"kind": ""}}}, "model.blocks.long.set.ffn.kind: \"\": one of 'mlp', 'glu'"),
+    ({"set": {"ffn": {"kind": ["mlp"]}}}, "model.blocks.long.set.ffn.kind"),
+    ({"set": {"ffn": {"kind": "same"}}}, "model.blocks.long.set.ffn.kind"),
+    ({"set": {"attention": {"gate": {"kind": "tanh"}}}}, "model.blocks.long.set.attention.gate.kind"),
     ({"set": {"norm": None}}, "model.blocks.long.set.norm: null"),
     ({"set": {"attention.window": 8}}, "no such field"),
     ({"set": {"vocab": 8}}, "model.blocks.long.set.vocab: 8: no such field"),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnano.config.model import FormulaActivation, Gelu, ReluSquared, Silu
+from jaxnano.config.block import FormulaActivation, Gelu, ReluSquared, Silu
 from jaxnano.model.ffn import activate
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnano.config.model import LayerNorm, RmsNorm
+from jaxnano.config.block import LayerNorm, RmsNorm
 from jaxnano.model.norm import Norm, rms_normalize
 
 X = np.random.default_rng(0).normal(2.0, 3.0, (2, 5, 16)).astype(np.float32)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnano.config.model import Alibi, NoPosition, Rotary
+from jaxnano.config.block import Alibi, NoPosition, Rotary
 from jaxnano.model.position import alibi_slopes, frequencies, rotate
 
 

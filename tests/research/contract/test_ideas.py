@@ -116,7 +116,7 @@ def test_every_mechanism_is_in_an_idea(track, recipes):
 
 
 def test_coverage_notices_a_mechanism_that_no_idea_has(track, recipes):
-    node = "jaxnano.config.model.Alibi"
+    node = "jaxnano.config.block.Alibi"
     others = [recipe for name, recipe in recipes.items() if not name.startswith("alibi")]
     assert unreached([track.base_recipe, *others]) == {("jaxnano.config.model.Model", "position", node)}
 
