@@ -79,7 +79,8 @@ def _fields(node: type[Node], path: str, depth: int, frozen: Collection[str]) ->
         here = f"{path}.{name}" if path else name
         if name == "kind" or {name} < FORMULA <= node.model_fields.keys():
             continue
-        first = told.setdefault(field.annotation, name)
+        traced = traced_range(field) is not None  # whose ranges differ though their types do not
+        first = name if traced else told.setdefault(field.annotation, name)
         if first != name and _nodes(field.annotation) and not any(is_under(place, here) for place in frozen):
             yield f"{'  ' * depth}{name}: as {first}"
         else:

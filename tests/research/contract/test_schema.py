@@ -31,6 +31,13 @@ def test_every_field_of_every_node_is_described():
         assert not missing, title
 
 
+def test_every_traced_field_has_its_own_range():
+    """Fields of one type with other ranges are not told as each other's."""
+    lines = [line.strip() for line in describe("optimizer.groups.matrices.chain")]
+    for line in ("b1: traced 0..0.99999 decay = 0.9", "eps: traced 1e-16..0.01 log = 1e-08", "alpha: traced 0..30 = 2"):
+        assert line in lines
+
+
 def test_a_preset_is_written_out_as_it_can_be_put_back():
     """What an agent copies is the preset again; with a change inside it is a chain of its own."""
     told = dict(line.split(" stands for: ") for line in describe("optimizer.groups.matrices.chain")
@@ -44,7 +51,7 @@ def test_a_preset_is_written_out_as_it_can_be_put_back():
 
 def test_it_fits_a_prompt_and_names_what_is_frozen_without_describing_it():
     lines = describe("", FROZEN)
-    assert sum(map(len, lines)) < 18_000 and "  vocab: frozen" in lines and "data: frozen" in lines
+    assert sum(map(len, lines)) < 19_000 and "  vocab: frozen" in lines and "data: frozen" in lines
     assert not any("shards" in line for line in lines)
     assert describe("data.kind", FROZEN) == ["data.kind: frozen by the track, with all of data"]
 
