@@ -33,7 +33,6 @@ class Formula(Node):
         """The formula's value, whose shape may be smaller than its place's. values: by name in scope."""
         return expression.evaluate(self.code, {**self.params, **values}, self.place.reduces, self.place.axes)
 
-
     @model_validator(mode="after")
     def _changes(self) -> Formula:
         if self.needed == (self.code,) and not getattr(self, "gain", False):

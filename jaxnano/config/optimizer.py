@@ -9,6 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from jaxnano.config import expression, presets
 from jaxnano.config.base import Node, Range, refuse, unique_names
+from jaxnano.config.formulas import Formula
 from jaxnano.config.schedule import Traced, formula
 from jaxnano.config.transforms import BETA, FREE, NAME, STEP, Adam, Decay, Step, Transform
 
@@ -130,16 +131,10 @@ class Memory(Node):
             fnmatch.fnmatchcase(path, p) for p in self.without)
 
 
-class View(Node):
+class View(Formula):
     """Other values of the parameters: a formula of W, memories and progress. One that lacks a memory stays as it is."""
 
-    params: Annotated[dict[str, Traced], FREE] = Field(default_factory=dict)
-    code: str
-
-    @field_validator("code")
-    @classmethod
-    def _canonical(cls, code: str, info: ValidationInfo) -> str:
-        return formula(code, info, VIEW)
+    place = VIEW
 
 
 class Move(View):

@@ -96,8 +96,7 @@ def check(chain: Sequence[Node], params: Iterable[str], partners: Iterable[str] 
     known, unused = {*t.GIVEN, *params}.union(*theirs.values()), set(params)
     kept = known - {"u", "W"}
     clashes = []  # a name taken by a line, or by one that a preset stands for
-    for line in ((item, step) for item in chain for step in expand(item)):
-        item, step = line
+    for item, step in [(one, step) for one in chain for step in expand(one)]:
         place, own = f"chain.{name_of(item)}", set(getattr(step, "params", ()))
         keeps = set(step.writes) if isinstance(step, t.Average | t.Factors) else set()
         if missing := sorted(step.reads - known):

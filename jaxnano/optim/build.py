@@ -162,6 +162,5 @@ def _memory_cost(cfg: nodes.Optimizer, path: str, shape: tuple[int, ...]) -> Upd
     views = [view for view in (cfg.gradient, *cfg.moves) if view is not None]
     flops = sum(measure(v.code, {**shapes, **dict.fromkeys(v.params, ())}).flops for v in views)
     held = [m for m in cfg.memory if m.keeps(path)]
-    size = len(held) and measure("W + 0", shapes).flops
-    flops += sum(measure(m.of, shapes).flops + 3.0 * size for m in held)
-    return UpdateCost(flops, int(len(held) * size))
+    flops += sum(measure(m.of, shapes).flops + 3.0 * math.prod(shape) for m in held)
+    return UpdateCost(flops, len(held) * math.prod(shape))

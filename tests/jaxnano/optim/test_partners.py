@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from optim_reference import group, random_tree
-from polynomials import POLYNOMIALS
+from polynomials import orthogonalized
 
 from jaxnano.config.base import ConfigError, leaves, validate
 from jaxnano.config.optimizer import Optimizer
@@ -38,14 +38,6 @@ def optimizer(*chain, **fields):
     return validate(Optimizer, {"clip": None, "groups": [first, rest]})
 
 
-def orthogonal(x):
-    left, values, right = np.linalg.svd(x, full_matrices=False)
-    values = values / (np.linalg.norm(values) + 1e-7)
-    for a, b, c in POLYNOMIALS["converged"]:
-        values = a * values + b * values**3 + c * values**5
-    return (left * values) @ right
-
-
 def reference(v, o, grads_v, grads_o):
     """The definition, head by head: v is (D, H K), o is (H K, D)."""
     def heads(w, axis):
@@ -54,7 +46,7 @@ def reference(v, o, grads_v, grads_o):
     mv = mo = 0.0
     for gv, go in zip(grads_v, grads_o, strict=True):
         mv, mo = 0.8 * mv + 0.2 * gv, 0.8 * mo + 0.2 * go
-        dv, do = orthogonal(0.8 * mv + 0.2 * gv), orthogonal(0.8 * mo + 0.2 * go)
+        dv, do = orthogonalized(0.8 * mv + 0.2 * gv, "converged"), orthogonalized(0.8 * mo + 0.2 * go, "converged")
         size = v.shape[1] // HEADS
         sv = [(np.sum(x**2) / size + EPS) ** -0.5 for x in heads(v, 1)]
         so = [(np.sum(x**2) / size + EPS) ** -0.5 for x in heads(o, 0)]

@@ -1,10 +1,12 @@
 """Lines of a chain that see a matrix in pieces, against NumPy in float64 that cuts it by hand."""
 
+from functools import partial
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from optim_reference import assert_all_close, directions, group, optimizer, random_tree
-from polynomials import POLYNOMIALS
+from polynomials import orthogonalized
 
 from jaxnano.config.base import ConfigError
 from jaxnano.model.specs import Initial, Spec
@@ -12,16 +14,8 @@ from jaxnano.optim.build import update_cost
 from jaxnano.optim.chain import build_chain, costs_of
 from tests.jaxnano.optim.test_chain import grouped
 
+quintic = partial(orthogonalized, kind="quintic")
 SHAPES = {"square": (6, 6), "tall": (12, 6), "wide": (6, 12)}
-
-
-def orthogonal(x):
-    """The quintic's polynomial of every singular value."""
-    left, values, right = np.linalg.svd(x, full_matrices=False)
-    values = values / (np.linalg.norm(values) + 1e-7)
-    for a, b, c in POLYNOMIALS["quintic"]:
-        values = a * values + b * values**3 + c * values**5
-    return (left * values) @ right
 
 
 def by_piece(x, axis, count, act):
@@ -34,7 +28,7 @@ def by_piece(x, axis, count, act):
 def test_each_piece_is_orthogonalised_on_its_own(axis, count):
     grads = random_tree(0, SHAPES, 1)
     got = directions(grads, {"kind": "polar", "pieces": {"axis": axis, "count": count}})
-    expected = {path: by_piece(g[0].astype(np.float64), axis, count, orthogonal)[None] for path, g in grads.items()}
+    expected = {path: by_piece(g[0].astype(np.float64), axis, count, quintic)[None] for path, g in grads.items()}
     assert_all_close(got, expected, 2e-5)
     whole = directions(grads, {"kind": "polar"})
     assert all(np.abs(whole[path] - got[path]).max() > 0.05 for path in SHAPES)
@@ -68,7 +62,7 @@ def test_heads_are_where_the_table_has_them():
     zero = {path: jnp.zeros(shape) for path, shape in shapes.items()}
     moved, _ = chain.update(grads, chain.init(zero), zero)
     for path, axis in (("q", "out"), ("o", "in")):
-        expected = by_piece(grads[path].astype(np.float64), axis, 2, orthogonal)
+        expected = by_piece(grads[path].astype(np.float64), axis, 2, quintic)
         np.testing.assert_allclose(-moved[path], expected, atol=2e-5, err_msg=path)
 
 
