@@ -17,10 +17,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from jaxnano.config.base import ConfigError, Problem
+from jaxnano.config.base import ConfigError, Node, Problem
 from jaxnano.config.recipe import Recipe, recipe_id
 from research.contract.gate import Gate, Verdict
-from research.contract.idea import Idea, part
 from research.contract.part import INBOX, MAX_NAME, MAX_WHY, MOST, IdeaEdit, Part, Proposal, title
 from research.contract.proposal import claimed, replaces
 from research.contract.track import Track
@@ -47,7 +46,7 @@ On = Annotated[str, Field(description="`best` (the champion, or else the candida
                           "id")]
 
 
-class Ask(Idea):
+class Ask(Node):
     """Edits on top of a recipe that is known."""
 
     edits: Edits
@@ -162,7 +161,7 @@ class Inbox:
         """
         parent, parts = self.parts_on(ask.on)
         name = ask.name or ", ".join(".".join(edit.path.split(".")[-2:]) for edit in ask.edits)[:MAX_NAME]
-        new = part(ask.model_copy(update={"name": name, "effect": min(max(ask.effect, -1.0), 1.0)}))
+        new = Part(name=name, edits=ask.edits, effect=min(max(ask.effect, -1.0), 1.0), source=ask.source, why=ask.why)
         kept = [old for old in parts if not replaces(new, old)]
         taken = {old.name for old in kept}
         names = itertools.chain([name], (f"{name} {i}" for i in itertools.count(2)))

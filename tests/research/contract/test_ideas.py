@@ -101,7 +101,7 @@ def test_every_technique_names_ideas_or_what_is_missing(tmp_path, monkeypatch):
 
 def test_a_frozen_place_is_told_from_one_that_does_not_fit(track):
     def stands(path, new):
-        return standing(Idea(name="a", why="w", source="s", effect=0, edits=(IdeaEdit(path=path, new=new),)),
+        return standing(Idea(name="a", why="w", source="s", prior="none", edits=(IdeaEdit(path=path, new=new),)),
                         track.base_recipe, Gate(track))
 
     assert stands("data.batch", 4)[:2] == ("frozen", "track tiny has settled data.batch")
@@ -126,14 +126,14 @@ def test_an_idea_says_why_and_whose(idea: Idea):
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", idea.name)
     assert re.fullmatch(r"[A-Z0-9].{20,130}\.", idea.why) and ". " not in idea.why  # one sentence
     assert re.search(r"arXiv:\d{4}\.\d{4,5}|\b(19|20)\d\d\b|track 3|Gemma 2|Hyperball", idea.source)
-    assert -1.0 < idea.effect < 1.0
+    assert bool(idea.evidence) == (idea.prior != "none")
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("ideas: [{name: a, why: b, source: c, effect: 0.1}]", "ideas.a.edits"),
-        ("ideas: [{name: a, why: b, source: c, effect: much, edits: []}]", "ideas.a.effect"),
+        ("ideas: [{name: a, why: b, source: c, prior: small}]", "ideas.a.edits"),
+        ("ideas: [{name: a, why: b, source: c, prior: much, edits: []}]", "ideas.a.prior"),
         ("ideas: [", "not YAML"),
     ],
 )
@@ -146,7 +146,7 @@ def test_a_malformed_file_is_named(tmp_path, monkeypatch, text, expected):
 
 def test_a_name_used_twice_is_refused(tmp_path, monkeypatch):
     for file in ("one.yaml", "two.yaml"):
-        (tmp_path / file).write_text("ideas: [{name: same, why: b, source: c, effect: 0.1, edits: []}]")
+        (tmp_path / file).write_text("ideas: [{name: same, why: b, source: c, prior: small, edits: []}]")
     monkeypatch.setattr(idea, "FOLDER", tmp_path)
     with pytest.raises(ConfigError, match="two.yaml: .same.: an idea of this name"):
         ideas.__wrapped__()
@@ -154,7 +154,7 @@ def test_a_name_used_twice_is_refused(tmp_path, monkeypatch):
 
 def test_an_idea_that_applies_nowhere_is_told_and_not_taken_for_one_of_another_track(track):
     def idea(name, path, new):
-        return Idea(name=name, why="w", source="s", effect=0.1, edits=(IdeaEdit(path=path, new=new),))
+        return Idea(name=name, why="w", source="s", prior="small", edits=(IdeaEdit(path=path, new=new),))
 
     good = idea("good", "optimizer.groups.matrices.lr.value", 0.003)
     wrong = idea("misspelt", "model.positoin", {"kind": "rotary"}), idea("wild", "model.width", -5)

@@ -170,7 +170,7 @@ def test_what_outsiders_promise_is_kept_apart_by_who_promises(story):
     story.propose([mine, other], lane="llm", origin="two", name="y")
     story.propose([part(ideas()["rotary"]), other], lane="recombine", name="z")
     promises = [arm.candidate.promise for arm in story.snapshot().arms[-3:]]
-    rotary = ideas()["rotary"].effect
+    rotary = part(ideas()["rotary"]).effect
     assert promises == [{"inbox one": 0.01}, {"inbox one": 0.01, "llm two": 0.01}, {"": rotary, "llm two": 0.01}]
 
 

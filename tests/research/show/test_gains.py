@@ -32,8 +32,10 @@ def story(tmp_path):
     """Two recipes alike in worth, one run on seed 0 and one on both, where the base is unlucky on seed 0."""
     story = Story(tmp_path / "s")
     story.base = story.propose()
-    story.steady = story.propose([part(ideas()["rotary"])], name="steady")
-    story.lucky = story.propose([part(ideas()["relu-squared"])], name="lucky", lane="tuner", parents=(story.steady,))
+    expected, not_so = (part(ideas()[name]).model_copy(update={"effect": effect})
+                        for name, effect in (("rotary", 0.35), ("relu-squared", 0.03)))
+    story.steady = story.propose([expected], name="steady")
+    story.lucky = story.propose([not_so], name="lucky", lane="tuner", parents=(story.steady,))
     losses = {story.base: {0: 3.0, 1: 3.0 - LUCK}, story.steady: {0: 2.245, 1: 2.245}, story.lucky: {0: 2.25}}
     for recipe, by_seed in losses.items():
         for seed, value in by_seed.items():
