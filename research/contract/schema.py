@@ -40,7 +40,7 @@ def describe(path: str = "", frozen: Collection[str] = ()) -> list[str]:
         return [f"{path}: frozen by the track, with all of {above}"]
     if not path:
         return [*_fields(Recipe, "", 0, frozen), "", *legend()]
-    field = _at(path)
+    field = field_at(path)
     presets = [node for node in nodes_in(field.annotation) if node in PRESETS]
     return [*_field(path.rpartition(".")[2], field, path, 0, frozen), *map(_stands_for, presets), "", *legend()]
 
@@ -54,8 +54,8 @@ def _stands_for(preset: type[Node]) -> str:
 @cache
 def legend() -> tuple[str, ...]:
     """What `traced` and `formula` mean."""
-    shapes = [f"  {kind}({', '.join(name for name in node.model_fields if name != 'kind')}): {_about(node)}"
-              for kind, node in _nodes(Schedule).items() if node is not FormulaSchedule]
+    shapes = [f"  {kind}({', '.join(name for name in node.model_fields if name != 'kind')}): {about(node)}"
+              for kind, node in kinds(Schedule).items() if node is not FormulaSchedule]
     return ("traced: a number in the range, or a schedule of it, or {kind: expression, code, params}; an edit of one "
             "never recompiles.",
             "schedules (value: the peak; floor: a share of it; the others: shares of the run):", *shapes,
@@ -81,7 +81,7 @@ def _fields(node: type[Node], path: str, depth: int, frozen: Collection[str]) ->
             continue
         traced = traced_range(field) is not None  # whose ranges differ though their types do not
         first = name if traced else told.setdefault(field.annotation, name)
-        if first != name and _nodes(field.annotation) and not any(is_under(place, here) for place in frozen):
+        if first != name and kinds(field.annotation) and not any(is_under(place, here) for place in frozen):
             yield f"{'  ' * depth}{name}: as {first}"
         else:
             yield from _field(name, field, here, depth, frozen)
@@ -93,28 +93,29 @@ def _field(name: str, field: FieldInfo, path: str, depth: int, frozen: Collectio
     if any(is_under(path, place) for place in frozen):
         yield start + "frozen"
         return
-    nodes = {} if traced_range(field) else _nodes(field.annotation)
+    nodes = {} if traced_range(field) else kinds(field.annotation)
     if any(node.sparse for node in nodes.values()):
-        yield f"{start}{_about(next(iter(nodes.values())))} In the shape that stands above; null takes away."
+        yield f"{start}{about(next(iter(nodes.values())))} In the shape that stands above; null takes away."
         return
     if set(nodes) == {""} and get_origin(field.annotation) is not tuple:
         node = nodes[""]
         null = "" if field.annotation is node else " Or null."
-        yield start + _about(node) + null + _default(field)
+        yield start + about(node) + null + default(field)
         yield from _fields(node, path, depth + 1, frozen)
         return
-    yield start + _takes(field) + _default(field)
+    yield start + takes(field) + default(field)
     for kind, node in nodes.items():
-        yield f"{'  ' * (depth + 1)}{kind or 'item'}: {_about(node)}".rstrip()
+        yield f"{'  ' * (depth + 1)}{kind or 'item'}: {about(node)}".rstrip()
         yield from _fields(node, path, depth + 2, frozen)
 
 
-def _about(node: type[Node]) -> str:
+def about(node: type[Node]) -> str:
     """A node's docstring on one line, without what it goes back to."""
     return " ".join(re.sub(r"\bSource: .*?\.(?=\s*$|\s*\n)", "", node.__doc__ or "").split())
 
 
-def _default(field: FieldInfo) -> str:
+def default(field: FieldInfo) -> str:
+    """A field's default as its line ends in it; nothing for a node whose own fields tell it."""
     value = field.get_default(call_default_factory=True)
     if value is PydanticUndefined:
         return " (needed)"
@@ -126,7 +127,7 @@ def _default(field: FieldInfo) -> str:
     return f" = {show(value)}"
 
 
-def _takes(field: FieldInfo) -> str:
+def takes(field: FieldInfo) -> str:
     """The values a field takes, on one line."""
     span, annotation = traced_range(field), field.annotation
     if span is None:
@@ -151,7 +152,7 @@ def _word(kind: Any, metadata: Collection[Any]) -> str:
     if get_origin(kind) is Literal:
         return " | ".join(map(str, get_args(kind)))
     if get_origin(kind) is tuple:
-        return "list of named items" if _nodes(kind) else f"list of {_words(get_args(kind)[0])}"
+        return "list of named items" if kinds(kind) else f"list of {_words(get_args(kind)[0])}"
     if issubclass(kind, Node):
         return "one of these"
     name = {int: "whole number", float: "number", bool: "true | false", str: "text"}[kind]
@@ -175,13 +176,13 @@ def _members(annotation: Any, metadata: Collection[Any] = ()) -> list[tuple[Any,
     return [(annotation, list(metadata))]
 
 
-def _nodes(annotation: Any) -> dict[str, type[Node]]:
+def kinds(annotation: Any) -> dict[str, type[Node]]:
     """The nodes that may stand at a place, or in the list that does, by kind; by "" where a kind is not told."""
-    kinds = {node: node.model_fields.get("kind") for node in nodes_in(annotation)}
-    return {name: node for node, kind in kinds.items() for name in (get_args(kind.annotation) if kind else ("",))}
+    named = {node: node.model_fields.get("kind") for node in nodes_in(annotation)}
+    return {name: node for node, kind in named.items() for name in (get_args(kind.annotation) if kind else ("",))}
 
 
-def _at(path: str) -> FieldInfo:
+def field_at(path: str) -> FieldInfo:
     """The field at a path; an item of a list has the field of its list."""
     nodes, field, is_list = {"": Recipe}, None, False
     for part in path.split("."):
@@ -193,6 +194,6 @@ def _at(path: str) -> FieldInfo:
         if found is None:
             known = sorted({name for node in nodes.values() for name in node.model_fields})
             raise ConfigError([Problem(path, part, f"no such place; {', '.join(known) or 'nothing is below'}")])
-        field, nodes, is_list = found, _nodes(found.annotation), get_origin(found.annotation) is tuple
+        field, nodes, is_list = found, kinds(found.annotation), get_origin(found.annotation) is tuple
     assert field is not None
     return field
