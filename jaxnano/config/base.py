@@ -134,7 +134,8 @@ def _not_plain(data: Any) -> Problem | None:
             return Problem(path, "...", f"a config has at most {MAX_PLACES} places, {MAX_DEPTH} deep")
         match value:
             case dict() | list() | tuple():
-                for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+                named = ((n[:40] if isinstance(n := name_of(item), str) else i, item) for i, item in enumerate(value))
+                for key, item in value.items() if isinstance(value, dict) else named:
                     place = f"{path}.{key}" if path else str(key)
                     if isinstance(value, dict) and not isinstance(key, str):
                         return Problem(place, key, "a name is text")

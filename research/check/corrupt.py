@@ -12,6 +12,8 @@ import numpy as np
 from jaxnano.config.base import Node, dump_full, fields, name_of, traced_range
 from jaxnano.config.edit import read
 from jaxnano.config.recipe import Recipe
+from jaxnano.model.specs import specs
+from jaxnano.optim.build import members
 
 Pick = Callable[[Any], Any]
 HOSTILE = (
@@ -20,6 +22,7 @@ HOSTILE = (
     "", "x; x", "x\x00", "x and x", "(y := x)", "2j * x", "-" * 200 + "x", "(" * 250,
     "exp(" * 20 + "x" + ")" * 20, "x + " * 70 + "x", "x*" * 20_000 + "x", "\ud800", "x ** -99", "x @ x", "*x", "1.0",
 )
+CONSTANT = ("1.0",)
 WRONG_TYPES = ({"no": "such"}, datetime.date(2026, 1, 1), {1, 2}, float("nan"), b"bytes", object)
 NESTED: list[Any] = []
 for _ in range(2000):
@@ -59,19 +62,18 @@ def places(node: Node, data: dict[str, Any], path: str = "", stable: str = "") -
                     yield from places(item, plain, f"{here}.{name_of(item) or i}", keep)
 
 
-def corrupt(rng: np.random.Generator, recipe: Recipe, frozen: tuple[str, ...] = ()) -> Corruption:
-    """The recipe, broken in one way. frozen: paths whose change is itself a fault."""
+def corrupt(rng: np.random.Generator, recipe: Recipe, frozen: tuple[str, ...] = (),
+            ways: tuple[Callable[..., Corruption], ...] | None = None) -> Corruption:
+    """The recipe, broken in one way. frozen: paths whose change is itself a fault. ways: which; None: all there are."""
 
     def pick(items: Any) -> Any:
         items = list(items)
         return items[int(rng.integers(len(items)))]
 
-    ways = [wrong_type, out_of_range, unknown_kind, unknown_field, missing, wiring, hostile, twice, chain, bomb, shapes,
-            uncovered, top]
     data = copy.deepcopy(dump_full(recipe))
-    if frozen and rng.random() < 1 / (len(ways) + 1):
+    if ways is None and frozen and rng.random() < 1 / (len(WAYS) + 1):
         return change_frozen(data, recipe, pick, frozen)
-    return pick(ways)(data, recipe, pick)
+    return pick(ways or WAYS)(data, recipe, pick)
 
 
 def wrong_type(data: Any, recipe: Recipe, pick: Pick) -> Corruption:
@@ -133,14 +135,20 @@ def wiring(data: Any, recipe: Recipe, pick: Pick) -> Corruption:
 
 
 def hostile(data: Any, recipe: Recipe, pick: Pick) -> Corruption:
-    """A formula outside the whitelist, as an activation or as a schedule."""
-    formula: dict[str, Any] = {"kind": "expression", "code": pick(HOSTILE)}
+    """A formula outside the whitelist, in the place of one that is there, as an activation, or as a schedule."""
+    there = [place for place in places(recipe, data) if place.name == "code" and place.holder["code"] is not None]
+    code = pick(HOSTILE)
+    if there and pick((True, False)):
+        place = pick(there)
+        place.holder["code"] = code if code not in CONSTANT else "x.__class__"  # which some places take
+        return Corruption(data, place.path.removesuffix(".code"), f"formula {code[:20]!r}")
+    formula: dict[str, Any] = {"kind": "expression", "code": code}
     if pick((True, False)):
         data["model"]["ffn"]["activation"] = formula
-        return Corruption(data, "model.ffn.activation.code", f"formula {formula['code'][:20]!r}")
-    formula["code"] = formula["code"].replace("x", "progress") if pick((True, False)) else formula["code"]
+        return Corruption(data, "model.ffn.activation.code", f"formula {code[:20]!r}")
+    formula["code"] = code.replace("x", "progress") if pick((True, False)) else code
     data["optimizer"]["clip"] = formula
-    return Corruption(data, "optimizer.clip.code", f"formula {formula['code'][:20]!r}")
+    return Corruption(data, "optimizer.clip.code", f"formula {code[:20]!r}")
 
 
 def twice(data: Any, recipe: Recipe, pick: Pick) -> Corruption:
@@ -156,11 +164,13 @@ def twice(data: Any, recipe: Recipe, pick: Pick) -> Corruption:
 
 def chain(data: Any, recipe: Recipe, pick: Pick) -> Corruption:
     """A chain in the wrong order, with two directions or a line that nothing reads, or of matrices for vectors."""
-    group = data["optimizer"]["groups"][-1]
-    kinds = pick((["decay", "adam"], ["adam", "lion"], ["adam", "normuon"], ["hyperball", "muon"], ["muon"], ["soap"],
-                  ["hyperball", "decay"], ["adam", "step", "hyperball"], ["adam", "step", "cautious_decay"]))
-    group["chain"], group["roles"] = [{"kind": kind} for kind in kinds], [*group["roles"], "bias"]
-    return Corruption(data, f"optimizer.groups.{group['name']}", f"chain {kinds}")
+    group, table = data["optimizer"]["groups"][-1], specs(recipe)
+    kinds = [["decay", "adam"], ["adam", "lion"], ["hyperball", "muon"], ["hyperball", "decay"],
+             ["adam", "step", "hyperball"], ["adam", "step", "cautious_decay"]]
+    if any(len(table[path].shape) == 1 for path in members(recipe.optimizer, table)[group["name"]]):
+        kinds += [["adam", "normuon"], ["muon"], ["soap"]]
+    group["chain"] = [{"kind": kind} for kind in pick(kinds)]
+    return Corruption(data, f"optimizer.groups.{group['name']}", f"chain {group['chain']}")
 
 
 def bomb(data: Any, recipe: Recipe, pick: Pick) -> Corruption:
@@ -205,3 +215,7 @@ def change_frozen(data: Any, recipe: Recipe, pick: Pick, frozen: tuple[str, ...]
     value = place.holder[place.name]
     place.holder[place.name] = not value if isinstance(value, bool) else value + 1
     return Corruption(data, place.path, "frozen path")
+
+
+WAYS = (wrong_type, out_of_range, unknown_kind, unknown_field, missing, wiring, hostile, twice, chain, bomb, shapes,
+        uncovered, top)

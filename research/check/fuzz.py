@@ -1,16 +1,18 @@
 """Random and corrupted recipes: what the gate accepts must train, what is broken must be refused with its place.
 
-    python -m research.check.fuzz --random 1000 --train 60 --corrupt 1000
+    python -m research.check.fuzz --random 1000 --train 60 --corrupt 1000 --formulas 1000
 
-About 5 minutes on one idle core.
+Half of the random ones are drawn from the nodes, half are what the lanes propose. About 5 minutes on one idle core.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from jaxnano.cli import Command, report_errors, seed_number
@@ -20,6 +22,7 @@ PARSER.add_argument("--track", default="tiny", help="base and limits: a name bel
 PARSER.add_argument("--random", type=int, default=1000, help="random recipes to judge")
 PARSER.add_argument("--train", type=int, default=60, help="accepted ones to train for 3 steps")
 PARSER.add_argument("--corrupt", type=int, default=1000, help="broken recipes to judge")
+PARSER.add_argument("--formulas", type=int, default=1000, help="recipes with a hostile formula to judge")
 PARSER.add_argument("--seed", type=seed_number, default=0)
 PARSER.early(__name__)
 
@@ -28,12 +31,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnano.config.base import dump
-from jaxnano.config.recipe import Recipe, hypers
+from jaxnano.config.recipe import Recipe, hypers, recipe_id
 from jaxnano.step import init_state, optimizer_at, train_steps
-from research.check.corrupt import corrupt
+from research.check.corrupt import corrupt, hostile
 from research.contract.draw import random_recipe
 from research.contract.gate import Gate, Verdict
-from research.contract.track import load_track
+from research.contract.part import Part, title
+from research.contract.proposal import build, try_build
+from research.contract.track import Track, load_track
+from research.lanes import lanes
+from research.lanes.catalogue import ranked
+from research.lanes.protocol import Knowledge, Known
+
+STACKS, PROPOSALS = 8, 5  # of ideas that have run, and of each lane before others have
+MOST_DIVERGED = 0.02  # of what trains
 
 
 def trains(recipe: Recipe, steps: int = 3) -> bool:
@@ -51,6 +62,31 @@ def trains(recipe: Recipe, steps: int = 3) -> bool:
     return all(bool(np.isfinite(leaf).all()) for leaf in jax.tree.leaves(jax.device_get(outcome)))
 
 
+def proposed(rng: np.random.Generator, track: Track) -> Iterator[Recipe]:
+    """What lanes propose when a few stacks of ideas have run, each with a gain drawn at random; without an end."""
+    parts = ranked(track)  # type: ignore[arg-type]  # frozen, so it hashes
+    while True:
+        known = [_known(track, (), 0.0)]
+        for _ in range(STACKS):
+            stack: tuple[Part, ...] = ()
+            for index in rng.integers(len(parts), size=rng.integers(1, 5)):
+                if try_build(track.base_recipe, more := (*stack, parts[index])) is not None:
+                    stack = more
+            known.append(_known(track, stack, rng.normal(0.0, 0.1)))
+        view = Knowledge(track, sorted(known, key=lambda k: -k.mean), frozenset(k.recipe_id for k in known))
+        for lane in lanes().values():
+            for _ in range(PROPOSALS):
+                if (proposal := lane.propose(view, rng)) is not None:
+                    recipe = build(track.base_recipe, proposal.parts)
+                    view = replace(view, proposed=view.proposed | {recipe_id(recipe)})
+                    yield recipe
+
+
+def _known(track: Track, parts: tuple[Part, ...], mean: float) -> Known:
+    recipe = build(track.base_recipe, parts)
+    return Known(recipe_id(recipe), title(parts), recipe, parts, mean, 0.01, 1, mean)
+
+
 def names_the_place(verdict: Verdict, path: str) -> bool:
     """Whether a refusal tells the place, a value and a rule, each on one line."""
     return not verdict.accepted and all("\n" not in str(p) and p.rule for p in verdict.problems) and any(
@@ -62,26 +98,30 @@ def main(argv: list[str] | None = None) -> int:
     args = PARSER.options(argv)
     track, rng = load_track(args.track), np.random.default_rng(args.seed)
     gate, failures = Gate(track), []
-    verdicts = [gate.judge(dump(random_recipe(rng, track.base_recipe))) for _ in range(args.random)]
+    drawn = itertools.chain((random_recipe(rng, track.base_recipe) for _ in range(args.random // 2)),
+                            itertools.islice(proposed(rng, track), args.random - args.random // 2))
+    verdicts = [gate.judge(dump(recipe)) for recipe in drawn]
     accepted = [v.recipe for v in verdicts if v.recipe is not None]
     print(f"random: {len(verdicts)}, accepted {len(accepted)}, {times(v.ms for v in verdicts if v.accepted)}")
     reasons = Counter(p.path for v in verdicts for p in v.problems)
     refused = times(v.ms for v in verdicts if not v.accepted)
     print(f"  refused {len(verdicts) - len(accepted)} ({dict(reasons.most_common(4))}), {refused}")
-    for index, recipe in enumerate(accepted[: args.train]):
-        if not trains(recipe):
-            failures.append(f"recipe {index} does not stay finite: {json.dumps(dump(recipe))}")
-    print(f"trained: {min(args.train, len(accepted))}, not finite {len(failures)}")
-    spent, ways = [], Counter()
-    for _ in range(args.corrupt):
-        broken = corrupt(rng, accepted[int(rng.integers(len(accepted)))], track.frozen)
-        verdict = gate.judge(broken.data)
-        spent.append(verdict.ms)
-        ways[broken.reason.split()[0]] += 1
-        if not names_the_place(verdict, broken.path):
-            told = "; ".join(str(p) for p in verdict.problems)[:200] or "accepted"
-            failures.append(f"{broken.reason} at {broken.path or '(top)'}: {told}")
-    print(f"corrupted: {args.corrupt}, {times(spent)}\n  {dict(ways)}")
+    chosen = [accepted[i] for i in rng.permutation(len(accepted))[: args.train]]
+    diverged = [recipe for recipe in chosen if not trains(recipe)]  # a crash would end this command
+    print(f"trained: {len(chosen)}, not finite {len(diverged)}")
+    if len(diverged) > MOST_DIVERGED * len(chosen):
+        failures += [f"does not stay finite: {json.dumps(dump(recipe))}" for recipe in diverged]
+    for name, count, ways in (("corrupted", args.corrupt, None), ("hostile formulas", args.formulas, (hostile,))):
+        spent, reasons = [], Counter()
+        for _ in range(count):
+            broken = corrupt(rng, accepted[int(rng.integers(len(accepted)))], track.frozen, ways)
+            verdict = gate.judge(broken.data)
+            spent.append(verdict.ms)
+            reasons[broken.reason.split()[0]] += 1
+            if not names_the_place(verdict, broken.path):
+                told = "; ".join(str(p) for p in verdict.problems)[:200] or "accepted"
+                failures.append(f"{broken.reason} at {broken.path or '(top)'}: {told}")
+        print(f"{name}: {count}, {times(spent)}\n  {dict(reasons)}")
     print("\n".join(failures) if failures else "all refused with path, value and rule; none crashed")
     return 1 if failures else 0
 

@@ -58,6 +58,7 @@ for _ in range(500):
     ({"model": {1: 2}}, "model.1: 1: a name is text"),
     ({"model": {"width": 10**5000}}, 'model.width: "16610 bits": a whole number has at most 63 bits'),
     ({"data": {"kind": "shards", "path": "\ud800"}}, 'data.path: "\\ud800": text is Unicode'),
+    ({"optimizer": {"groups": [{"name": "rest", "lr": {"kind": "expression", "code": "a\0b"}}]}}, "optimizer.groups.rest.lr.code: "),
     ({"data": {"kind": "shards", "path": "a\0b"}}, 'data.path: "a\\u0000b": text is Unicode'),
     ({"data": {"kind": "shards", "path": "x" * 5000}}, "text is Unicode of at most 4096 characters"),
     ({"model": {"width": NESTED}}, "a config has at most 10000 places, 32 deep"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, get_args
 
 import numpy as np
@@ -11,6 +12,7 @@ from jaxnano.config import model, optimizer, schedule
 from jaxnano.config.base import Node, dump_full
 from jaxnano.config.edit import read
 from jaxnano.config.recipe import recipe_id
+from research.check import fuzz
 from research.check.corrupt import corrupt, places
 from research.check.fuzz import names_the_place, trains
 from research.contract.draw import random_recipe
@@ -60,20 +62,29 @@ def test_a_recipe_that_overflows_is_told_from_one_that_trains() -> None:
 
 def test_broken_recipes_are_refused_with_their_place_and_nothing_crashes() -> None:
     rng, gate = np.random.default_rng(0), Gate(TRACK)
-    spent, reasons = [], set()
+    reasons = set()
     for _ in range(10):
         recipe = random_recipe(rng, TRACK.base_recipe)
         for _ in range(20):
             broken = corrupt(rng, recipe, TRACK.frozen)
             verdict = gate.judge(broken.data)
             assert names_the_place(verdict, broken.path), (broken.reason, broken.path, verdict.problems)
-            spent.append(verdict.ms)
             reasons.add(broken.reason.split()[0])
     assert len(reasons) > 12
-    assert np.median(spent) < 20
 
 
 def test_places_are_paths_that_can_be_read() -> None:
     recipe = random_recipe(np.random.default_rng(5), TRACK.base_recipe)
     for place in places(recipe, recipe.model_dump(mode="json")):
         read(recipe, place.path)
+
+
+def test_the_command_judges_what_nodes_and_lanes_bring(capsys):
+    assert fuzz.main(["--random", "12", "--train", "1", "--corrupt", "8", "--formulas", "40", "--seed", "3"]) == 0
+    said = capsys.readouterr().out
+    assert "random: 12, accepted" in said and "trained: 1, not finite 0" in said and "hostile formulas: 40" in said
+
+
+def test_lanes_propose_what_is_new_and_builds():
+    found = [recipe_id(recipe) for recipe in itertools.islice(fuzz.proposed(np.random.default_rng(0), TRACK), 12)]
+    assert len(set(found)) == len(found)
