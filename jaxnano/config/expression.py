@@ -118,13 +118,15 @@ def is_free(name: str) -> bool:
     return name.isidentifier() and not keyword.iskeyword(name) and name not in ELEMENTWISE | REDUCTIONS | DRAWS
 
 
-def names(code: str, place: Signature) -> set[str]:
+@lru_cache(maxsize=4096)
+def names(code: str, place: Signature) -> frozenset[str]:
     """The names that a formula reads."""
     tree = parse(code, place)
     called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in called}
+    return frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in called)
 
 
+@lru_cache(maxsize=4096)
 def draws(code: str, place: Signature) -> bool:
     """Whether a formula holds noise."""
     return any(isinstance(node, ast.Call) and not node.args for node in ast.walk(parse(code, place)))
@@ -178,8 +180,13 @@ def evaluate(code: str, values: Mapping[str, Any], reduces: bool = False, axes: 
 
     noise: what draws, where the place does.
     """
-    plain = noise is None and all(isinstance(value, np.ndarray | np.generic | int | float) for value in values.values())
-    tree = parse(code, Signature(tuple(sorted(values)), reduces, axes, noise is not None))
+    return reckon(parse(code, Signature(tuple(sorted(values)), reduces, axes, noise is not None)), values, axes, noise)
+
+
+def reckon(tree: ast.expr, values: Mapping[str, Any], axes: int = 2, noise: Callable[[], Any] | None = None) -> Any:
+    """The value of a checked tree, see `evaluate`."""
+    plain = all(isinstance(value, np.ndarray | np.generic | int | float) for value in values.values())
+    plain = plain and (noise is None or getattr(noise, "plain", False))
     functions = _numpy(axes) if plain else _jax(axes)
     return _walk(tree, values, np if plain else jnp, functions if noise is None else {**functions, "noise": noise})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import jax.numpy as jnp
+import numpy as np
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
 
 from jaxnano.config import expression
@@ -104,22 +105,24 @@ else:
 
 
 def evaluate(schedule: Schedule, progress: Any) -> Any:
-    """The scheduled value at `progress` (0..1, traced); the node's numbers may be traced too."""
+    """The scheduled value at `progress` (0..1, traced); the node's numbers may be traced too. NumPy's alone stay so."""
+    xp: Any = np if isinstance(progress, np.ndarray) else jnp
     if isinstance(schedule, FormulaSchedule):
         values = {**schedule.params, "progress": progress}
-        return jnp.asarray(expression.evaluate(schedule.code, values), jnp.float32)
-    warm = jnp.where(progress < schedule.warmup, progress / jnp.maximum(schedule.warmup, 1e-6), 1.0)
-    after = jnp.clip((progress - schedule.warmup) / jnp.maximum(1.0 - schedule.warmup, 1e-6), 0.0, 1.0)
-    left = jnp.maximum(1.0 - progress, 0.0)
+        value = expression.evaluate(schedule.code, values)
+        return value if xp is np else jnp.asarray(value, jnp.float32)
+    warm = xp.where(progress < schedule.warmup, progress / xp.maximum(schedule.warmup, 1e-6), 1.0)
+    after = xp.clip((progress - schedule.warmup) / xp.maximum(1.0 - schedule.warmup, 1e-6), 0.0, 1.0)
+    left = xp.maximum(1.0 - progress, 0.0)
     match schedule:
         case Constant():
-            shape = jnp.ones_like(progress)
+            shape = xp.ones_like(progress)
         case Linear():
             shape = 1.0 - after
         case Cosine():
-            shape = 0.5 * (1.0 + jnp.cos(jnp.pi * after))
+            shape = 0.5 * (1.0 + xp.cos(xp.pi * after))
         case Trapezoid():
-            shape = jnp.minimum(1.0, left / schedule.cooldown)
+            shape = xp.minimum(1.0, left / schedule.cooldown)
         case PowerCool():
-            shape = jnp.minimum(1.0, (left / schedule.cooldown) ** schedule.power)
+            shape = xp.minimum(1.0, (left / schedule.cooldown) ** schedule.power)
     return schedule.value * warm * (schedule.floor + (1.0 - schedule.floor) * shape)

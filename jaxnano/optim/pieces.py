@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from jaxnano.config.expression import ExpressionError
 from jaxnano.config.transforms import Pieces
@@ -58,9 +59,9 @@ def split(x: Any, cut: Cut) -> Any:
     """A value in pieces, see `split_shape`."""
     shape = split_shape(jnp.shape(x), cut)
     if len(shape) < 3 or cut.axis == -2 or shape[-3] == 1:
-        return jnp.reshape(x, shape)
+        return _reshape(x, shape)
     *lead, count, m, n = shape
-    return jnp.reshape(x, (*lead, m, count, n)).swapaxes(-3, -2)
+    return _reshape(x, (*lead, m, count, n)).swapaxes(-3, -2)
 
 
 def join(x: Any, cut: Cut) -> Any:
@@ -68,5 +69,10 @@ def join(x: Any, cut: Cut) -> Any:
     shape = joined_shape(jnp.shape(x), cut)
     if len(shape) == jnp.ndim(x):
         return x
-    x = jnp.broadcast_to(x, split_shape(shape, cut))
-    return jnp.reshape(x if cut.axis == -2 else x.swapaxes(-3, -2), shape)
+    x = (np if isinstance(x, np.ndarray) else jnp).broadcast_to(x, split_shape(shape, cut))
+    return _reshape(x if cut.axis == -2 else x.swapaxes(-3, -2), shape)
+
+
+def _reshape(x: Any, shape: tuple[int, ...]) -> Any:
+    """NumPy's stay NumPy's: who probes a chain wants no JAX."""
+    return x.reshape(shape) if isinstance(x, np.ndarray) else jnp.reshape(x, shape)

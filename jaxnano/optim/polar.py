@@ -7,6 +7,7 @@ from math import prod
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 Steps = Sequence[tuple[float, float, float]]
@@ -35,7 +36,7 @@ def polar(x: jax.Array, coefficients: str | Steps, prenorm: str = "frobenius", w
     """Push all singular values of each matrix towards 1, keeping its singular vectors.
 
     Args:
-        x: [..., m, n], any m and n. A zero matrix stays zero.
+        x: [..., m, n], any m and n, of JAX or NumPy. A zero matrix stays zero.
         coefficients: a key of COEFFICIENTS, or the steps themselves.
         prenorm: "frobenius", or "schatten", the root of the norm of x x^T.
         weights: of the iterates, the first before any step; the result is their weighted sum.
@@ -44,10 +45,10 @@ def polar(x: jax.Array, coefficients: str | Steps, prenorm: str = "frobenius", w
     """
     named = isinstance(coefficients, str)
     factor, eps = PRENORM.get(coefficients, ORDINARY) if named else ORDINARY
-    kept, tall = x.dtype, x.shape[-2] > x.shape[-1]
+    kept, tall, xp = x.dtype, x.shape[-2] > x.shape[-1], np if isinstance(x, np.ndarray) else jnp
     x = x.mT if tall else x  # the Gram matrix on the short side
-    norm = jnp.linalg.norm(x if prenorm == "frobenius" else x @ x.mT, axis=(-2, -1), keepdims=True)
-    x = x / (factor * (norm if prenorm == "frobenius" else jnp.sqrt(norm)) + eps)
+    norm = xp.linalg.norm(x if prenorm == "frobenius" else x @ x.mT, axis=(-2, -1), keepdims=True)
+    x = x / (factor * (norm if prenorm == "frobenius" else xp.sqrt(norm)) + eps)
     x = x.astype(dtype or kept)
     total = weights[0] * x if weights else None
     for i, (a, b, c) in enumerate(COEFFICIENTS[coefficients] if named else coefficients, 1):

@@ -9,19 +9,20 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any, get_args
 
-import numpy as np
-
-from jaxnano.config.base import Node, Range, digest, dump, finite, is_under, traced_range, walk
-from jaxnano.config.block import Activation, Alibi, BlockTree, FormulaActivation, Gelu, Learned, Rotary
+from jaxnano.config.base import Node, digest, dump, is_under, traced_range, walk
+from jaxnano.config.block import ACTIVATION, Activation, Alibi, BlockTree, FormulaActivation, Gelu, Learned, Rotary
 from jaxnano.config.depth import blocks_at
-from jaxnano.config.expression import evaluate
+from jaxnano.config.formulas import Formula, Logit, Logits
 from jaxnano.config.model import Injection, Model
-from jaxnano.config.optimizer import Group
+from jaxnano.config.optimizer import VIEW, Memory, Move, Optimizer, View, remembered
 from jaxnano.config.partial import settings
 from jaxnano.config.recipe import Recipe, shipped
-from jaxnano.config.schedule import Constant, Schedule
-from jaxnano.model.specs import specs
+from jaxnano.config.schedule import Constant
+from jaxnano.config.transforms import FREE
+from jaxnano.model.specs import Table, specs
 from jaxnano.optim.build import members
+from research.contract import chains, probe
+from research.contract.probe import traced
 from research.text import listed
 
 SHOWN = 3  # paths of parameters that a reason names
@@ -161,68 +162,98 @@ def idle(recipe: Recipe, paths: Iterable[str]) -> dict[str, str]:
 def behaviour(recipe: Recipe) -> str:
     """A name shared by recipes that train alike: what has no effect is put to one spelling before hashing.
 
-    Numbers that agree to three digits are one: no run could tell them apart. Groups are what they do to each parameter.
+    Numbers that agree to three digits are one: no run could tell them apart. Groups are what they do to each parameter;
+    formulas, schedules and chains what they do to made-up values (probe.py, chains.py).
     """
-    m, length, places = recipe.model, recipe.data.length, unread(recipe)
+    m, places = recipe.model, unread(recipe)
     wires = [wire for wire in m.residual.injections if isinstance(wire, Injection) and wire.before]
     optimizer, table = recipe.optimizer, specs(recipe)
-    chains = {group.name: digest(_chain(group)) for group in optimizer.groups}
     data = {
         "model": _spelled(m, "model", [*places, "model.init", *(f"model.{name}" for name in BlockTree.model_fields)]),
-        "blocks": [[_block(tree.block(block), length) for block in range(m.depth)]
-                   for tree in (m, shipped(recipe).model)],
+        "blocks": _blocks(recipe),
         "outside": [_spelled(m.norm), _spelled(m.position) if isinstance(m.position, Learned) else None,
                     m.bias and not m.embedding.tied], "data": dump(recipe.data), "train": dump(recipe.train),
-        "init": {path: [_number(part, None) for part in spec.init] for path, spec in table.items()},
-        "clip": _number(optimizer.clip, traced_range(type(optimizer).model_fields["clip"])),
-        "chains": {path: chains[optimizer.group_of(path, spec.role).name] for path, spec in table.items()},
+        "logits": _capped(m.head.softcap and SOFTCAPS[m.head.softcap.kind], m.head.softcap and m.head.softcap.cap,
+                          m.head.logits),
+        "init": {path: [traced(part, None) for part in spec.init] for path, spec in table.items()},
+        "clip": traced(optimizer.clip, traced_range(type(optimizer).model_fields["clip"])),
+        "chains": _chains(optimizer, table), **_views(optimizer),
     }
-    for name, off in (("wrapper", "beta"), ("readout", "weight")):
-        node = getattr(optimizer, name)
-        if node is not None and getattr(node, off) != 0:
-            data[name] = _spelled(node, f"optimizer.{name}", places)
-    for name in ("gradient", "evaluated"):
-        data[name] = _spelled(node) if (node := getattr(optimizer, name)) is not None else None
-    data["kept"] = [[_spelled(item) for item in items] for items in (optimizer.memory, optimizer.moves)]
     data["wires"] = [sorted((s.name, s.after) for s in m.residual.saves if s.name in {w.source for w in wires}),
                      [[_spelled(wire), sorted(wire.before)] for wire in wires]]
     return digest(data)
 
 
-GRID = np.linspace(-5.0, 5.0, 41) + 0.0123456789  # where an activation is probed: off the places where it may bend
 CURVES = {"gelu": "x / 2 * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x ** 3)))", "silu": "x * sigmoid(x)",
           "relu2": "relu(x) ** 2"}  # what those with a name are
 EXACT_GELU = "x / 2 * (1 + erf(0.7071067811865476 * x))"
+SOFTCAPS = {"tanh": "cap * tanh(z / cap)", "rsqrt": "cap * z / sqrt(z * z + cap ** 2)"}
 SPELLED = ("window", "windows", "kv_heads", "head_dim", "dropped", "ratio", "saves", "injections", "before",
-           "activation", "blocks")  # by `behaviour` and `_block`
+           "activation", "blocks", "softcap", "logit", "logits")  # by `behaviour` and `_block`
+
+
+def _blocks(recipe: Recipe) -> list[list[str]]:
+    """What each block does, trained and evaluated."""
+    told: dict[int, str] = {}
+    trees = [[tree.block(block) for block in range(tree.depth)] for tree in (recipe.model, shipped(recipe).model)]
+    for tree in (tree for blocks in trees for tree in blocks):
+        told[id(tree)] = told.get(id(tree)) or digest(_block(tree, recipe.data.length))
+    return [[told[id(tree)] for tree in blocks] for blocks in trees]
 
 
 def _block(m: Model, length: int) -> list[Any]:
     """What a block does."""
     attention = m.attention and [_spelled(m.attention), m.window(length), m.kv_heads, m.head_dim,
+                                 _capped("cap * tanh(s / cap)", m.attention.softcap, m.attention.logit),
                                  _spelled(m.position) if isinstance(m.position, Rotary | Alibi) else None]
     return [attention, m.ffn and [_spelled(m.ffn), m.ffn_width, _curve(m.ffn.activation)], _spelled(m.norm), m.bias]
 
 
-def _chain(group: Group) -> list[Any]:
-    """What a group does to a parameter: a decay of 0 is none."""
-    rate = _number(group.lr, traced_range(Group.model_fields["lr"]))
-    params = _number(group.params, traced_range(Group.model_fields["params"]))
-    clock = [group.every, group.accumulate, group.frozen]
-    clock += [_spelled(partner) for partner in group.partners]
-    return [rate, params, clock, [_spelled(t) for t in group.chain if getattr(t, "rate", None) != 0]]
+def _capped(code: str | None, cap: Any, own: Formula | None) -> Any:
+    """What logits become by a cap, or by a formula of their own."""
+    if own is not None:
+        return probe.formula(own.code, own.params, type(own).place, FREE)
+    place = Logit.place if code and "s /" in code else Logits.place
+    return None if code is None or cap is None else probe.formula(code, {"cap": cap}, place, FREE)
 
 
-def _curve(activation: Activation) -> list[float]:
-    """What an activation does on a grid: two spellings of one function are one."""
+def _chains(optimizer: Optimizer, table: Table) -> dict[str, Any]:
+    """What its group does to each parameter."""
+    held, told = members(optimizer, table), {}
+    for group in optimizer.groups:
+        ranks = {len(table[path].shape) > 1 for path in held[group.name]}
+        if ranks:
+            does = chains.chain(group, True in ranks, False in ranks)
+            told[group.name] = digest([group.every, group.accumulate, group.frozen, does])
+    names = {path: name for name, paths in held.items() for path in paths}
+    return {path: told[names[path]] for path in table}
+
+
+def _views(optimizer: Optimizer) -> dict[str, Any]:
+    """Where gradients are taken, what is evaluated and how parameters are moved; memories are what they keep."""
+    kept, names = remembered(optimizer), {}
+
+    def view(node: View | Move | None) -> Any:
+        told = None if node is None else probe.formula(node.code, node.params, VIEW, FREE, names)
+        return None if told == ["is", "W"] else told
+
+    for memory in kept.memory:
+        paced = [traced(getattr(memory, name), traced_range(Memory.model_fields[name]))
+                 for name in ("decay", "start", "time_constant")]
+        rest = {name: value for name, value in memory if name not in ("name", "of", "decay", "start", "time_constant")}
+        names[memory.name] = "m" + digest([probe.formula(memory.of, {}, VIEW, FREE, names), paced, rest])
+    return {"gradient": view(kept.gradient), "evaluated": view(kept.evaluated),
+            "moves": [[view(move), move.every] for move in kept.moves]}
+
+
+def _curve(activation: Activation) -> Any:
+    """What an activation does."""
     code, params = CURVES.get(activation.kind, EXACT_GELU), {}
     if isinstance(activation, FormulaActivation):
-        code, params = activation.code, {name: _number(value, None) for name, value in activation.params.items()}
+        code, params = activation.code, activation.params
     elif isinstance(activation, Gelu) and not activation.approximate:
         code = EXACT_GELU
-    with np.errstate(all="ignore"):  # a formula that divides by zero is told by its run
-        values = np.broadcast_to(evaluate(code, {**params, "x": GRID}), GRID.shape)
-    return [float(f"{value:.5g}") + 0.0 for value in values]
+    return probe.formula(code, params, ACTIVATION, None)
 
 
 def _spelled(node: Node, path: str = "", places: Collection[str] = ()) -> list[tuple[str, Any]]:
@@ -234,22 +265,10 @@ def _spelled(node: Node, path: str = "", places: Collection[str] = ()) -> list[t
             continue
         if (span := traced_range(field)) or here.rpartition(".")[2] in SPELLED:
             done.append(here)
-            found += [(here, _number(value, span))] if span else []
+            found += [(here, traced(value, span))] if span and here.rpartition(".")[2] not in SPELLED else []
+        elif isinstance(value, Formula):
+            done.append(here)
+            found.append((here, probe.node(value, FREE, type(value).place)))
         elif not any(isinstance(item, Node) for item in (value if isinstance(value, tuple) else (value,))):
             found.append((here, value))
     return found
-
-
-def _number(value: Any, span: Range | None) -> Any:
-    """A traced field's value to three digits; a constant schedule without a warm-up is its number."""
-    if isinstance(value, Constant) and value.warmup == 0:
-        value = value.value
-    if isinstance(value, Schedule):
-        known = type(value).model_fields
-        return {name: _number(getattr(value, name), span if name == "value" else traced_range(known[name]))
-                for name in known if not (isinstance(value, Constant) and name == "floor")}
-    if isinstance(value, dict):
-        return {key: _number(item, span) for key, item in value.items()}
-    if not finite(value):
-        return value
-    return float(f"{1.0 - value:.3g}") if span and span.scale == "decay" else float(f"{value:.3g}") + 0.0
