@@ -59,7 +59,8 @@ def _chain(text: _Text, matrices: bool, vectors: bool) -> Any:
     numbers += [value for step in group.steps for value in getattr(step, "params", {}).values()]
     curves = [str(traced(value, PARAMS)) for value in numbers]
     curves += [str(traced(getattr(step, "decay", None), t.BETA)) for step in group.steps]
-    return digest([[shown(one[0]) for one in seen], traced(group.lr, LR), [(p.pairs, p.transposed) for p in group.partners],
+    linked = [(partner.pairs, partner.transposed) for partner in group.partners]
+    return digest([[shown(one[0]) for one in seen], traced(group.lr, LR), linked,
                    sorted(c for c in curves if c.startswith("curve")), told])
 
 
