@@ -3,9 +3,10 @@
     python -m research.ideas                                        which techniques, which ideas fit track tiny's base
     python -m research.ideas --base configs/track3-124m.yaml        the same for any recipe, without a track's rules
     python -m research.ideas --check muon                           train an idea, or all, for 20 steps
+    python -m research.ideas --records                              the speedruns' records, built from what they grew of
 
 A base too large for a short look is trained shrunk: fewer rows, shorter, narrower, fewer blocks, on embedded text.
-Exit code: 0, 1 if an idea that should train does not, 2 for bad input.
+Exit code: 0, 1 if an idea that should train does not or a record does not build, 2 for bad input.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ PARSER = Command("research.ideas", __doc__)
 PARSER.add_argument("--check", metavar="ID", help="train this idea, the ideas of this technique, or all")
 PARSER.add_argument("--base", type=Path, metavar="FILE", help="a recipe; without one, track tiny's, with its rules")
 PARSER.add_argument("--steps", type=positive, default=20, metavar="N", help="of a training")
+PARSER.add_argument("--records", action="store_true", help="build every record of configs/records")
+PARSER.add_argument("--write", type=Path, metavar="FOLDER", help="with --records: the chosen ones as whole recipes")
 PARSER.add_argument("--json", action="store_true", help="machine-readable")
 PARSER.early(__name__)
 
@@ -36,6 +39,7 @@ from jaxnano.config.file import load
 from jaxnano.config.recipe import Recipe, structure_id
 from jaxnano.cost import preflight
 from jaxnano.device import use_compile_cache
+from research.contract import records
 from research.contract.gate import Gate
 from research.contract.idea import ideas
 from research.contract.techniques import Standing, standing, techniques
@@ -46,6 +50,8 @@ from research.execute.local import SINGLE_THREAD
 QUICK = f"{SINGLE_THREAD['XLA_FLAGS']} --xla_backend_optimization_level=0"
 MOST_FLOPS = 2e9  # of a training step: what a core does in a fraction of a second
 LEAST = (("data", "batch", 8), ("data", "length", 64), ("model", "width", 64), ("model", "depth", 3))
+RECORD_STATES = {"exact": "as they were", "near": "within a few percent or a step", "lacking": "lack something",
+                 "fails": "do not build"}
 STATES = {"applies": "apply", "held": "the base holds already", "frozen": "are frozen there", "refused": "do not fit"}
 
 
@@ -109,6 +115,8 @@ def chosen(name: str | None) -> list[str]:
 def main(argv: list[str] | None = None) -> int:
     """The command."""
     options = PARSER.options(argv)
+    if options.records:
+        return _records(options.write, options.json)
     os.environ |= SINGLE_THREAD | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"}  # read by the first array
     wanted = chosen(options.check)
     track = None if options.base else load_track("tiny")
@@ -126,6 +134,27 @@ def main(argv: list[str] | None = None) -> int:
     if options.json:
         print(json.dumps(out))
     return 1 if failed else 0
+
+
+def _records(folder: Path | None, quiet: bool) -> int:
+    """Build every record and tell of each; exit code 1 if one does not build."""
+    out: list[dict[str, Any]] = []
+    for lineage in records.lineages():
+        built = records.build(lineage)
+        if folder:
+            records.write(lineage, built, folder)
+        rows = [records.row(lineage, one) for one in built.values()]
+        out += rows
+        states = Counter(row["state"] for row in rows)
+        if not quiet:
+            print(f"track {lineage.track}: {len(rows)} records, " + ", ".join(
+                f"{states[state]} {words}" for state, words in RECORD_STATES.items() if states[state]))
+            print("\n".join(clean(f"  #{row['number']} {row['date']} {row['value']:g} {row['unit']}: {row['state']}"
+                                  + "".join(f"; {name}: {why}" for name, why in row["told"].items()))
+                            for row in rows), flush=True)
+    if quiet:
+        print(json.dumps(out))
+    return 1 if any(row["state"] == "fails" for row in out) else 0
 
 
 def _coverage(out: dict[str, Any]) -> list[str]:
