@@ -29,7 +29,7 @@ from research.ledger.session import Session
 from research.ledger.state import fold
 from research.machine import ROOT, process_identity
 
-DEADLINE_S = 120.0
+DEADLINE_S = 300.0
 TRIALS = 6
 
 

@@ -30,7 +30,7 @@ from research.machine import ROOT
 from research.show.card import card, change, page
 from research.show.facts import Facts
 
-DEADLINE_S = 180.0
+DEADLINE_S = 300.0
 MEASURE = """
 import json, os, sys
 if hasattr(os, "sched_setaffinity"):

@@ -31,7 +31,7 @@ def refused(verdict):
 
 def test_a_change_of_what_is_free_is_accepted(gate):
     verdict = gate.judge(changed("model.attention.qk_norm=true"))
-    assert verdict.accepted and verdict.problems == [] and 0 < verdict.ms < 1000
+    assert verdict.accepted and verdict.problems == [] and verdict.ms > 0
     assert verdict.as_dict() == {"accepted": True, "refusals": [], "ms": verdict.ms}
 
 

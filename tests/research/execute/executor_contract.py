@@ -8,7 +8,7 @@ import pytest
 
 from research.ledger.session import read_result
 
-DEADLINE_S = 120.0
+DEADLINE_S = 300.0
 
 
 def wait_for(executor, kind, worker=None, count=1):
@@ -20,10 +20,10 @@ def wait_for(executor, kind, worker=None, count=1):
     return messages
 
 
-def wait_until(condition, what, limit_s=DEADLINE_S):
-    deadline = time.monotonic() + limit_s
+def wait_until(condition, what):
+    deadline = time.monotonic() + DEADLINE_S
     while not condition():
-        assert time.monotonic() < deadline, f"not within {limit_s} s: {what}"
+        assert time.monotonic() < deadline, f"not within {DEADLINE_S} s: {what}"
         os.sched_yield() if hasattr(os, "sched_yield") else None
 
 

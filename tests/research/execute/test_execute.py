@@ -219,7 +219,7 @@ def test_no_worker_outlives_a_killed_loop(tmp_path):
         workers = json.loads(loop.stdout.readline())
         assert all(process_identity(pid) for pid in workers)
         loop.kill()
-    wait_until(lambda: not any(map(process_identity, workers)), "workers of the killed loop are gone", limit_s=3.0)
+    wait_until(lambda: not any(map(process_identity, workers)), "workers of the killed loop are gone")
 
 
 def test_worker_ends_with_its_stdin(job):

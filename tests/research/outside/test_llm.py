@@ -29,7 +29,7 @@ from research.show.report import write_report
 
 pytestmark = pytest.mark.usefixtures("crowns")
 KEY = "planted-sk-3f9a7c1e5b2d8064"
-PROPOSALS, DEADLINE_S = 200, 60.0
+PROPOSALS, DEADLINE_S = 200, 300.0
 PRICE = (0.25, 2.0)
 PROVIDERS = ("gemini", "openai")
 GOOD = lambda number, repair: ideas(number)[:2]  # noqa: E731

@@ -23,7 +23,7 @@ from research.machine import ROOT
 from research.mcp import ABSENT, main
 from research.outside.inbox import Inbox
 
-DEADLINE_S = 60.0
+DEADLINE_S = 300.0
 TOOLS = ("rules", "schema", "state", "trials", "explain", "propose", "wait")
 HOSTILE = ("[" * 100_000, '[{"path": "x", "new": ' + "[" * 5_000 + "]" * 5_000 + "}]", "[NaN]")  # lists as text
 
