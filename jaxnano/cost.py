@@ -71,8 +71,21 @@ def forward_flops_per_token(recipe: Recipe, table: Table) -> float:
     matrices = sum(2.0 * math.prod(s.shape) for s in table.values() if s.role in ("matrix", "head", "gate"))
     if m.embedding.tied:
         matrices += 2.0 * m.vocab * m.width
-    trees = [tree for block in range(m.depth) if (tree := m.block(block)).attention is not None]
-    return matrices + 4.0 * sum((t.window(length) or length) * t.attention.heads * t.head_dim for t in trees)
+    return matrices + sum(_attention_flops(m.block(block), length) for block in range(m.depth))
+
+
+def _attention_flops(m: Model, length: int) -> float:
+    """Of one token in a block: scores, weighted values, and what heads mix of them."""
+    if (a := m.attention) is None:
+        return 0.0
+    keys, flops = m.window(length) or m.row(length), 0.0
+    flops += 4.0 * keys * a.heads * m.head_dim
+    for mix in (a.mix_scores, a.mix_weights):
+        own = min(getattr(mix, "window", 0), length)
+        if mix is not None:  # weights of their own are made anew
+            flops += (own or keys) * a.heads * (2.0 * a.heads if mix.kind == "matrix" else 4.0 * mix.rank)
+            flops += 4.0 * own * a.heads * m.head_dim
+    return flops
 
 
 def _activation_bytes(recipe: Recipe, accumulate: int, platform: str) -> int:
@@ -83,19 +96,24 @@ def _activation_bytes(recipe: Recipe, accumulate: int, platform: str) -> int:
     m, length = recipe.model, recipe.data.length
     narrow = recipe.train.dtype == "bfloat16" or (recipe.train.dtype == "auto" and platform != "cpu")
     dtype, size = (jnp.bfloat16, 2) if narrow else (jnp.float32, 4)
-    blocks = [_block_values(m.block(block), length, dtype, platform) for block in range(m.depth)]
+    apart = recipe.data.documents is not None and recipe.data.documents.mask
+    blocks = [_block_values(m.block(block), length, dtype, platform, apart) for block in range(m.depth)]
     kept = sum(blocks) if not recipe.train.remat else m.depth * m.width + max(blocks)
     tokens = recipe.data.batch * length // accumulate
     logits = 4 * 3 * min(tokens * m.vocab, max(CHUNK_LOGITS, length * m.vocab))
     return tokens * (kept + 4 * m.width) * size + logits
 
 
-def _block_values(m: Model, length: int, dtype: Any, platform: str) -> int:
-    """Numbers per token that the backward pass keeps of a block."""
+def _block_values(m: Model, length: int, dtype: Any, platform: str, documents: bool) -> int:
+    """Numbers per token that the backward pass keeps of a block. documents: whether they are kept apart."""
     norms, kept = (3 if m.norm.placement == "pre" else 5) * m.width, 0
     if (a := m.attention) is not None:
-        fused = kernel(platform, dtype, length, m.head_dim, m.plain_scores) != "xla"
-        scores = 0 if fused else (2 + (a.logit is not None)) * a.heads * (m.window(length) or length)
+        row, plain = m.row(length), m.plain_scores(length)
+        fused = kernel(platform, dtype, row, m.head_dim, plain, documents=documents) != "xla"
+        scores = 0 if fused else (2 + (a.logit is not None)) * a.heads * (m.window(length) or row)
+        for mix in (a.mix_scores, a.mix_weights):
+            own = min(getattr(mix, "window", 0), length)
+            scores += 0 if mix is None else a.heads * (3 * own if own else m.window(length) or row)
         arrays = 4 if a.qk_norm or a.query or a.key or a.value else 3
         kept += norms + (a.heads + m.kv_heads) * m.head_dim * arrays + scores
         kept += 0 if a.output is None else 2 * a.heads * m.head_dim

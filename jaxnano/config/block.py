@@ -38,11 +38,37 @@ class OutputGate(Node):
     channels: int = Field(default=12, ge=1, le=4096)
 
 
+class HeadMatrix(Node):
+    """X_h + sum_g M_gh X_g, M trained from 0. Source: Shazeer et al. 2020, arXiv:2003.02436 (talking heads)."""
+
+    kind: Literal["matrix"]
+
+
+class HeadVectors(Node):
+    """X_h + sum_r b_hr sum_g a_gr X_g, with vectors over heads for each token: linear maps with a bias of the input's
+    first channels, or of `hidden` GELU units of them; all start at 0 but a's bias, at 1, and a has unit RMS over heads.
+
+    window: of weights of their own, whose mixture is added; 0 is attention's. Source: arXiv:2405.08553; track 1, 2026.
+    """
+
+    kind: Literal["vectors"]
+    rank: int = Field(default=1, ge=1, le=8)
+    channels: int = Field(default=12, ge=1, le=16384)
+    hidden: int = Field(default=0, ge=0, le=4096)
+    window: int = Field(default=0, ge=0, le=65536)
+
+
+HeadMix = Annotated[HeadMatrix | HeadVectors, Field(discriminator="kind")]
+
+
 class Attention(Node):
     """Causal multi-head attention; `kv_heads` below `heads` is grouped-query, 1 is multi-query.
 
-    window: a query sees this many of the last positions, 0 is all. windows: the same, tiled over the blocks. dropped:
-    blocks without attention. key_shift: share of rotary's pairs, the slowest, that hold the key of the token before.
+    window: a query sees this many of the last positions, 0 is all. window_block: counted in blocks of so many, rounded
+    up. windows: the same, tiled over the blocks. dropped: blocks without attention. key_shift: share of rotary's pairs,
+    the slowest, that hold the key of the token before. interleaved: so many (n) heads side by side take turns in one
+    row: head j of token t stands at n t + j, which is what windows and positions then count. mix_scores, mix_weights:
+    what heads share before and after the softmax.
     """
 
     heads: int = Field(default=4, ge=1, le=256)
@@ -60,6 +86,10 @@ class Attention(Node):
     gate: OutputGate | None = None
     window: int = Field(default=0, ge=0, le=65536)
     windows: tuple[Annotated[int, Field(ge=0, le=65536)], ...] = ()
+    window_block: int = Field(default=1, ge=1, le=4096)
+    interleaved: int = Field(default=1, ge=1, le=16)
+    mix_scores: HeadMix | None = None
+    mix_weights: HeadMix | None = None
     dropped: tuple[Block, ...] = ()
 
 

@@ -16,6 +16,7 @@ from jaxnano.config.block import (
     BlockDiff,
     BlockTree,
     Glu,
+    HeadVectors,
     LayerNorm,
     Learned,
     Mlp,
@@ -208,15 +209,21 @@ class Model(Node):
         """Hidden channels F."""
         return max(1, round(self.ffn.ratio * self.width))
 
-    @property
-    def plain_scores(self) -> bool:
+    def plain_scores(self, length: int) -> bool:
         """Whether attention's scores are scaled products alone, as its kernels want them."""
         a = self.attention
-        return a.softcap is None and a.logit is None and not isinstance(self.position, Alibi)
+        rounded = a.window_block > 1 and self.window(length) is not None
+        mixed = a.mix_scores is not None or a.mix_weights is not None and not getattr(a.mix_weights, "window", 0)
+        return a.softcap is None and a.logit is None and not isinstance(self.position, Alibi) and not rounded | mixed
+
+    def row(self, length: int) -> int:
+        """Of a block's model: positions of attention's rows."""
+        return length * self.attention.interleaved
 
     def window(self, length: int) -> int | None:
-        """Of a block's model: positions that a query sees, or None for all of `length`."""
-        return self.attention.window if 0 < self.attention.window < length else None
+        """Of a block's model: positions of its rows that a query sees at most, or None for all."""
+        reach = -(-self.attention.window // self.attention.window_block) * self.attention.window_block
+        return reach if 0 < reach < self.row(length) else None
 
     @model_validator(mode="after")
     def _fits(self) -> Model:
@@ -229,6 +236,7 @@ class Model(Node):
         if a.heads % self.kv_heads:
             would = ", ".join(str(g) for g in range(1, a.heads + 1) if a.heads % g == 0)
             raise refuse("attention.kv_heads", a.kv_heads, f"divides {a.heads} heads; {would} would do")
+        self._shared_rows()
         if a.logit is not None and a.softcap is not None:
             raise refuse("attention.softcap", dump(a)["softcap"], "attention.logit takes its place; null would do, and "
                          "a cap of c in the formula is c * tanh(s / c)")
@@ -263,6 +271,20 @@ class Model(Node):
             if channels > self.width:
                 raise refuse(path, channels, f"at most the width, {self.width}")
         return self
+
+    def _shared_rows(self) -> None:
+        a = self.attention
+        if a.heads % a.interleaved or self.kv_heads % a.interleaved:
+            would = [n for n in range(1, 17) if a.heads % n == 0 and self.kv_heads % n == 0]
+            raise refuse("attention.interleaved", a.interleaved, f"divides {a.heads} heads and {self.kv_heads} heads of "
+                         f"keys; {', '.join(map(str, would))} would do")
+        for name in ("mix_scores", "mix_weights"):
+            if (mix := getattr(a, name)) is not None and (a.interleaved > 1 or a.heads == 1):
+                why = "one head has nothing to share" if a.heads == 1 else "heads that take turns in a row share nothing"
+                raise refuse(f"attention.{name}", mix.kind, f"{why}; null would do")
+        if getattr(a.mix_scores, "window", 0):
+            raise refuse("attention.mix_scores.window", a.mix_scores.window, "weights alone have a window of their own; "
+                         "0 would do")
 
     def _trees(self) -> list[Model]:
         """The model of each block.
@@ -315,6 +337,9 @@ class Model(Node):
     def _gates(self) -> Iterator[tuple[str, int]]:
         if self.attention.gate is not None:
             yield "attention.gate.channels", self.attention.gate.channels
+        for name in ("mix_scores", "mix_weights"):
+            if isinstance(mix := getattr(self.attention, name), HeadVectors):
+                yield f"attention.{name}.channels", mix.channels
         if self.embedding.smear:
             yield "embedding.smear.channels", self.embedding.smear.channels
         for wire in self.residual.injections:

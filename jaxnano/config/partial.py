@@ -109,8 +109,10 @@ def overlay(node: Any, change: Any) -> Any:
                                        for name, value in told.items()})
     kind = told.pop("kind", None)
     if node is None or kind is not None and kind != getattr(node, "kind", kind):
-        target = next(t for t in change.targets if kind is None or kind in get_args(t.model_fields["kind"].annotation))
-        node = target.model_construct(**({"kind": kind} if kind else {}))
+        fitting = (t for t in change.targets if (told.keys() <= t.model_fields.keys() if kind is None else
+                                                 kind in get_args(t.model_fields["kind"].annotation)))
+        target = next(fitting, change.targets[0])
+        node = target.model_construct(**({"kind": kind_of(target)} if "kind" in target.model_fields else {}))
     return node.model_copy(update={name: _laid(getattr(node, name, None), value) for name, value in told.items()})
 
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 CPU_CHUNK = 32  # queries at a time on CPU
+LONG_CHUNK = 1024  # queries at a time elsewhere, where rows are bounded by documents or windows and may be very long
 SPLASH_BLOCKS = (512, 256, 128)  # rows and columns of one TPU kernel step, largest first; they must divide the length
 CUDNN_DTYPES, CUDNN_DIMS = (jnp.bfloat16, jnp.float16), range(8, 257, 8)  # on Hopper and newer
 
@@ -71,13 +72,37 @@ def _cross_entropy_backward(saved: Any, gradient: jax.Array) -> tuple[jax.Array,
 cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
+class Mix(NamedTuple):
+    """What heads add of each other, to scores or to weights: X_h + sum_g M_gh X_g + sum_r b_hr sum_g a_gr X_g.
+
+    matrix_HxH: M. from_BxCxHxR, to_BxCxHxR: a and b of each query. window: of weights of their own, whose mixture alone
+    is added to the output; None: the weights themselves are mixed.
+    """
+
+    matrix_HxH: jax.Array | None = None
+    from_BxCxHxR: jax.Array | None = None
+    to_BxCxHxR: jax.Array | None = None
+    window: int | None = None
+
+    def added(self, x_BxHxCxS: jax.Array) -> jax.Array:
+        """The mixture, in float32."""
+        total = jnp.zeros((), jnp.float32)
+        if self.matrix_HxH is not None:
+            total += jnp.einsum("gh,bgcs->bhcs", self.matrix_HxH, x_BxHxCxS)
+        if self.from_BxCxHxR is not None:
+            shared_BxRxCxS = jnp.einsum("bcgr,bgcs->brcs", self.from_BxCxHxR, x_BxHxCxS)
+            total += jnp.einsum("bchr,brcs->bhcs", self.to_BxCxHxR, shared_BxRxCxS)
+        return total
+
+
 class Scores(NamedTuple):
     """How a query weighs the keys it sees; numbers may be traced.
 
-    scale: multiplies the scores. window: query i sees keys j with 0 <= i - j < window; None for all of them.
-    softcap: c: scores become c * tanh(scores / c). logit: what else they become, of scores [B, H, C, S], heads
-    [1, H, 1, 1] and distances [1, 1, C, S] in float32. bias_slopes: [H]: after these, scores lose slope * (i - j)
-    (Press et al. 2021, arXiv:2108.12409).
+    scale: multiplies the scores. window: query i sees keys j with 0 <= i - j < window; None for all of them. block: the
+    same of i // block, j // block and window // block, for j <= i. softcap: c: scores become c * tanh(scores / c).
+    logit: what else they become, of scores [B, H, C, S], heads [1, H, 1, 1] and distances [1, 1, C, S] in float32.
+    bias_slopes: [H]: after these, scores lose slope * (i - j) (Press et al. 2021, arXiv:2108.12409). before, after:
+    what heads then share, before and after the softmax. begins_BxC: each query's first key, where its document begins.
     """
 
     scale: Any
@@ -85,20 +110,35 @@ class Scores(NamedTuple):
     softcap: Any = None
     bias_slopes: jax.Array | None = None
     logit: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None
+    block: int | None = None
+    before: Mix | None = None
+    after: Mix | None = None
+    begins_BxC: jax.Array | None = None
 
     @property
     def plain(self) -> bool:
-        """Whether the kernels can do it: a scale and a window, nothing else (`Model.plain_scores` says so earlier)."""
-        return all(option is None for option in self[2:])  # one that is added is not theirs until they know it
+        """Whether the kernels can do it: scale, window and documents alone (`Model.plain_scores` says so earlier)."""
+        return all(option is None for option in self[2:-1])  # one that is added is not theirs until they know it
+
+    def of(self, start: int, end: int) -> Scores:
+        """The same for the queries from `start` to `end`."""
+        def cut(y: jax.Array | None) -> Any:
+            return None if y is None else y[:, start:end]
+
+        before, after = (mix and mix._replace(from_BxCxHxR=cut(mix.from_BxCxHxR), to_BxCxHxR=cut(mix.to_BxCxHxR))
+                         for mix in (self.before, self.after))
+        return self._replace(before=before, after=after, begins_BxC=cut(self.begins_BxC))
 
 
-def kernel(target: str, dtype: Any, length: int, head_dim: int, plain: bool, cudnn_dims: range = CUDNN_DIMS) -> str:
+def kernel(target: str, dtype: Any, length: int, head_dim: int, plain: bool, cudnn_dims: range = CUDNN_DIMS,
+           documents: bool = False) -> str:
     """Which implementation of attention runs: `cudnn`, `splash`, or `xla`, which alone holds all H * L * L scores.
 
     Args: target: cpu, gpu or tpu. dtype: of queries, keys and values. plain: `Scores.plain`. cudnn_dims: head
-    dimensions that the GPU takes, those of the newest where none is at hand.
+    dimensions that the GPU takes, those of the newest where none is at hand. documents: whether they are kept apart,
+    which JAX does not let cuDNN do.
     """
-    if plain and target == "gpu" and dtype in CUDNN_DTYPES and head_dim in cudnn_dims:
+    if plain and not documents and target == "gpu" and dtype in CUDNN_DTYPES and head_dim in cudnn_dims:
         return "cudnn"
     return "splash" if plain and target == "tpu" and length % SPLASH_BLOCKS[-1] == 0 else "xla"
 
@@ -118,14 +158,18 @@ def attention(q_BxLxHxK: jax.Array, k_BxLxGxK: jax.Array, v_BxLxGxK: jax.Array, 
         raise ValueError(f"{heads} query heads are not a multiple of {groups} key heads")
     if scores.window is not None and scores.window < 1:
         raise ValueError(f"window {scores.window}: a query sees at least itself, so 1 or more")
-    target = platform()
+    target, arrays = platform(), (q_BxLxHxK, k_BxLxGxK, v_BxLxGxK)
     dims = _cudnn_head_dims() if target == "gpu" else CUDNN_DIMS
-    match kernel(target, q_BxLxHxK.dtype, length, dim, scores.plain, dims):
+    chunk = CPU_CHUNK if target == "cpu" else length if scores.begins_BxC is None else LONG_CHUNK
+    if scores.after is not None and scores.after.window is not None:
+        own = scores._replace(window=min(scores.after.window, length), block=None)
+        return attention(*arrays, scores._replace(after=None)) + _chunked(*arrays, min(chunk, LONG_CHUNK), own)
+    match kernel(target, q_BxLxHxK.dtype, length, dim, scores.plain, dims, scores.begins_BxC is not None):
         case "cudnn":
-            return _cudnn(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, scores)
+            return _cudnn(*arrays, scores)
         case "splash":
-            return _splash(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, scores)
-    return _chunked(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, CPU_CHUNK if target == "cpu" else length, scores)
+            return _splash(*arrays, scores)
+    return _chunked(*arrays, chunk, scores)
 
 
 def attend_cached(
@@ -133,7 +177,11 @@ def attend_cached(
 ) -> jax.Array:
     """`attention` of a few new queries over a cache of T places, in float32; place `first` is the first query's."""
     q, k, v = (y.swapaxes(1, 2).astype(jnp.float32) for y in (q_BxLxHxK, k_BxTxGxK, v_BxTxGxK))
-    return _attend(q, k, v, first, scores).swapaxes(1, 2).astype(q_BxLxHxK.dtype)
+    if scores.after is not None and scores.after.window is not None:
+        mixed = _attend(q, k, v, first, 0, scores._replace(window=scores.after.window, block=None))
+        rest = attend_cached(q_BxLxHxK, k_BxTxGxK, v_BxTxGxK, first, scores._replace(after=None))
+        return rest + mixed.swapaxes(1, 2).astype(rest.dtype)
+    return _attend(q, k, v, first, 0, scores).swapaxes(1, 2).astype(q_BxLxHxK.dtype)
 
 
 def reference(q_BxLxHxK: jax.Array, k_BxLxGxK: jax.Array, v_BxLxGxK: jax.Array, scores: Scores) -> jax.Array:
@@ -147,16 +195,16 @@ def _chunked(
     q, k, v = (y.swapaxes(1, 2) for y in (q_BxLxHxK, k_BxLxGxK, v_BxLxGxK))
     length, pieces = q.shape[2], []
     for start in range(0, length, chunk):
-        end = min(start + chunk, length)
-        seen = slice(0 if scores.window is None else max(0, start - scores.window + 1), end)
-        pieces.append(_attend(q[:, :, start:end], k[:, :, seen], v[:, :, seen], start - seen.start, scores))
+        end, block = min(start + chunk, length), scores.block or 1
+        first = 0 if scores.window is None else max(0, (start // block + 1) * block - scores.window)
+        piece = q[:, :, start:end], k[:, :, first:end], v[:, :, first:end]
+        pieces.append(_attend(*piece, start, first, scores.of(start, end)))
     return jnp.concatenate(pieces, axis=2).swapaxes(1, 2)
 
 
-def _attend(
-    q_BxHxCxK: jax.Array, k_BxGxSxK: jax.Array, v_BxGxSxK: jax.Array, ahead: int | jax.Array, scores: Scores
-) -> jax.Array:
-    """C queries over S keys. ahead: position of the first query minus that of the first key."""
+def _attend(q_BxHxCxK: jax.Array, k_BxGxSxK: jax.Array, v_BxGxSxK: jax.Array, start: int | jax.Array, first: int,
+            scores: Scores) -> jax.Array:
+    """C queries over S keys. start, first: places of the first query and of the first key."""
     (batch, heads, rows, dim), (groups, columns) = q_BxHxCxK.shape, k_BxGxSxK.shape[1:3]
     per_group = (batch, groups, heads // groups * rows, -1)
     scores_BxHxCxS = jnp.matmul(
@@ -165,7 +213,7 @@ def _attend(
     if scores.softcap is not None:
         scores_BxHxCxS = scores.softcap * jnp.tanh(scores_BxHxCxS / scores.softcap)
     place = functools.partial(jax.lax.broadcasted_iota, jnp.int32, (rows, columns))
-    distance_CxS = place(0) - place(1) + ahead
+    distance_CxS = place(0) - place(1) + (start - first)
     if scores.logit is not None:  # what no query sees has a distance too, lest it breaks the gradient of what is seen
         distance_1x1xCxS = jnp.maximum(distance_CxS, 0).astype(jnp.float32)[None, None]
         heads_1xHx1x1 = jnp.arange(heads, dtype=jnp.float32)[None, :, None, None]
@@ -173,10 +221,20 @@ def _attend(
     if scores.bias_slopes is not None:
         slopes_Hx1x1 = scores.bias_slopes.astype(jnp.float32)[:, None, None]
         scores_BxHxCxS -= (slopes_Hx1x1 * distance_CxS[None].astype(jnp.float32))[None]
-    seen_CxS = distance_CxS >= 0
-    if scores.window is not None:
-        seen_CxS &= distance_CxS < scores.window
-    weights_BxHxCxS = jax.nn.softmax(jnp.where(seen_CxS[None, None], scores_BxHxCxS, -jnp.inf), axis=-1)
+    if scores.before is not None:
+        scores_BxHxCxS += scores.before.added(scores_BxHxCxS)
+    seen_1xCxS = distance_CxS[None] >= 0
+    if scores.window is not None and scores.block is None:
+        seen_1xCxS &= distance_CxS[None] < scores.window
+    elif scores.window is not None:
+        blocks_CxS = (place(0) + start) // scores.block - (place(1) + first) // scores.block
+        seen_1xCxS &= blocks_CxS[None] < scores.window // scores.block
+    if scores.begins_BxC is not None:
+        seen_1xCxS &= place(1)[None] + first >= scores.begins_BxC[:, :, None]
+    weights_BxHxCxS = jax.nn.softmax(jnp.where(seen_1xCxS[:, None], scores_BxHxCxS, -jnp.inf), axis=-1)
+    if scores.after is not None:
+        added = scores.after.added(weights_BxHxCxS)
+        weights_BxHxCxS = added if scores.after.window is not None else weights_BxHxCxS + added
     weights = weights_BxHxCxS.astype(v_BxGxSxK.dtype).reshape(per_group)
     return (weights @ v_BxGxSxK).reshape(batch, heads, rows, dim)
 
@@ -216,17 +274,19 @@ def _splash(
     sizes = kernels.BlockSizes(**dict.fromkeys(names, block))
     mask = masks.LocalMask((length, length), (None if scores.window is None else scores.window - 1, 0), 0)
 
-    def local(q_BxHxLxK: jax.Array, k_BxGxLxK: jax.Array, v_BxGxLxK: jax.Array) -> Any:
+    def local(q_BxHxLxK: jax.Array, k_BxGxLxK: jax.Array, v_BxGxLxK: jax.Array, *begins_BxL: jax.Array) -> Any:
         every_head = masks.MultiHeadMask([mask] * q_BxHxLxK.shape[1])
         kernel = kernels.make_splash_mha(every_head, block_sizes=sizes, head_shards=1, q_seq_shards=1,
                                          interpret=interpret)
-        return jax.vmap(kernel)(q_BxHxLxK, k_BxGxLxK, v_BxGxLxK)
+        documents = [kernels.SegmentIds(begins, begins) for begins in begins_BxL]  # each is known by its begin
+        return jax.vmap(kernel)(q_BxHxLxK, k_BxGxLxK, v_BxGxLxK, *documents)
 
-    mesh = jax.sharding.get_abstract_mesh()
+    mesh, begins = jax.sharding.get_abstract_mesh(), [] if scores.begins_BxC is None else [scores.begins_BxC]
     if mesh.size > 1:
         rows = tuple(name for name in mesh.axis_names if name != "tensor")
         spec = jax.P(rows, "tensor" if "tensor" in mesh.axis_names else None)
-        local = jax.shard_map(local, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
+        specs = (spec,) * 3 + (jax.P(rows),) * len(begins)
+        local = jax.shard_map(local, in_specs=specs, out_specs=spec, check_vma=False)
     q = (q_BxLxHxK * jnp.asarray(scores.scale, jnp.float32)).astype(q_BxLxHxK.dtype)
-    out_BxHxLxK = local(*(y.swapaxes(1, 2) for y in (q, k_BxLxGxK, v_BxLxGxK)))
+    out_BxHxLxK = local(*(y.swapaxes(1, 2) for y in (q, k_BxLxGxK, v_BxLxGxK)), *begins)
     return out_BxHxLxK.swapaxes(1, 2).astype(q_BxLxHxK.dtype)

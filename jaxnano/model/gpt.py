@@ -12,6 +12,7 @@ from flax.traverse_util import unflatten_dict
 
 from jaxnano.config.recipe import Recipe, at
 from jaxnano.model import backend, head, specs
+from jaxnano.model.documents import Row, begins
 from jaxnano.model.embedding import Embedding
 from jaxnano.model.norm import Norm
 from jaxnano.model.residual import Block, ValueTables, Wire
@@ -31,6 +32,7 @@ class Gpt(nn.Module):
         m, length, dtype = self.cfg.model, self.cfg.data.length, compute_dtype(self.cfg)
         start = jnp.zeros((), jnp.int32) if cache is None else cache["position"]
         positions_L = start + jnp.arange(tokens_BxL.shape[1])
+        row, since_B = self._row(tokens_BxL, positions_L, cache)
         before = None if cache is None else cache["before"]
         x, last, table = Embedding(m, length, name="embedding")(tokens_BxL, positions_L, before, dtype)
         tables = ValueTables(m, name="value_embeddings")(tokens_BxL, dtype) if m.residual.value_embeddings else {}
@@ -44,12 +46,21 @@ class Gpt(nn.Module):
                     x = Wire(wire.coefficient, name=f"inject_{wire.name}_{block}")(x, saved[wire.source])
             if block < m.depth:
                 layer = block_class(m.block(block), block, length, name=f"blocks_{block}")
-                x, kept = layer(x, tables, positions_L, None if cache is None else cache["blocks"][block])
+                x, kept = layer(x, tables, row, None if cache is None else cache["blocks"][block])
                 held.append(kept)
         x = Norm(m.norm, name="final_norm")(x)
         if cache is not None:
-            cache = {"position": start + tokens_BxL.shape[1], "before": last, "blocks": held}
+            cache = {"position": start + tokens_BxL.shape[1], "before": last, "blocks": held, "since": since_B}
         return x, head.Head(m, name="head")(table), cache
+
+    def _row(self, tokens_BxL: jax.Array, positions_L: jax.Array, cache: Cache | None) -> tuple[Row, Any]:
+        """What attention knows of the tokens' places, and where the last document began."""
+        documents = self.cfg.data.documents
+        since_B = jnp.zeros(len(tokens_BxL), jnp.int32) if cache is None else cache["since"]
+        if documents is None or not documents.mask:
+            return Row(positions_L), since_B
+        begins_BxL, since_B = begins(tokens_BxL, positions_L, since_B, self.cfg.data.separator, documents.most)
+        return Row(positions_L, begins_BxL), since_B
 
 
 def compute_dtype(cfg: Recipe) -> Any:
@@ -92,6 +103,8 @@ def empty_cache(recipe: Recipe, batch: int, length: int) -> Cache:
     """Room for `length` positions of keys and values per block, none of them filled."""
     m, dtype = recipe.model, compute_dtype(recipe)
     trees = [m.block(block) for block in range(m.depth)]
-    shapes = [tree.attention and (batch, length, tree.kv_heads, tree.head_dim) for tree in trees]
+    shapes = [tree.attention and (batch, tree.row(length), tree.kv_heads // tree.attention.interleaved, tree.head_dim)
+              for tree in trees]
     blocks = [shape and (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for shape in shapes]
-    return {"position": jnp.zeros((), jnp.int32), "before": jnp.zeros((batch, 1, m.width), dtype), "blocks": blocks}
+    return {"position": jnp.zeros((), jnp.int32), "before": jnp.zeros((batch, 1, m.width), dtype), "blocks": blocks,
+            "since": jnp.zeros(batch, jnp.int32)}

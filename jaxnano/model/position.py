@@ -33,8 +33,10 @@ def rotate(x_BxLxHxK: jax.Array, frequencies_P: jax.Array, positions_L: jax.Arra
     return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], -1).astype(x_BxLxHxK.dtype)
 
 
-def shift(k_BxLxGxK: jax.Array, share: float) -> jax.Array:
+def shift(k_BxLxGxK: jax.Array, share: float, by: int = 1) -> jax.Array:
     """Keys whose last `share` of channel pairs (i, i + K/2) is that of the token before; the first keeps its own.
+
+    by: how far it lies back, where heads take turns in a row.
 
     Source: modded-nanogpt track 1, partial key offset: the stationary half, with rotary's `fraction` of a half.
     """
@@ -43,7 +45,7 @@ def shift(k_BxLxGxK: jax.Array, share: float) -> jax.Array:
     pairs = max(1, k_BxLxGxK.shape[-1] // 2)
     first = min(round((1.0 - share) * pairs), pairs - 1)  # of those that are shifted
     late_K = jnp.arange(k_BxLxGxK.shape[-1]) % pairs >= first
-    before = jnp.concatenate([k_BxLxGxK[:, :1], k_BxLxGxK[:, :-1]], axis=1)
+    before = jnp.concatenate([k_BxLxGxK[:, :by], k_BxLxGxK[:, :-by]], axis=1)
     return jnp.where(late_K[None, None, None], before, k_BxLxGxK)
 
 

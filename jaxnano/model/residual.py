@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxnano.config.model import Model, TokenGate
 from jaxnano.model.attention import Attention, KeyValue
+from jaxnano.model.documents import Row
 from jaxnano.model.ffn import Ffn
 from jaxnano.model.linear import declare
 from jaxnano.model.norm import Norm
@@ -42,13 +43,13 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BxLxD: jax.Array, tables: dict[str, jax.Array], positions_L: jax.Array, cache: KeyValue | None
+        self, x_BxLxD: jax.Array, tables: dict[str, jax.Array], row: Row, cache: KeyValue | None
     ) -> tuple[jax.Array, KeyValue | None]:
         """Returns: the stream after the block, and the block's updated cache."""
         m = self.cfg
         if m.attention is not None:
             branch = Attention(m, self.block, self.length, name="attention")
-            y, cache = branch(Norm(m.norm, name="attention_norm")(x_BxLxD), tables, positions_L, cache)
+            y, cache = branch(Norm(m.norm, name="attention_norm")(x_BxLxD), tables, row, cache)
             if m.residual.branch == "depth_scaled":
                 y = y / math.sqrt(2 * m.depth)
             x_BxLxD = self._join(x_BxLxD, y, "attention")

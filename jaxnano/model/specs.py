@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnano.config.block import LayerNorm, Learned
+from jaxnano.config.block import HeadMatrix, HeadVectors, LayerNorm, Learned
 from jaxnano.config.model import Model, TokenGate
 from jaxnano.config.optimizer import Role
 from jaxnano.config.recipe import Recipe
@@ -144,12 +144,29 @@ def _attention(m: Model, block: int) -> Iterator[tuple[str, Spec]]:
             yield f"{path}/{name}_gain", Spec((m.head_dim,), "gain", ONES, "K")
     if m.attention.gate:
         yield f"{path}/output_gate", Spec((m.attention.gate.channels, m.attention.heads), "gate", ZEROS, "CH")
+    for name in ("mix_scores", "mix_weights"):
+        yield from _mix(m, f"{path}/{name}", getattr(m.attention, name))
     for table in m.residual.value_embeddings:
         if block in table.blocks:
             yield f"{path}/mix_{table.name}_value", _scalar(1.0 - table.init)
             yield f"{path}/mix_{table.name}_table", _scalar(table.init)
     yield from _matrix(m, f"{path}/o", (queries, m.width), "HD", std, projection=True)
     yield from _branch(m, block, "attention")
+
+
+def _mix(m: Model, path: str, cfg: Any) -> Iterator[tuple[str, Spec]]:
+    """What heads share: a matrix over them, or maps to two vectors over them."""
+    heads = m.attention.heads
+    if isinstance(cfg, HeadMatrix):
+        yield path, Spec((heads, heads), "gate", ZEROS, "CC")
+    if isinstance(cfg, HeadVectors):
+        inputs = cfg.hidden or cfg.channels
+        if cfg.hidden:
+            size = Initial(m.init.distribution, 1.0 / math.sqrt(cfg.channels))
+            yield f"{path}_hidden", Spec((cfg.channels, cfg.hidden), "gate", size, "CC")
+        for part, start in (("from", ONES), ("to", ZEROS)):
+            yield f"{path}_{part}", Spec((inputs, heads * cfg.rank), "gate", ZEROS, "CC")
+            yield f"{path}_{part}_bias", Spec((heads * cfg.rank,), "gate", start, "C")
 
 
 def _ffn(m: Model, block: int) -> Iterator[tuple[str, Spec]]:

@@ -46,6 +46,11 @@ def _unread(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield from ((path, why) for path in ("model.residual.branch", "model.init.attention_std"))
         if isinstance(m.position, Rotary | Alibi):
             yield "model.position", why
+    if all(m.block(block).window(recipe.data.length) is None for block in attends):
+        yield "model.attention.window_block", "no block has a window"
+    documents = recipe.data.documents
+    if documents is not None and (documents.most or 0) >= recipe.data.length:
+        yield "data.documents.most", "no row is longer, see data.length"
     if not feeds:
         why = "no block has an FFN, see model.ffn.dropped and model.blocks"
         yield from ((f"model.ffn.{f}", why) for f in type(m.ffn).model_fields if f not in ("kind", "dropped"))
@@ -172,7 +177,7 @@ def behaviour(recipe: Recipe) -> str:
         "model": _spelled(m, "model", [*places, "model.init", *(f"model.{name}" for name in BlockTree.model_fields)]),
         "blocks": _blocks(recipe),
         "outside": [_spelled(m.norm), _spelled(m.position) if isinstance(m.position, Learned) else None,
-                    m.bias and not m.embedding.tied], "data": dump(recipe.data), "train": dump(recipe.train),
+                    m.bias and not m.embedding.tied], "data": _data(recipe), "train": dump(recipe.train),
         "logits": _capped(m.head.softcap and SOFTCAPS[m.head.softcap.kind], m.head.softcap and m.head.softcap.cap,
                           m.head.logits),
         "init": {path: [traced(part, None) for part in spec.init] for path, spec in table.items()},
@@ -188,8 +193,8 @@ CURVES = {"gelu": "x / 2 * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x ** 3
           "relu2": "relu(x) ** 2"}  # what those with a name are
 EXACT_GELU = "x / 2 * (1 + erf(0.7071067811865476 * x))"
 SOFTCAPS = {"tanh": "cap * tanh(z / cap)", "rsqrt": "cap * z / sqrt(z * z + cap ** 2)"}
-SPELLED = ("window", "windows", "kv_heads", "head_dim", "dropped", "ratio", "saves", "injections", "before",
-           "activation", "blocks", "softcap", "logit", "logits")  # by `behaviour` and `_block`
+SPELLED = ("window", "windows", "window_block", "kv_heads", "head_dim", "dropped", "ratio", "saves", "injections",
+           "before", "activation", "blocks", "softcap", "logit", "logits")  # by `behaviour` and `_block`
 
 
 def _blocks(recipe: Recipe) -> list[list[str]]:
@@ -203,10 +208,27 @@ def _blocks(recipe: Recipe) -> list[list[str]]:
 
 def _block(m: Model, length: int) -> list[Any]:
     """What a block does."""
-    attention = m.attention and [_spelled(m.attention), m.window(length), m.kv_heads, m.head_dim,
+    attention = m.attention and [_spelled(m.attention), _windows(m, length), m.kv_heads, m.head_dim,
                                  _capped("cap * tanh(s / cap)", m.attention.softcap, m.attention.logit),
                                  _spelled(m.position) if isinstance(m.position, Rotary | Alibi) else None]
     return [attention, m.ffn and [_spelled(m.ffn), m.ffn_width, _curve(m.ffn.activation)], _spelled(m.norm), m.bias]
+
+
+def _windows(m: Model, length: int) -> list[int | None]:
+    """What a query sees, how that is counted, and what it sees for weights of their own."""
+    a, window = m.attention, m.window(length)
+    block, own = a.window_block if window is not None else 1, getattr(a.mix_weights, "window", 0)
+    alike = block == 1 and own and min(own, m.row(length)) == (window or m.row(length))
+    return [window, block, 0 if alike else own]
+
+
+def _data(recipe: Recipe) -> dict[str, Any]:
+    """The data, and of documents what they come to."""
+    data, told = dump(recipe.data), recipe.data.documents
+    if told is not None:
+        most = told.most if told.most is not None and told.most < recipe.data.length else None
+        data["documents"] = [told.mask, most, told.align, recipe.data.separator]
+    return data
 
 
 def _capped(code: str | None, cap: Any, own: Formula | None) -> Any:

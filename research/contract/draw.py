@@ -53,6 +53,10 @@ class Draw:
             (block.Attention, "heads"): lambda: self.pick([h for h in (1, 2, 4, 6, 8) if self.width % (2 * h) == 0]),
             (block.Attention, "kv_heads"): lambda: self.pick([None, 1, 2]),
             (block.Attention, "head_dim"): lambda: self.pick([None, None, 4, 8, 10]),
+            (block.Attention, "interleaved"): lambda: self.pick((1, 1, 1, 2)),
+            (block.Attention, "window_block"): lambda: self.pick((1, 1, 2, 4)),
+            **dict.fromkeys([(block.Attention, "mix_scores"), (block.Attention, "mix_weights")], self.mix),
+            (block.HeadVectors, "window"): lambda: 0,  # see `mix`
             (block.Attention, "windows"): lambda: self.integers(0, 12, int(rng.integers(0, 4))),
             **dict.fromkeys([(block.Attention, "dropped"), (block.Mlp, "dropped"), (block.Glu, "dropped")],
                             lambda: self.blocks(self.depth, 0.15)),
@@ -166,6 +170,10 @@ class Draw:
                                "coefficient": coefficient})
         return {"saves": saves, "injections": injections}
 
+    def mix(self) -> dict[str, Any] | None:
+        """Now and then what heads share."""
+        return None if self.chance(0.7) else self.node(self.pick((block.HeadMatrix, block.HeadVectors)))
+
     def value_embeddings(self) -> list[dict[str, Any]]:
         """No, one or two tables."""
         tables = [self.node(model.ValueEmbedding) | {"name": f"table{i}"} for i in range(self.pick((0, 0, 0, 1, 2)))]
@@ -212,6 +220,7 @@ class Draw:
                 {"attention": {"window": int(self.rng.integers(1, 13))}}, {"attention": {"qk_norm": self.chance(0.5)}},
                 {"ffn": {"ratio": float(self.pick((0.5, 1.0, 2.0)))}}, {"ffn": ffn},
                 {"attention": {"output": self.node(formulas.Output)}},
+                {"attention": {"mix_weights": self.node(block.HeadVectors) | {"window": self.pick((0, 3))}}},
                 {"attention": None}, {"norm": self.node(block.RmsNorm)}, {"bias": self.chance(0.5)},
                 {"position": {"kind": "none"}},
                 {"attention": {"scale": {"kind": "constant", "value": 0.2}}}))

@@ -102,6 +102,24 @@ RECIPES: dict[str, Recipe] = {
         blocks=[{"name": "far", "at": [{"block": 1}], "set": {"attention": {
             "key_shift": 1.0, "value": None, "logit": {"code": "s + distance * a", "params": {"a": -0.3}}}}}],
     ),
+    "paired_heads": model(
+        attention__kv_heads=2, attention__interleaved=2, attention__window=6, attention__window_block=4,
+        attention__logit={"code": "s + distance * a", "params": {"a": -0.1}}, attention__key_shift=0.5,
+        attention__output={"params": {"a": 0.7},
+                           "code": "y - a * dot(y, v) / maximum(dot(v, v), 1e-6) * v + mean(y) / 4"},
+        position={"kind": "rotary", "base": 100.0}, blocks=[{"name": "four", "at": [{"block": 1}], "set": {
+            "attention": {"interleaved": 4, "kv_heads": 4, "window": 0, "logit": None},
+            "position": {"kind": "alibi"}}}],
+    ),
+    "mixed_heads_documents": edited(TINY, {
+        "data.documents": {"most": 5, "separator": 200}, "model.attention.kv_heads": 2,
+        "model.attention.mix_scores": {"kind": "matrix"}, "model.attention.window": 9,
+        "model.attention.mix_weights": {"kind": "vectors", "channels": 7, "rank": 2},
+        "model.position": {"kind": "rotary"},
+        "model.blocks": [{"name": "other", "at": [{"block": 1}], "set": {"attention": {
+            "mix_scores": {"kind": "vectors", "hidden": 5}, "window_block": 4,
+            "mix_weights": {"channels": 16, "rank": 1, "window": 3}}}}],
+    }),
     "init_rules": model(bias=True, embedding__tied=False, init__rules=[
         {"name": "loud", "of": ["*/ffn/up"], "draw": "normal", "params": {"a": 0.3},
          "code": "a * (1 - a * block / (depth - 1))"},

@@ -70,4 +70,7 @@ def outcome_of(name: str) -> Outcome:
     # no token comes twice in a row of the batch, so that a row of the table stands for one position
     rows = [rng.permutation(recipe.model.vocab)[: length + 1] for _ in range(recipe.data.batch)]
     batch = np.stack(rows).astype(np.int32)
+    if recipe.data.documents is not None:
+        batch = np.where(batch == recipe.data.separator, batch[:, [6]], batch)
+        batch[:, 6] = recipe.data.separator
     return Outcome(params, batch, *run(partial(_program, recipe), params, batch, values))

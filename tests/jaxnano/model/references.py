@@ -72,7 +72,8 @@ def sigmoid(x: Array) -> Array:
     return 1 / (1 + np.exp(-x))
 
 
-DEFAULTS = {"glu": {"ratio": 8 / 3, "activation": {"kind": "silu"}}}  # of kinds that a block changes to
+DEFAULTS = {"glu": {"ratio": 8 / 3, "activation": {"kind": "silu"}}, "alibi": {"reach": 8.0},  # of kinds that a block
+            "vectors": {"rank": 1, "channels": 12, "hidden": 0, "window": 0}}  # changes to
 
 
 def merged(tree: Any, change: Any) -> Any:
@@ -98,10 +99,11 @@ def tree(model: dict[str, Any], block: int) -> dict[str, Any]:
 
 
 class Reference:
-    """One forward pass. params: float64 by path. model: plain data. progress: 0..1."""
+    """One forward pass. params: float64 by path. recipe: plain data. progress: 0..1."""
 
-    def __init__(self, params: dict[str, Array], model: dict[str, Any], progress: float):
-        self.p, self.m, self.progress = {k: np.asarray(v, np.float64) for k, v in params.items()}, model, progress
+    def __init__(self, params: dict[str, Array], recipe: dict[str, Any], progress: float):
+        self.p, self.progress = {k: np.asarray(v, np.float64) for k, v in params.items()}, progress
+        self.m, self.data = recipe["model"], recipe["data"]
 
     def norm(self, x: Array, path: str) -> Array:
         node = self.m["norm"]
@@ -133,53 +135,112 @@ class Reference:
         turned = (x_LxK[:, :pairs] + 1j * x_LxK[:, pairs:]) * np.exp(1j * np.outer(np.arange(len(x_LxK)), speed))
         return np.concatenate([turned.real, turned.imag], axis=1)
 
-    def head(self, q: Array, k: Array, v: Array, head: int, block: int) -> Array:
-        """One head's output [L, K] from its query and its group's key and value."""
+    def shaped(self, y: Array, name: str, part: str, block: int) -> Array:
+        """A head's queries, keys or values before anything knows where they stand."""
+        a = self.m["attention"]
+        if a["qk_norm"] and name != "v":
+            y = y / np.sqrt((y * y).mean(-1, keepdims=True) + 1e-6)
+        if a[part] is not None:
+            y = np.stack([value_of(a[part], self.progress, x=x) for x in y])
+            y = y * self.p.get(f"blocks_{block}/attention/{name}_gain", 1.0)
+        return y
+
+    def scores(self, q: Array, k: Array, head: int, heads: int, block: int) -> Array:
+        """[L, L] of one head, or of the heads that take turns in one row, before anybody looks who sees what."""
         a, position = self.m["attention"], self.m["position"]
-        if a["qk_norm"]:
-            q, k = (y / np.sqrt((y * y).mean(-1, keepdims=True) + 1e-6) for y in (q, k))
-        path = f"blocks_{block}/attention"
-        q, k, v = (y if a[part] is None else np.stack([value_of(a[part], self.progress, x=x) for x in y])
-                   * self.p.get(f"{path}/{name}_gain", 1.0)
-                   for y, part, name in ((q, "query", "q"), (k, "key", "k"), (v, "value", "v")))
         if position["kind"] == "rotary":
             q, k = self.rotate(q), self.rotate(k)
         if a["key_shift"]:
-            pairs, own = k.shape[1] // 2, k.copy()
+            pairs, own, back = k.shape[1] // 2, k.copy(), a["interleaved"]
             for pair in range(round((1 - a["key_shift"]) * pairs), pairs):
-                for t in range(1, len(k)):
-                    k[t, [pair, pairs + pair]] = own[t - 1, [pair, pairs + pair]]
+                for t in range(back, len(k)):
+                    k[t, [pair, pairs + pair]] = own[t - back, [pair, pairs + pair]]
         constant = a["scale"]["kind"] == "constant"
         scores = q @ k.T * (number(a["scale"]["value"], self.progress) if constant else q.shape[1] ** -0.5)
         if a["softcap"] is not None:
             cap = number(a["softcap"], self.progress)
             scores = cap * np.tanh(scores / cap)
-        window = a["window"]
         share = block / (self.m["depth"] - 1) if self.m["depth"] > 1 else 0.0
         for i in range(len(q)):
-            for j in range(len(q)):
-                if a["logit"] and j <= i:
+            for j in range(i + 1):
+                if a["logit"]:
                     scores[i, j] = value_of(a["logit"], self.progress, s=scores[i, j], distance=i - j, head=head,
-                                            heads=a["heads"], depth=share)
+                                            heads=heads, depth=share)
                 if position["kind"] == "alibi":
-                    scores[i, j] -= 2 ** (-number(position["reach"], self.progress) * (head + 1) / a["heads"]) * (i - j)
-                if j > i or (window and i - j >= window):
-                    scores[i, j] = -np.inf
-        y = softmax(scores, axis=1) @ v
-        if a["output"]:
-            y = np.stack([value_of(a["output"], self.progress, y=y[t], v=v[t]) for t in range(len(y))])
-        return y
+                    scores[i, j] -= 2 ** (-number(position["reach"], self.progress) * (head + 1) / heads) * (i - j)
+        return scores
+
+    def sees(self, i: int, j: int, tokens: Array, window: int, size: int = 1) -> bool:
+        """Whether place i of a row sees place j. size: of the blocks that windows are counted in."""
+        turns, documents = self.m["attention"]["interleaved"], self.data["documents"]
+        if j > i or window and i // size - j // size >= math.ceil(window / size):
+            return False
+        if documents is None or not documents["mask"]:
+            return True
+        begin, piece, found = 0, 0, []  # (document, piece) of each token
+        for t, token in enumerate(tokens):
+            begin = t if token == (documents["separator"] or 0) else begin
+            piece = (t - begin) // documents["most"] if documents["most"] else 0
+            found.append((begin, piece))
+        return found[i // turns] == found[j // turns]
+
+    def weights(self, scores: Array, tokens: Array, window: int, size: int = 1) -> Array:
+        places = range(len(scores[0]))
+        seen = np.array([[self.sees(i, j, tokens, window, size) for j in places] for i in places])
+        return softmax(np.where(seen[None], scores, -np.inf), axis=-1)
+
+    def mixed(self, x_HxLxL: Array, name: str, features: Array, block: int) -> Array:
+        """What heads add of each other's scores or weights, query by query."""
+        node, path = self.m["attention"][name], f"blocks_{block}/attention/{name}"
+        out, heads = np.zeros_like(x_HxLxL), len(x_HxLxL)
+        for i, x in enumerate(features):
+            if node["kind"] == "matrix":
+                for h in range(heads):
+                    out[h, i] = sum(self.p[path][g, h] * x_HxLxL[g, i] for g in range(heads))
+                continue
+            z = x[: node["channels"]]
+            if node["hidden"]:
+                z = activate(z @ self.p[f"{path}_hidden"], {"kind": "gelu", "approximate": True})
+            a, b = ((z @ self.p[f"{path}_{part}"] + self.p[f"{path}_{part}_bias"]).reshape(heads, node["rank"])
+                    for part in ("from", "to"))
+            for r in range(node["rank"]):
+                unit = a[:, r] / math.sqrt((a[:, r] ** 2).mean() + 1e-6)
+                shared = sum(unit[g] * x_HxLxL[g, i] for g in range(heads))
+                out[:, i] += b[:, r, None] * shared
+        return out
+
+    def attend(self, qs: list[Array], ks: list[Array], vs: list[Array], features: Array, tokens: Array,
+               block: int) -> list[Array]:
+        """Outputs of heads, or of rows of heads that take turns; each has its own query, key and value here."""
+        a = self.m["attention"]
+        scores = np.stack([self.scores(q, k, h, len(qs), block) for h, (q, k) in enumerate(zip(qs, ks, strict=True))])
+        if a["mix_scores"]:
+            scores = scores + self.mixed(scores, "mix_scores", features, block)
+        weights = self.weights(scores, tokens, a["window"], a["window_block"])
+        if (node := a["mix_weights"]) is not None:
+            own = node.get("window") and self.weights(scores, tokens, node["window"])
+            weights = weights + self.mixed(own if node.get("window") else weights, "mix_weights", features, block)
+        return [weights[h] @ v for h, v in enumerate(vs)]
 
     def attention(self, x: Array, tokens: Array, block: int) -> Array:
         a, path = self.m["attention"], f"blocks_{block}/attention"
-        heads, groups = a["heads"], a["kv_heads"] or a["heads"]
+        heads, groups, n = a["heads"], a["kv_heads"] or a["heads"], a["interleaved"]
         q, k, v = (self.linear(x, f"{path}/{name}") for name in "qkv")
         for table in self.m["residual"]["value_embeddings"]:
             if block in table["blocks"]:
                 own, other = self.p[f"{path}/mix_{table['name']}_value"], self.p[f"{path}/mix_{table['name']}_table"]
                 v = own * v + other * self.p[f"value_embeddings/{table['name']}"][tokens]
-        q, k, v = np.split(q, heads, axis=1), np.split(k, groups, axis=1), np.split(v, groups, axis=1)
-        outputs = [self.head(q[h], k[h * groups // heads], v[h * groups // heads], h, block) for h in range(heads)]
+        q, k, v = ([self.shaped(part, name, whole, block) for part in np.split(y, count, axis=1)]
+                   for y, name, whole, count in ((q, "q", "query", heads), (k, "k", "key", groups),
+                                                 (v, "v", "value", groups)))
+        rows = [[np.stack(y[h : h + n], axis=1).reshape(-1, y[0].shape[1]) for h in range(0, len(y), n)]
+                for y in (q, k, v)]  # place n t + j is head j's at token t
+        found = self.attend(rows[0], *([y[h * groups // heads] for h in range(heads // n)] for y in rows[1:]), x,
+                            tokens, block)
+        outputs = [row[j::n] for row in found for j in range(n)]
+        if a["output"]:
+            outputs = [np.stack([value_of(a["output"], self.progress, y=y[t], v=v[h * groups // heads][t])
+                                 for t in range(len(y))]) for h, y in enumerate(outputs)]
         if a["gate"]:
             gate = sigmoid(x[:, : a["gate"]["channels"]] @ self.p[f"{path}/output_gate"])
             outputs = [output * gate[:, [h]] for h, output in enumerate(outputs)]
@@ -239,7 +300,7 @@ def forward(
     params: dict[str, Array], batch: Array, recipe: dict[str, Any], progress: float
 ) -> tuple[Array, float, float]:
     """Logits [B, L, V], cross entropy in nats, and what training minimises, on tokens [B, L+1]."""
-    reference = Reference(params, recipe["model"], progress)
+    reference = Reference(params, recipe, progress)
     logits = np.stack([reference.logits(row[:-1]) for row in batch])
     total = logsumexp(logits, axis=-1)
     nats = (total - np.take_along_axis(logits, batch[:, 1:, None], axis=-1)[..., 0]).mean()

@@ -54,4 +54,4 @@ def test_the_recipe_says_what_kernels_are_asked_for(name: str, monkeypatch: pyte
     params = {path: jax.ShapeDtypeStruct(spec.shape, jnp.float32) for path, spec in specs(recipe).items()}
     jax.eval_shape(lambda p, x, v: gpt.logits(p, x, at(recipe, v, 0.0))[0], params, tokens, values)
     trees = [recipe.model.block(block) for block in range(recipe.model.depth)]
-    assert asked == [tree.plain_scores for tree in trees if tree.attention]
+    assert asked == [tree.plain_scores(recipe.data.length) for tree in trees if tree.attention]

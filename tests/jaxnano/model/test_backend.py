@@ -235,6 +235,20 @@ def test_splash_wrapper_matches_numpy(window, devices):
     np.testing.assert_allclose(out, attention_numpy(*arrays, 0.4, window), atol=2e-5)
 
 
+def test_documents_in_a_row_are_as_if_each_had_its_own():
+    """By XLA, and by the TPU's kernel, interpreted and divided over a mesh."""
+    arrays, ends = qkv(length=256), (0, 40, 180, 256)
+    pairs = [*itertools.pairwise(ends)]
+    alone = [attention_numpy(*(a[:, begin:end] for a in arrays), 0.4, 30) for begin, end in pairs]
+    begins_BxL = np.broadcast_to(np.repeat(ends[:-1], np.diff(ends)), (2, 256))
+    scores = Scores(0.4, 30, begins_BxC=jnp.asarray(begins_BxL))
+    mesh = jax.make_mesh((2, 2), ("data", "tensor"), devices=jax.devices()[:4], axis_types=(AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh):
+        splash = jax.jit(lambda *a: backend._splash(*a, scores, interpret=True))(*to_jax(*arrays))
+    for out in (splash, jax.jit(lambda *a: backend.attention(*a, scores))(*to_jax(*arrays))):
+        np.testing.assert_allclose(out, np.concatenate(alone, axis=1), atol=2e-5)
+
+
 @pytest.fixture
 def cudnn_calls(monkeypatch):
     """Pretends to be on an H100 and records what cuDNN would be asked to do."""
@@ -262,7 +276,8 @@ def test_gpu_takes_cudnn_with_a_number_for_scale(cudnn_calls, scale, asked):
 
 @pytest.mark.parametrize("dtype, dim, options", [
     (jnp.float32, 8, {}), (jnp.bfloat16, 12, {}), (jnp.bfloat16, 264, {}), (jnp.bfloat16, 8, {"softcap": 3.0}),
-    (jnp.bfloat16, 8, {"bias_slopes": jnp.ones(HEADS)}),
+    (jnp.bfloat16, 8, {"bias_slopes": jnp.ones(HEADS)}), (jnp.bfloat16, 8, {"window": 4, "block": 2}),
+    (jnp.bfloat16, 8, {"begins_BxC": jnp.zeros((1, 4), jnp.int32)}),
 ])
 def test_gpu_falls_back_to_xla(cudnn_calls, dtype, dim, options):
     q, k, v = (jnp.ones((1, 4, n, dim), dtype) for n in (HEADS, GROUPS, GROUPS))
@@ -270,7 +285,7 @@ def test_gpu_falls_back_to_xla(cudnn_calls, dtype, dim, options):
     assert cudnn_calls == [] and out.dtype == dtype and jnp.all(out == 1)
 
 
-@pytest.mark.parametrize("option", Scores._fields[2:])
+@pytest.mark.parametrize("option", Scores._fields[2:-1])
 def test_no_kernel_is_asked_for_what_it_was_not_written_for(option):
     assert Scores(0.5, window=5).plain and not Scores(0.5, **{option: 1.0}).plain
 
@@ -294,3 +309,5 @@ def test_cudnn_head_dims(monkeypatch, version, capability, largest):
 ])
 def test_the_kernel_is_known_without_a_device(target, dtype, length, dim, plain, expected):
     assert backend.kernel(target, dtype, length, dim, plain) == expected
+    apart = "xla" if expected == "cudnn" else expected
+    assert backend.kernel(target, dtype, length, dim, plain, documents=True) == apart

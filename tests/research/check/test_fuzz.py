@@ -76,7 +76,8 @@ def test_broken_recipes_are_refused_with_their_place_and_nothing_crashes() -> No
 def test_places_are_paths_that_can_be_read() -> None:
     recipe = random_recipe(np.random.default_rng(5), TRACK.base_recipe)
     for place in places(recipe, recipe.model_dump(mode="json")):
-        read(recipe, place.path)
+        if ".at." not in place.path:  # places in depth have no names, so that no edit reaches into one
+            read(recipe, place.path)
 
 
 def test_the_command_judges_what_nodes_and_lanes_bring(capsys):
