@@ -164,7 +164,7 @@ def _fit(job: Training, console: Console | None, resume: bool, files: ExitStack)
     corpus = data.load(job.recipe.data)
     windows = eval_windows(corpus, SPLIT, job.recipe)
     batches = data.train_batches(corpus, job.recipe.data.batch, job.recipe.data.length, seeds(job.seed)[1],
-                                 STEPS_PER_CALL)
+                                 STEPS_PER_CALL, job.recipe.data.aligned)
     compiled = program(job.recipe, job.mesh, job.accumulate)
     checkpoints, state = _open(job, corpus.data_hash, batches, resume, files)
     journal = Journal(job.out if hosts.first() else None, 0 if state is None else int(state.step), job.tensorboard,

@@ -276,15 +276,15 @@ class Model(Node):
         a = self.attention
         if a.heads % a.interleaved or self.kv_heads % a.interleaved:
             would = [n for n in range(1, 17) if a.heads % n == 0 and self.kv_heads % n == 0]
-            raise refuse("attention.interleaved", a.interleaved, f"divides {a.heads} heads and {self.kv_heads} heads of "
-                         f"keys; {', '.join(map(str, would))} would do")
+            raise refuse("attention.interleaved", a.interleaved, f"divides {a.heads} heads and {self.kv_heads} heads "
+                         f"of keys; {', '.join(map(str, would))} would do")
         for name in ("mix_scores", "mix_weights"):
             if (mix := getattr(a, name)) is not None and (a.interleaved > 1 or a.heads == 1):
-                why = "one head has nothing to share" if a.heads == 1 else "heads that take turns in a row share nothing"
-                raise refuse(f"attention.{name}", mix.kind, f"{why}; null would do")
+                why = "one head has nothing" if a.heads == 1 else "heads that take turns in a row have nothing"
+                raise refuse(f"attention.{name}", mix.kind, f"{why} to share; null would do")
         if getattr(a.mix_scores, "window", 0):
-            raise refuse("attention.mix_scores.window", a.mix_scores.window, "weights alone have a window of their own; "
-                         "0 would do")
+            raise refuse("attention.mix_scores.window", getattr(a.mix_scores, "window", 0),
+                         "weights alone have a window of their own; 0 would do")
 
     def _trees(self) -> list[Model]:
         """The model of each block.

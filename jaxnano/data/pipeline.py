@@ -7,9 +7,9 @@ stream, and a longer run sees what a shorter one saw, then more.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -60,18 +60,19 @@ def tokenizer_of(data: config.Data) -> Tokenizer:
 
 
 def train_batches(
-    corpus: Corpus, batch: int, length: int, seed: int, steps_per_call: int = 10
+    corpus: Corpus, batch: int, length: int, seed: int, steps_per_call: int = 10, align: int | None = None
 ) -> grain.DatasetIterator[np.ndarray]:
     """Endless training batches, several steps at a time.
 
     Args: batch: windows a step. length: predicted tokens a window. seed: the data seed. steps_per_call: steps a call.
+    align: the token that every window begins with, None where they begin anywhere.
     Returns: Grain iterator of (steps_per_call, batch, length + 1) arrays in the tokens' dtype. `get_state()` is JSON,
     and `set_state` continues exactly there, in an iterator of the same arguments.
-    Raises: ValueError if train is shorter than one window.
+    Raises: ValueError if train is shorter than one window, or no window of it begins so.
     """
     import grain  # a second and 150 MB, which reading and describing data do without
 
-    source = Windows(corpus.tokens("train"), batch, length, seed, steps_per_call)
+    source = Windows(corpus.tokens("train"), batch, length, seed, steps_per_call, align)
     # The tokens are in the system's cache: threads would only contend with the training step for its core.
     inline = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     return iter(grain.MapDataset.source(source).to_iter_dataset(inline))
@@ -97,8 +98,9 @@ def eval_batches(corpus: Corpus, split: str, length: int, n_windows: int, batch:
 class Windows:
     """Random access to the stream of training windows, a call's worth an element: (steps_per_call, batch, length + 1).
 
-    An epoch cuts the tokens into windows side by side, from an offset of its own, and visits each once. Shuffling and
-    batching single windows is left to NumPy: one gather a call costs less per window than Grain costs per element.
+    An epoch cuts the tokens into windows side by side, from an offset of its own, and visits each once; where they are
+    aligned, the windows are `aligned_starts`. Shuffling and batching single windows is left to NumPy: one gather a call
+    costs less per window than Grain costs per element.
     """
 
     tokens: Tokens
@@ -106,35 +108,65 @@ class Windows:
     length: int
     seed: int
     steps_per_call: int
+    align: int | None = None
+
+    @cached_property
+    def begins(self) -> np.ndarray | None:
+        """Where windows begin, if they are aligned."""
+        return None if self.align is None else aligned_starts(self.tokens, self.length, self.align)
 
     def __post_init__(self):
         if self.tokens.size < 2 * self.length:
             most = self.tokens.size // 2
             raise UserError(f"data.length: {self.length} is too long for {self.tokens.size} tokens; at most {most}")
+        if self.begins is not None and not self.begins.size:
+            raise UserError(f"data.documents.align: no row of {self.length} tokens lies between two separators (token "
+                            f"{self.align}); shorter rows, or false, would do")
 
     def __len__(self) -> int:
         return CALLS
 
     def __getitem__(self, index: int) -> np.ndarray:
         n_windows = self.steps_per_call * self.batch
-        per_epoch = (self.tokens.size - self.length) // self.length
+        begins = self.begins
+        per_epoch = (self.tokens.size - self.length) // self.length if begins is None else begins.size
         epochs, places = np.divmod(np.arange(index * n_windows, (index + 1) * n_windows), per_epoch)
         starts = np.concatenate(
             [
-                _starts(self.seed, int(epoch), per_epoch, self.length, places[epochs == epoch])
+                _starts(self.seed, int(epoch), per_epoch, self.length, places[epochs == epoch], begins)
                 for epoch in range(epochs[0], epochs[-1] + 1)
             ]
         )
         return self.tokens.gather(starts, self.length + 1).reshape(self.steps_per_call, self.batch, self.length + 1)
 
 
-def _starts(seed: int, epoch: int, per_epoch: int, length: int, places: np.ndarray) -> np.ndarray:
+def _starts(seed: int, epoch: int, per_epoch: int, length: int, places: np.ndarray, begins: Any) -> np.ndarray:
     """Starts of the windows at some places of an epoch's random order, from raw bits: NumPy keeps those for ever."""
     if per_epoch <= LARGE:
         offset, order = _sorted_order(seed, epoch, per_epoch, length)
-        return offset + order[places] * length
-    bits = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(1 + ROUNDS)
-    return int(bits[0] % length) + permuted(places, per_epoch, bits[1:]) * length
+        windows = order[places]
+    else:
+        bits = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(1 + ROUNDS)
+        offset, windows = int(bits[0] % length), permuted(places, per_epoch, bits[1:])
+    return offset + windows * length if begins is None else begins[windows]
+
+
+def aligned_starts(tokens: Tokens, length: int, separator: int) -> np.ndarray:
+    """Windows that begin with documents: after each the next begins at the first document at least `length` later.
+
+    Source: modded-nanogpt track 1, 2025-07-12_BosAlign.
+    """
+    found, size = [], 0
+    for block in tokens.blocks():
+        found.append(np.flatnonzero(block == separator) + size)
+        size += block.size
+    begins = np.concatenate(found)
+    following = np.searchsorted(begins, begins + length).tolist()
+    chosen, here = [], 0
+    while here < len(following) and following[here] < len(following):
+        chosen.append(here)
+        here = following[here]
+    return begins[chosen]
 
 
 @lru_cache(maxsize=2)

@@ -226,7 +226,7 @@ def _attend(q_BxHxCxK: jax.Array, k_BxGxSxK: jax.Array, v_BxGxSxK: jax.Array, st
     seen_1xCxS = distance_CxS[None] >= 0
     if scores.window is not None and scores.block is None:
         seen_1xCxS &= distance_CxS[None] < scores.window
-    elif scores.window is not None:
+    elif scores.window is not None and scores.block is not None:
         blocks_CxS = (place(0) + start) // scores.block - (place(1) + first) // scores.block
         seen_1xCxS &= blocks_CxS[None] < scores.window // scores.block
     if scores.begins_BxC is not None:

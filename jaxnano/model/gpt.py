@@ -55,11 +55,11 @@ class Gpt(nn.Module):
 
     def _row(self, tokens_BxL: jax.Array, positions_L: jax.Array, cache: Cache | None) -> tuple[Row, Any]:
         """What attention knows of the tokens' places, and where the last document began."""
-        documents = self.cfg.data.documents
+        documents, separator = self.cfg.data.documents, self.cfg.data.separator
         since_B = jnp.zeros(len(tokens_BxL), jnp.int32) if cache is None else cache["since"]
-        if documents is None or not documents.mask:
+        if documents is None or separator is None or not documents.mask:
             return Row(positions_L), since_B
-        begins_BxL, since_B = begins(tokens_BxL, positions_L, since_B, self.cfg.data.separator, documents.most)
+        begins_BxL, since_B = begins(tokens_BxL, positions_L, since_B, separator, documents.most)
         return Row(positions_L, begins_BxL), since_B
 
 

@@ -44,7 +44,7 @@ def run_job(args: Mapping[str, Any], report: Report) -> dict[str, Any]:
     if corpus.data_hash != args["data_hash"]:
         raise UserError(f"data {corpus.data_hash[:12]} is not the session's {args['data_hash'][:12]}")
     batches = data.train_batches(corpus, recipe.data.batch, recipe.data.length, step.seeds(seed)[1],
-                                 step.STEPS_PER_CALL)
+                                 step.STEPS_PER_CALL, recipe.data.aligned)
     tokens = recipe.data.batch * recipe.data.length
     curve: list[tuple[float, float]] = []
     result: dict[str, Any] = {"outcome": "completed", "reason": "", "steps": steps, "loss": {}, "curve": curve}

@@ -29,11 +29,25 @@ def test_the_model_holds_every_token_of_its_data(data: dict, vocab: int) -> None
         validate(Recipe, {"model": {"vocab": vocab - 1}, "data": data})
 
 
+@pytest.mark.parametrize(("data", "separator"), [
+    ({"kind": "embedded"}, 0), (TEXT, 0), ({**TEXT, "tokenizer": {"kind": "gpt2"}}, 50256), ({"kind": "shards"}, 50256),
+    ({"kind": "shards", "vocab": 4097}, 4096), ({"kind": "shards", "vocab": 256}, 0),
+    ({**TEXT, "tokenizer": {"kind": "bpe"}, "documents": {"separator": 77}}, 77),
+])
+def test_a_document_begins_with_the_datas_own_separator(data: dict, separator: int) -> None:
+    recipe = validate(Recipe, {"model": {"vocab": 65536}, "data": {"documents": {"align": True}, **data}})
+    assert recipe.data.separator == separator and validate(Recipe, dump(recipe)) == recipe
+    assert recipe.data.aligned == (None if "separator" in data.get("documents", {}) else separator)
+
+
 @pytest.mark.parametrize(("data", "message"), [
     ({"kind": "tape"}, "data.kind: \"tape\": one of 'embedded', 'shards', 'text', 'tfds'"),
     ({"kind": "text"}, "data.path: \"absent\": needed"),
     ({**TEXT, "tokenizer": {"kind": "words"}}, "data.tokenizer.kind: \"words\": one of 'bytes', 'gpt2', 'bpe'"),
     ({**TEXT, "tokenizer": {"kind": "bpe", "vocab": 100}}, "data.tokenizer.vocab: 100"),
+    ({**TEXT, "tokenizer": {"kind": "bpe"}, "documents": {}}, "data.documents.separator: null: the token that begins"),
+    ({**TEXT, "documents": {"mask": False}}, "data.documents.mask: false: mask or align"),
+    ({**TEXT, "documents": {"mask": False, "align": True, "most": 9}}, "data.documents.most: 9: without mask"),
     ({"kind": "tfds", "name": "lm1b", "path": "a"}, 'data.path: "a": for tiny_shakespeare alone; kind: text reads'),
 ])
 def test_what_is_no_data_is_refused_with_its_path(data: dict, message: str) -> None:

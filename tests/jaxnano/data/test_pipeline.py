@@ -120,3 +120,39 @@ def test_evaluation_windows_are_fixed_even_and_apart(corpus):
 def test_impossible_evaluation_is_refused(corpus, n_windows, batch, message):
     with pytest.raises(ValueError, match=message):
         eval_batches(corpus, "search", LENGTH, n_windows, batch)
+
+
+@pytest.fixture
+def documents(tmp_path) -> Corpus:
+    """Documents of 1 to 12 tokens, each of which begins with 0; the other tokens tell their position."""
+    tokens = np.arange(3000, dtype=np.uint16)
+    begins = np.cumsum(np.random.default_rng(0).integers(1, 13, 600))
+    tokens[begins[begins < 3000]] = 0
+    tokens[0] = 65535
+    np.save(tmp_path / "train.npy", tokens)
+    return Corpus(tmp_path, "0" * 64, 65536, "gpt2", {"train": (Part.of_array(tmp_path / "train.npy"),)}, {})
+
+
+@pytest.mark.parametrize("large", [pipeline.LARGE, 10])
+def test_aligned_windows_begin_with_documents_and_do_not_overlap(documents, monkeypatch, large):
+    monkeypatch.setattr(pipeline, "LARGE", large)
+    tokens, expected = documents.tokens("train")[:], []
+    begins, at = np.flatnonzero(tokens == 0).tolist(), None
+    for begin in begins:  # as the definition walks them
+        if at is None:
+            at = begin
+        elif begin - at >= LENGTH:
+            expected.append(at)
+            at = begin
+    batches = train_batches(documents, len(expected), LENGTH, 3, 1, align=0)
+    for _ in range(3):
+        epoch = next(batches)[0]
+        rows = sorted(map(bytes, epoch))
+        assert rows == sorted(bytes(tokens[start : start + LENGTH + 1]) for start in expected)
+        assert not np.array_equal(epoch[:, 1], np.sort(epoch[:, 1]))
+    state = json.loads(json.dumps(batches.get_state()))
+    resumed = train_batches(documents, len(expected), LENGTH, 3, 1, align=0)
+    resumed.set_state(state)
+    np.testing.assert_array_equal(next(resumed), next(batches))
+    with pytest.raises(ValueError, match=r"data.documents.align: no row of 7 tokens .* \(token 65535\)"):
+        train_batches(documents, 4, LENGTH, 0, align=65535)

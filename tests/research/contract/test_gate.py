@@ -47,6 +47,7 @@ def test_a_recipe_comes_as_itself_as_plain_data_or_as_a_diff(gate):
     ("data.length=32", "data.length", 32, f"{TRACK.base_recipe.data.length} would do"),
     ("model.vocab=512", "model.vocab", 512, "would do"),
     ("train.remat=true", "train.remat", True, "would do"),
+    ("data.documents={mask: true}", "data.documents", {}, "null would do"),
 ])
 def test_what_is_frozen_is_refused(gate, assignment, path, value, instead):
     problem = refused(gate.judge(changed(assignment)))[path]
@@ -105,6 +106,8 @@ SAME = {
     "a save nobody reads": [f"model.residual.saves=[{SAVE}]"],
     "a wire that ends nowhere": [f"model.residual.saves=[{SAVE}]",
                                  'model.residual.injections=[{"name": "w", "source": "s", "before": []}]'],
+    "blocks of windows that are not there": ["model.attention.window_block=16"],
+    "a window that blocks round to the text": ["model.attention.window=40", "model.attention.window_block=32"],
     "a ratio that rounds to the same width": ["model.ffn.ratio=4.001"],
 }
 OTHER = {
@@ -114,6 +117,8 @@ OTHER = {
     "a save that is read": [f"model.residual.saves=[{SAVE}]",
                             'model.residual.injections=[{"name": "w", "source": "s", "before": [2]}]'],
     "a wider ffn": ["model.ffn.ratio=4.1"],
+    "heads in turns": ["model.attention.interleaved=2"],
+    "shared weights": ["model.attention.mix_weights={kind: matrix}"],
     "a dropped block": ["model.attention.dropped=[1]"],
     "another learning rate": ["optimizer.groups.rest.lr.value=0.0041"],
 }
@@ -134,3 +139,16 @@ def test_what_behaves_otherwise_has_another_name(name):
 def test_every_problem_is_named_at_once(gate):
     found = refused(gate.judge(changed("data.batch=24", "model.width=96")))
     assert {"data.batch", "model"} <= found.keys()
+
+
+def test_other_spellings_of_windows_and_of_documents():
+    def same(a, b):
+        return behaviour(changed(*a)) == behaviour(changed(*b))
+
+    block = "model.attention.window_block"
+    assert same(["model.attention.window=17", f"{block}=8"], ["model.attention.window=24", f"{block}=8"])
+    assert not same(["model.attention.window=24"], ["model.attention.window=24", f"{block}=8"])
+    near, mix = ["model.attention.window=24"], "model.attention.mix_weights={kind: vectors, window: %d}"
+    assert same([*near, mix % 24], [*near, mix % 0]) and not same([*near, mix % 12], [*near, mix % 0])
+    assert same(["data.documents={}"], ["data.documents={separator: 0, most: 64}"])
+    assert not same(["data.documents={}"], ["data.documents={most: 63}"])
