@@ -47,6 +47,17 @@ def test_what_diverges_is_told_and_is_the_exit_code(tmp_path):
     assert "1 failed: rmsnorm" in lines[-1]
 
 
+def test_records_are_built_told_and_written(tmp_path):
+    found = json.loads(told("--records", "--json", "--write", str(tmp_path / "new")).stdout)
+    assert len(found) == 119 and {row["state"] for row in found} <= {"exact", "near", "lacking"}
+    assert all(bool(row["told"]) == (row["state"] != "exact") for row in found)
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {
+        path.name for path in (ROOT / "configs/records").glob("track*-*.yaml")}
+    lines = told("--records").stdout.splitlines()
+    assert [line.split(":")[0] for line in lines if not line.startswith(" ")] == ["track 1", "track 3"]
+    assert "  #3 2026-04-26 3500 steps: exact" in lines
+
+
 @pytest.mark.parametrize(("options", "words"), [
     (("--check", "no-such-idea"), "no-such-idea: no such idea or technique; all would do"),
     (("--check", "yarn"), "yarn: no idea says it: "), (("--base", "nowhere.yaml"), "nowhere.yaml"),
