@@ -98,16 +98,17 @@ def climb(track: Track, rungs: tuple[Rung, ...], seeds: int, workers: int | None
                      "steps": track.steps(recipe, 1.0), "losses": found, "mean": float(np.mean(list(found.values()))),
                      "gain": below, "over_lowest": lowest})
     means, times = [row["mean"] for row in rows], [row["minutes"] for row in rows]
-    tau = stats.kendalltau(times, means) if len(rows) > 2 else None
+    tau, p_value = map(float, stats.kendalltau(times, means)) if len(rows) > 2 else (None, None)
     return {"track": track.name, "track_hash": track.identity, "data_hash": corpus.data_hash, "seeds": seeds,
             "rungs": rows, "order": [row["name"] for row in sorted(rows, key=lambda row: row["mean"], reverse=True)],
-            "kendall_tau": tau and float(tau.statistic), "p_value": tau and float(tau.pvalue)}
+            "kendall_tau": tau, "p_value": p_value}
 
 
 def table(found: dict[str, Any]) -> str:
     """The ladder as a Markdown table."""
     lines = [f"Track {found['track']}, {found['seeds']} seeds, equal training FLOPs; nats, intervals of 95 %, paired "
-             "by seed.", "", "| rung | record | published, minutes | steps | loss | gain of the step | over the lowest |",
+             "by seed.", "",
+             "| rung | record | published, minutes | steps | loss | gain of the step | over the lowest |",
              "|---|---|---|---|---|---|---|"]
     for row in found["rungs"]:
         gains = ["" if (one := row[name]) is None else f"{one['effect']:+.4f} ({one['interval'][0]:+.4f} to "
