@@ -148,24 +148,26 @@ def alone(recipe: Recipe, accumulate: int, rounds: int, seconds: float) -> dict[
     """Tokens per second of one recipe on this machine's default device, and MFU where the peak is known."""
     import jax
 
+    from jaxnano.config.recipe import shares_of
     from jaxnano.cost import preflight
     from jaxnano.device import peak_flops
 
-    start = time.perf_counter()
-    run = our_loop(recipe, accumulate)
-    run()
-    compile_s, rates = time.perf_counter() - start, []
-    for _ in range(rounds):
-        begin, steps = time.perf_counter(), 0
-        while (elapsed := time.perf_counter() - begin) < seconds:
-            steps += run()
-        rates.append(steps * recipe.data.batch * recipe.data.length / elapsed)
-    device = jax.devices()[0].device_kind
+    compile_s, step_s = 0.0, [0.0] * rounds  # phases count by their share of the steps
+    for share, part in shares_of(recipe):
+        start, run = time.perf_counter(), our_loop(part, accumulate)
+        run()
+        compile_s += time.perf_counter() - start
+        for i in range(rounds):
+            begin, steps = time.perf_counter(), 0
+            while (elapsed := time.perf_counter() - begin) < seconds:
+                steps += run()
+            step_s[i] += share * elapsed / steps
+    cost, device = preflight(recipe), jax.devices()[0].device_kind
+    rates = [cost.tokens_per_step / each for each in step_s]
     rate, peak = statistics.median(rates), peak_flops(device)
-    return {"device": device, "parameters": preflight(recipe).parameters,
-            "tokens_per_step": recipe.data.batch * recipe.data.length, "compile_s": compile_s,
-            "tokens_per_s": rate, "tokens_per_s_min": min(rates), "tokens_per_s_max": max(rates),
-            "mfu": rate * preflight(recipe).model_flops_per_token / peak if peak else None}
+    return {"device": device, "parameters": cost.parameters, "tokens_per_step": cost.tokens_per_step,
+            "compile_s": compile_s, "tokens_per_s": rate, "tokens_per_s_min": min(rates),
+            "tokens_per_s_max": max(rates), "mfu": rate * cost.model_flops_per_token / peak if peak else None}
 
 
 def main(argv: list[str] | None = None) -> int:

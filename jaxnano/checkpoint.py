@@ -11,9 +11,9 @@ import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
-from jaxnano import sharding
+from jaxnano import phases, sharding
 from jaxnano.config.base import ConfigError, Problem, dump, validate
-from jaxnano.config.recipe import Recipe, hypers
+from jaxnano.config.recipe import Recipe, hypers, stages
 from jaxnano.model.specs import specs
 from jaxnano.optim.memory import State
 from jaxnano.step import TrainState, program
@@ -74,8 +74,8 @@ class Checkpoints:
                                 "opened and not continued; another folder would do")]
         if problems:
             raise ConfigError(problems)
-        loaded = self._checkpointer.load_checkpointables(
-            None, {"state": _abstract(self.recipe, self.mesh), "data": None})
+        here = _recipe_at(self.recipe, self.about["total_steps"], self._checkpointer.latest.step)
+        loaded = self._checkpointer.load_checkpointables(None, {"state": _abstract(here, self.mesh), "data": None})
         return loaded["state"], loaded["data"]
 
     def close(self) -> None:
@@ -96,7 +96,8 @@ def load(folder: str | Path, mesh: Mesh | None = None) -> tuple[Recipe, dict[str
     """Open a folder of checkpoints, or a run's folder that holds one, at the latest step.
 
     Args: mesh: where the parameters are to lie; None: on one device.
-    Returns: the recipe, the parameters to evaluate, and what was recorded: seed, total_steps, data_hash.
+    Returns: the recipe, or of a run that stopped in an earlier phase the recipe as it was there; the parameters to
+    evaluate; and what was recorded: seed, total_steps, data_hash.
     Raises: ConfigError if there is no checkpoint.
     """
     given = Path(folder).resolve()
@@ -107,15 +108,16 @@ def load(folder: str | Path, mesh: Mesh | None = None) -> tuple[Recipe, dict[str
         raise ConfigError([Problem("checkpoint", str(given), f"{reason}; --out of jaxnano.train makes one")])
     recipe = validate(Recipe, about["recipe"], str(folder))
     with ocp.training.Checkpointer(str(folder)) as checkpointer:
+        here = _recipe_at(recipe, about["total_steps"], checkpointer.latest.step)  # type: ignore[union-attr]
         older = "chains" not in _layout(checkpointer)
-        wanted = _older(checkpointer) if older else _abstract(recipe, mesh)
+        wanted = _older(checkpointer) if older else _abstract(here, mesh)
         state = checkpointer.load_checkpointables(None, {"state": wanted})["state"]
     if older:
         state = _translated(state)
-    params = program(recipe).params(state, hypers(recipe, about["total_steps"]))
+    params = program(here).params(state, hypers(here, about["total_steps"]))
     if mesh is not None:  # an average is not always placed as what it is of
-        params = jax.device_put(params, sharding.state_sharding(params, specs(recipe), mesh))
-    return recipe, params, about
+        params = jax.device_put(params, sharding.state_sharding(params, specs(here), mesh))
+    return recipe if here == stages(recipe)[-1].recipe else here.model_copy(update={"data": recipe.data}), params, about
 
 
 def _layout(checkpointer: ocp.training.Checkpointer) -> Mapping[str, Any]:
@@ -138,6 +140,12 @@ def _translated(state: Any) -> TrainState:
     if "displacement" in optimizer:
         memory["drift"] = optimizer["displacement"]
     return TrainState(state["step"], State(optimizer["params"], {}, memory))
+
+
+def _recipe_at(recipe: Recipe, total_steps: int, step: int) -> Recipe:
+    """The recipe as it trains in the stage that left a state after so many steps."""
+    legs = phases.legs(recipe, total_steps)
+    return legs[phases.leg_of(legs, step - 1)].recipe
 
 
 def _abstract(recipe: Recipe, mesh: Mesh | None) -> TrainState:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
 
+from jaxnano import phases
 from jaxnano.config.model import Model
-from jaxnano.config.recipe import Recipe
+from jaxnano.config.recipe import Recipe, shares_of
 from jaxnano.model.backend import kernel
 from jaxnano.model.head import CHUNK_LOGITS
 from jaxnano.model.specs import Table, parameter_count, specs
@@ -19,12 +21,13 @@ from jaxnano.optim.build import update_cost
 @dataclass(frozen=True)
 class Cost:
     """flops: per token, forward and backward, attention over the whole window (PaLM's convention, arXiv:2204.02311);
-    the optimizer's are per step. bytes: on one device."""
+    the optimizer's are per step. bytes: on one device. With phases FLOPs and tokens are the mean of a run's steps,
+    parameters and bytes the most of any."""
 
     parameters: int
     model_flops_per_token: float
     optimizer_flops_per_step: float
-    tokens_per_step: int
+    tokens_per_step: float
     parameter_bytes: int
     optimizer_bytes: int
     gradient_bytes: int
@@ -50,7 +53,48 @@ def preflight(recipe: Recipe, accumulate: int = 1, platform: str = "gpu") -> Cos
     """The cost of a recipe, from its parameter table alone.
 
     Args: accumulate: pieces a batch is taken in. platform: cpu, gpu or tpu; decides dtype and attention kernel.
+    Raises: ConfigError for a chain that a parameter's shape does not fit, or a phase that carries what is not there.
     """
+    parts = phases.checked(recipe)
+    costs = [_cost(part.recipe, accumulate, platform) for part in parts]
+    if len(costs) == 1:
+        return costs[0]
+    shares, tokens = [share for share, _ in shares_of(recipe)], tokens_per_step(recipe)
+
+    def mean(values: Iterable[float]) -> float:
+        return sum(share * value for share, value in zip(shares, values, strict=True))
+
+    return replace(
+        max(costs, key=lambda c: c.total_bytes), parameters=max(c.parameters for c in costs), tokens_per_step=tokens,
+        model_flops_per_token=mean(c.model_flops_per_token * c.tokens_per_step for c in costs) / tokens,
+        optimizer_flops_per_step=mean(c.optimizer_flops_per_step for c in costs))
+
+
+def tokens_per_step(recipe: Recipe) -> float:
+    """Tokens of a step, the mean over a run."""
+    return sum(share * part.data.batch * part.data.length for share, part in shares_of(recipe))
+
+
+def run_flops(recipe: Recipe, total_steps: int) -> float:
+    """Training FLOPs of so many steps, phases beginning where they do in a run."""
+    run = phases.legs(recipe, total_steps)
+    counts = phases.lengths(run, total_steps)
+    return sum(n * _cost(leg.recipe).flops_per_step for n, leg in zip(counts, run, strict=True) if n)
+
+
+def steps_for(recipe: Recipe, flops: float) -> int:
+    """The most steps whose training FLOPs are within a budget, at least one."""
+    found = max(1, int(flops / preflight(recipe).flops_per_step))
+    if recipe.phases:  # which begin with a call, so the mean is only about right
+        while run_flops(recipe, found + 1) <= flops:
+            found += 1
+        while found > 1 and run_flops(recipe, found) > flops:
+            found -= 1
+    return found
+
+
+def _cost(recipe: Recipe, accumulate: int = 1, platform: str = "gpu") -> Cost:
+    """Of a recipe without phases."""
     table = specs(recipe)
     update, parameters = update_cost(recipe.optimizer, table), parameter_count(table)
     return Cost(
@@ -124,6 +168,10 @@ def _block_values(m: Model, length: int, dtype: Any, platform: str, documents: b
 
 
 def least_accumulate(recipe: Recipe, room: int, platform: str) -> int | None:
-    """The fewest pieces a batch must be taken in to fit into `room` bytes, or None if one row is too many."""
-    divisors = (k for k in range(1, recipe.data.batch + 1) if recipe.data.batch % k == 0)
+    """The fewest pieces a batch must be taken in to fit into `room` bytes, or None if one row is too many.
+
+    With phases they divide every batch.
+    """
+    batch = math.gcd(*(part.recipe.data.batch for part in phases.checked(recipe)))
+    divisors = (k for k in range(1, batch + 1) if batch % k == 0)
     return next((k for k in divisors if preflight(recipe, k, platform).total_bytes <= room), None)

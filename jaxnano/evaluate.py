@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnano import sharding
-from jaxnano.config.recipe import Recipe, at, hypers, shipped, structure_id
+from jaxnano.config.recipe import Recipe, at, hypers, shipped, structure_id, trained
 from jaxnano.data import Corpus, eval_batches
 from jaxnano.model import gpt
 from jaxnano.step import Structure
@@ -31,6 +31,7 @@ def eval_windows(corpus: Corpus, split: str, recipe: Recipe, tokens: int = EVAL_
 
 def evaluate(recipe: Recipe, params: gpt.Params, windows_NxBxM: np.ndarray) -> float:
     """Mean cross entropy in nats per token. params: what the optimizer evaluates (`eval_params`)."""
+    recipe = trained(recipe)
     structure = Structure(structure_id(recipe), sharding.mesh_of(params), 1, recipe)
     windows = sharding.place_rows(windows_NxBxM, structure.mesh)
     return float(_compiled(structure)(params, windows, hypers(recipe, 1)))

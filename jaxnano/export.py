@@ -62,8 +62,8 @@ def misfit(recipe: Recipe) -> Problem | None:
 
 def config(recipe: Recipe) -> dict[str, Any]:
     """config.json of a recipe that fits, with the numbers that hold at the end of training."""
-    m = at(recipe, hypers(recipe, 1), 1.0).model
-    activation, end = recipe.model.ffn.activation, END_OF_TEXT if m.vocab > END_OF_TEXT else NUL
+    m = shipped(at(recipe, hypers(recipe, 1), 1.0)).model
+    activation, end = shipped(recipe).model.ffn.activation, END_OF_TEXT if m.vocab > END_OF_TEXT else NUL
     assert isinstance(activation, Gelu)
     return {
         "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": m.vocab,
@@ -77,7 +77,7 @@ def config(recipe: Recipe) -> dict[str, Any]:
 
 def tensors(recipe: Recipe, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """model.safetensors of a recipe that fits: float32 arrays by transformers' names; the tied head is left out."""
-    m, length = recipe.model, recipe.data.length
+    m, length = shipped(recipe).model, recipe.data.length
     width, inner = m.width, m.ffn_width
 
     def get(path: str, *shape: int, fill: float = 0.0) -> np.ndarray:

@@ -26,7 +26,7 @@ import numpy as np
 
 from jaxnano import data
 from jaxnano.checkpoint import load
-from jaxnano.config.recipe import Recipe, at, hypers, shipped, structure_id
+from jaxnano.config.recipe import Recipe, at, hypers, shipped, structure_id, trained
 from jaxnano.device import use_compile_cache
 from jaxnano.model import gpt
 from jaxnano.step import Structure
@@ -46,7 +46,7 @@ def sample(recipe: Recipe, params: gpt.Params, prompt: np.ndarray, tokens: int, 
     """
     if temperature < 0 or top_k < 0:
         raise UserError(f"temperature {temperature:g}, top_k {top_k}: neither may be below 0")
-    text = np.asarray(prompt, np.int32)
+    text, recipe = np.asarray(prompt, np.int32), trained(recipe)
     length, key, made = recipe.data.length, jax.random.key(seed), 0
     settings = {"temperature": np.float32(temperature), "top_k": np.int32(top_k or recipe.model.vocab)}
     compiled = _compiled(Structure(structure_id(recipe), None, 1, recipe))

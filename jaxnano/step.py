@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -19,15 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxnano import sharding
+from jaxnano import data, phases, sharding
 from jaxnano.cli import UserError
-from jaxnano.config.recipe import Recipe, at, hypers, structure_id
+from jaxnano.config.recipe import STEPS_PER_CALL, Recipe, at, hypers, structure_id
 from jaxnano.model import gpt
 from jaxnano.model.specs import specs
 from jaxnano.optim.build import build
 from jaxnano.optim.memory import Updater
-
-STEPS_PER_CALL = 10
 
 
 class TrainState(NamedTuple):
@@ -144,6 +142,45 @@ def _program(structure: Structure) -> Program:
     return Program(jax.jit(init, **first), jax.jit(steps, donate_argnums=0, **places), jax.jit(eval_params))
 
 
+def migrate(state: TrainState, before: Recipe, leg: phases.Leg, seed: int, total_steps: int,
+            mesh: Mesh | None = None) -> TrainState:
+    """A state as a stage leaves it, as the next one takes it on (`config.recipe.Phase`)."""
+    old, new = (Structure(structure_id(recipe), mesh, 1, recipe) for recipe in (before, leg.recipe))
+    moved = _migration(old, new, tuple(leg.stage.carry.items()))
+    return state if moved is None else moved(state, np.uint32(seeds(seed)[0]), hypers(leg.recipe, total_steps))
+
+
+@lru_cache(maxsize=8)
+def _migration(old: Structure, new: Structure, carry: tuple[tuple[str, str], ...]) -> Any:
+    """The compiled function from one structure's state to another's; None where it would change nothing."""
+    recipe, table = new.recipe, specs(new.recipe)
+    origin = phases.sources(specs(old.recipe), table, dict(carry))
+
+    def moved(state: TrainState, seed: jax.Array, values: Any) -> TrainState:
+        fresh = gpt.init(jax.random.key(seed), recipe, values)
+        params = {path: fresh[path] for path in table} | phases.carried(state.optimizer.params, origin)
+        begun = optimizer_at(recipe, state.step, values)[1].init(params)
+        kept = phases.filled({"chains": begun.chains, "memory": begun.memory},
+                             {"chains": state.optimizer.chains, "memory": state.optimizer.memory}, origin)
+        return TrainState(state.step, begun._replace(**kept))
+
+    before, after = (jax.eval_shape(lambda seed, values, r=r: init_state(r, seed, values), np.uint32(0), hypers(r, 1))
+                     for r in (old.recipe, recipe))
+    if not carry and (jax.tree.structure(before), jax.tree.leaves(before)) == (
+            jax.tree.structure(after), jax.tree.leaves(after)):
+        return None
+    return jax.jit(moved, **({} if new.mesh is None else {"out_shardings": sharding.state_sharding(
+        after, table, new.mesh)}))
+
+
+def batches_of(recipe: Recipe, total_steps: int, seed: int, corpus: data.Corpus) -> Any:
+    """The iterator of a run's training batches, [STEPS_PER_CALL, B, L+1] a call; see `data.train_batches`."""
+    (_, batch, length), *later = [(leg.first // STEPS_PER_CALL, leg.recipe.data.batch, leg.recipe.data.length)
+                                  for leg in phases.legs(recipe, total_steps)]
+    return data.train_batches(corpus, batch, length, seeds(seed)[1], STEPS_PER_CALL, recipe.data.aligned,
+                              tuple(later))
+
+
 class Progress(NamedTuple):
     """After a call: steps done, that call's losses in nats, seconds since the run began, and the newest state.
 
@@ -159,20 +196,31 @@ class Progress(NamedTuple):
 
 def run(
     recipe: Recipe, total_steps: int, seed: int, batches: Iterator[np.ndarray], *,
-    mesh: Mesh | None = None, accumulate: int = 1, state: TrainState | None = None,
+    mesh: Mesh | None = None, accumulate: int | Sequence[int] = 1, state: TrainState | None = None,
     settle: Callable[[int], bool] = lambda step: False,
 ) -> Iterator[Progress]:
     """Train to `total_steps`, yielding after every call; losses are fetched one call late, so the device never waits.
 
-    Args: batches: [STEPS_PER_CALL, B, L+1] a call. state: where to go on; fresh if None. settle: asked after every
-    call, with the steps done, whether to wait for it, so that state and losses belong together; the last one does.
+    Args: batches: [STEPS_PER_CALL, B, L+1] a call. accumulate: pieces a batch is taken in, or those of each stage.
+    state: where to go on; fresh if None. settle: asked after every call, with the steps done, whether to wait for it,
+    so that state and losses belong together; the last one does.
     """
-    start = time.monotonic()
-    values, compiled = hypers(recipe, total_steps), program(recipe, mesh, accumulate)
-    if state is None:
-        state = compiled.init(np.uint32(seeds(seed)[0]), values)
-    step, late = int(state.step), None
+    start, legs = time.monotonic(), phases.legs(recipe, total_steps)
+    pieces = [accumulate] * len(legs) if isinstance(accumulate, int) else accumulate
+    step, late, compiled, values = 0 if state is None else int(state.step), None, None, {}
+    here = phases.leg_of(legs, step - 1)
     while step < total_steps:
+        due = phases.leg_of(legs, step)
+        if late is not None and due != here:  # the device has to be waited for, as the next stage compiles
+            yield Progress(late[0], np.asarray(late[1])[: late[2]], time.monotonic() - start, state, False)
+            late = None
+        for leg in range(here + 1, due + 1) if state is not None else ():
+            state = migrate(state, legs[leg - 1].recipe, legs[leg], seed, total_steps, mesh)
+        if compiled is None or due != here:
+            values, compiled = hypers(legs[due].recipe, total_steps), program(legs[due].recipe, mesh, pieces[due])
+        here = due
+        if state is None:
+            state = compiled.init(np.uint32(seeds(seed)[0]), values)
         count = min(STEPS_PER_CALL, total_steps - step)
         state, losses = compiled.steps(state, sharding.place_rows(next(batches), mesh), np.int32(count), values)
         step += count

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import re
 import time
@@ -18,7 +19,7 @@ from jax.sharding import Mesh
 
 from jaxnano import step
 from jaxnano.cli import Failure, UserError
-from jaxnano.config.recipe import Recipe, hypers
+from jaxnano.config.recipe import Recipe, hypers, shares_of
 from jaxnano.cost import preflight
 from jaxnano.device import hbm_bytes, peak_flops
 from jaxnano.sharding import AXES
@@ -53,17 +54,27 @@ def describe(name: str) -> Sequence[Any]:
 def compiled_cost(recipe: Recipe, mesh: Mesh, accumulate: int = 1) -> dict[str, Any]:
     """Compile the program that `jaxnano.train` runs, for the chips of a mesh, and ask the compiler what it takes.
 
+    Of several phases' programs the one that takes the most is told, with the time of all.
+
     Returns: by name, memory of one chip in bytes among it. `fits`: whether the compiler found room; if not,
     `peak_bytes` is what it would have taken, where it says so. `splash_kernels`: how many differ; layers share them.
     Raises: ValueError if the batch does not divide over the mesh.
     """
+    told = [_compiled_cost(part, mesh, accumulate) for _, part in shares_of(recipe)]
     chip: Any = mesh.devices.flat[0]
     peak, flops = peak_flops(chip.device_kind), preflight(recipe, accumulate, "tpu").flops_per_step / mesh.size
     found = {"chip": chip.device_kind, "chips": mesh.size, "accumulate": accumulate,
              "mesh": ",".join(f"{name}={mesh.shape[name]}" for name in AXES),
              "flops_per_step_and_chip": flops, "least_step_ms": peak and 1000 * flops / peak}
+    most = max(told, key=lambda one: (not one["fits"], one["peak_bytes"] or math.inf))
+    return found | most | {"compile_s": sum(one["compile_s"] for one in told)}
+
+
+def _compiled_cost(recipe: Recipe, mesh: Mesh, accumulate: int) -> dict[str, Any]:
+    """What the compiler says of a recipe without phases."""
+    chip: Any = mesh.devices.flat[0]
     lowered, room, start = _lower(recipe, mesh, accumulate), hbm_bytes(chip.device_kind), time.monotonic()
-    found["splash_kernels"] = lowered.as_text().count("@tpu_custom_call")
+    found: dict[str, Any] = {"splash_kernels": lowered.as_text().count("@tpu_custom_call")}
     try:
         program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:

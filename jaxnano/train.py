@@ -44,7 +44,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxnano import data, hosts, sharding
+from jaxnano import data, hosts, phases, sharding
 from jaxnano.checkpoint import FOLDER, Checkpoints, recorded
 from jaxnano.config.base import validate
 from jaxnano.config.file import load, save
@@ -53,7 +53,7 @@ from jaxnano.cost import preflight
 from jaxnano.curves import METRICS, Curves, require_tensorboard
 from jaxnano.device import peak_flops, use_compile_cache
 from jaxnano.evaluate import eval_windows, evaluate
-from jaxnano.step import STEPS_PER_CALL, TrainState, program, run, seeds
+from jaxnano.step import STEPS_PER_CALL, TrainState, batches_of, program, run
 
 SAVES, LEAST_STEPS = 10, 100  # checkpoints a run, and steps between them, unless --save-every says otherwise
 
@@ -124,13 +124,14 @@ class Stopwatch:
     def __init__(self, job: Training):
         cost, device = preflight(job.recipe, job.accumulate), jax.local_devices()[0]
         peak = peak_flops(device.device_kind)
-        self._tokens = cost.tokens_per_step
+        self._legs = phases.legs(job.recipe, job.steps)
         self._mfu_per_rate = peak and cost.model_flops_per_token / (peak * jax.device_count())
         self._since, self.rates = time.monotonic(), []
 
-    def lap(self, steps: int) -> float:
-        """Tokens per second of the steps since the last lap or `skip`."""
-        rate = steps * self._tokens / (time.monotonic() - self._since)
+    def lap(self, steps: int, done: int) -> float:
+        """Tokens per second of the steps since the last lap or `skip`. done: in all."""
+        data = self._legs[phases.leg_of(self._legs, done - 1)].recipe.data
+        rate = steps * data.batch * data.length / (time.monotonic() - self._since)
         self.rates.append(rate)
         self.skip()
         return rate
@@ -163,9 +164,7 @@ def fit(job: Training, console: Console | None = None, resume: bool = False) -> 
 def _fit(job: Training, console: Console | None, resume: bool, files: ExitStack) -> dict[str, Any]:
     corpus = data.load(job.recipe.data)
     windows = eval_windows(corpus, SPLIT, job.recipe)
-    batches = data.train_batches(corpus, job.recipe.data.batch, job.recipe.data.length, seeds(job.seed)[1],
-                                 STEPS_PER_CALL, job.recipe.data.aligned)
-    compiled = program(job.recipe, job.mesh, job.accumulate)
+    batches, legs = batches_of(job.recipe, job.steps, job.seed, corpus), phases.legs(job.recipe, job.steps)
     checkpoints, state = _open(job, corpus.data_hash, batches, resume, files)
     journal = Journal(job.out if hosts.first() else None, 0 if state is None else int(state.step), job.tensorboard,
                       {"recipe": recipe_id(job.recipe)})
@@ -173,14 +172,16 @@ def _fit(job: Training, console: Console | None, resume: bool, files: ExitStack)
     watch, losses, search_loss, step = Stopwatch(job), np.full(1, np.nan), None, 0 if state is None else int(state.step)
 
     def measure(state: TrainState) -> float:
-        return evaluate(job.recipe, compiled.params(state, hypers(job.recipe, job.steps)), windows)
+        recipe = legs[phases.leg_of(legs, int(state.step) - 1)].recipe
+        params = program(recipe, job.mesh, job.accumulate).params(state, hypers(recipe, job.steps))
+        return evaluate(recipe.model_copy(update={"data": job.recipe.data}), params, windows)
 
     with hosts.signals() as stop, _bar(console, job, step) as show:
         calls = run(job.recipe, job.steps, job.seed, batches, mesh=job.mesh, accumulate=job.accumulate,
                           state=state, settle=lambda step: stop.due() or job.pauses(step))
         for call in calls:
             losses, state, step, elapsed_s = call.losses, call.state, call.step, journal.elapsed_s + call.elapsed_s
-            rate = watch.lap(losses.size)
+            rate = watch.lap(losses.size, step)
             _check(losses, step, job.steps)
             journal.write([{"step": step - losses.size + 1 + i, "loss": float(loss), "tokens_per_s": rate,
                             "elapsed_s": elapsed_s} for i, loss in enumerate(losses)])

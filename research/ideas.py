@@ -83,8 +83,7 @@ def train(recipe: Recipe, steps: int) -> Trained:
     """Train on seed 0; it ends well if every loss and everything the optimizer holds is finite."""
     start, loss, losses, state = time.monotonic(), float("nan"), [], None
     try:
-        batches = data.train_batches(data.load(recipe.data), recipe.data.batch, recipe.data.length, step.seeds(0)[1],
-                                     step.STEPS_PER_CALL, recipe.data.aligned)
+        batches = step.batches_of(recipe, steps, 0, data.load(recipe.data))
         for progress in step.run(recipe, steps, 0, batches):
             losses, state = [*losses, *map(float, progress.losses)], progress.state
         loss = losses[-1]

@@ -168,12 +168,11 @@ class Model(Node):
     @classmethod
     def _shortest(cls, blocks: tuple[BlockDiff, ...], info: ValidationInfo) -> tuple[BlockDiff, ...]:
         """Without what changes nothing: it would be another name for the same model."""
-        told = [settings(diff.set) for diff in blocks]
         for diff in blocks if "depth" in info.data else ():
             blocks_at(diff.at, info.data["depth"], f"{diff.name}.at")
         found, standing = [], SimpleNamespace(**info.data)
-        for i, diff in enumerate(blocks):
-            others = frozenset(path for j, paths in enumerate(told) if j < i for path in paths)
+        for diff in blocks:
+            others = frozenset(path for before in found for path in settings(before.set))
             if (change := pruned(diff.set, standing, others)) is not None:
                 found.append(diff.model_copy(update={"set": change}))
         return tuple(found)

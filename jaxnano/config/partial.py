@@ -6,7 +6,7 @@ named items is a mapping from names to partial items, null removing one; a plain
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
@@ -99,6 +99,9 @@ def _tag(value: Any) -> str:
     return "same" if kind is None else str(kind)
 
 
+_SILENT = object()  # stands for what a partial tree does not say
+
+
 def overlay(node: Any, change: Any) -> Any:
     """A tree with a partial one laid over it; numbers of either may be traced."""
     if not isinstance(change, Partial):
@@ -132,7 +135,9 @@ def pruned(change: Partial, node: Any, kept: frozenset[str] = frozenset(), path:
     """
     told: dict[str, Any] = {}
     for name, new in change.as_set().items():
-        here, old = f"{path}.{name}" if path else name, getattr(node, name, None)
+        here = f"{path}.{name}" if path else name
+        silent = isinstance(node, Partial) and name not in node.model_fields_set
+        old = _SILENT if silent else getattr(node, name, None)
         if isinstance(new, dict) and isinstance(old, tuple):
             items = {name_of(item): item for item in old}
             left = {key: pruned(value, items[key], kept, f"{here}.{key}") if value and key in items else value
@@ -147,6 +152,21 @@ def pruned(change: Partial, node: Any, kept: frozenset[str] = frozenset(), path:
         elif name != "kind" and (new != old or here in kept) or name == "kind" and new != getattr(node, "kind", None):
             told[name] = new
     return type(change).model_construct(**told) if told else None
+
+
+def strangers(change: Partial, node: Any, path: str = "") -> Iterator[tuple[str, Any, str]]:
+    """The items that a partial tree names and no list has: path, name, and the names there are."""
+    for name, new in change.as_set().items():
+        here, old = f"{path}.{name}" if path else name, getattr(node, name, None)
+        if isinstance(new, dict) and isinstance(old, tuple):
+            items = {name_of(item): item for item in old}
+            for key, value in new.items():
+                if key not in items:
+                    yield f"{here}.{key}", key, ", ".join(map(str, items)) or "none, as there is none,"
+                elif isinstance(value, Partial):
+                    yield from strangers(value, items[key], f"{here}.{key}")
+        elif isinstance(new, Partial) and not isinstance(old, Partial):
+            yield from strangers(new, old, here)
 
 
 def settings(change: Mapping[str, Any] | Partial, path: str = "") -> dict[str, Any]:

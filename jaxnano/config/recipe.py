@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from types import SimpleNamespace
-from typing import Any, Literal, TypeVar
+from types import MappingProxyType, SimpleNamespace
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
-from pydantic import ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from jaxnano.config import schedule
 from jaxnano.config.base import (
@@ -24,13 +25,18 @@ from jaxnano.config.base import (
     name_of,
     refuse,
     traced_range,
+    unique_names,
     validate,
     walk,
 )
-from jaxnano.config.data import Data, Embedded
+from jaxnano.config.block import Learned
+from jaxnano.config.data import Batch, Data, Documents, Embedded, Length
 from jaxnano.config.model import Model
 from jaxnano.config.optimizer import Optimizer
-from jaxnano.config.partial import overlay, partial, pruned, settings
+from jaxnano.config.partial import overlay, partial, pruned, settings, strangers
+from jaxnano.config.transforms import NAME
+
+STEPS_PER_CALL = 10  # of the compiled program; phases begin with a call
 
 
 class Train(Node):
@@ -38,6 +44,36 @@ class Train(Node):
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     remat: bool = False
+
+
+class Rows(Node):
+    """What of the data a phase may change."""
+
+    length: Length
+    batch: Batch
+    documents: Documents | None
+
+
+class PhaseTree(Node):
+    """What a phase may change."""
+
+    model: Model
+    optimizer: Optimizer
+    data: Rows
+    train: Train
+
+
+class Phase(Node):
+    """What is otherwise from a share of the run on: of model, optimizer, train, and data's batch, length, documents.
+
+    Parameters go on by path, with all that is kept of them. One that is new, or of another shape, begins with its
+    initial values, or as another was or its transpose where carry says so: {head/weight: embedding/token}.
+    """
+
+    name: str = Field(pattern=NAME)
+    start: Annotated[float, Range(0.001, 0.999)]
+    set: partial(PhaseTree)  # type: ignore[valid-type]
+    carry: dict[str, str] = Field(default_factory=dict)
 
 
 class EvaluationTree(Node):
@@ -56,28 +92,48 @@ class Evaluation(Node):
 
 
 class Recipe(Node):
-    """{model, optimizer, data, train}. evaluation: what is otherwise when the trained model is evaluated."""
+    """{model, optimizer, data, train}. phases: what is otherwise later in the run. evaluation: what is otherwise when
+    the trained model is evaluated.
+    """
 
     model: Model = Model()
     optimizer: Optimizer = Optimizer()
     data: Data = Embedded(kind="embedded")
     train: Train = Train()
+    phases: tuple[Phase, ...] = ()
     evaluation: Evaluation | None = None
+
+    @field_validator("phases")
+    @classmethod
+    def _without_effect(cls, phases: tuple[Phase, ...], info: ValidationInfo) -> tuple[Phase, ...]:
+        """Without what changes nothing: it would be another name for the same recipe."""
+        if not {*PhaseTree.model_fields} <= info.data.keys():
+            return phases
+        unique_names(phases, "")
+        found, tree = [], PhaseTree.model_construct(**info.data)
+        for phase in phases:
+            if (place := next(strangers(phase.set, tree), None)) is not None:
+                raise refuse(f"{phase.name}.set.{place[0]}", place[1], f"no such item; {place[2]} would do")
+            if (change := pruned(phase.set, tree)) is not None or phase.carry:
+                found.append(phase.model_copy(update={"set": change or type(phase.set)()}))
+            tree = overlay(tree, phase.set)
+        return tuple(found)
 
     @field_validator("evaluation")
     @classmethod
     def _shortest(cls, evaluation: Evaluation | None, info: ValidationInfo) -> Evaluation | None:
         """None where it changes nothing: it would be another name for the same recipe."""
-        if evaluation is None or "model" not in info.data:
+        if evaluation is None or not {*PhaseTree.model_fields, "phases"} <= info.data.keys():
             return evaluation
-        change = pruned(evaluation.set, SimpleNamespace(model=info.data["model"]))
+        last = stages(Recipe.model_construct(**info.data))[-1].recipe
+        change = pruned(evaluation.set, SimpleNamespace(model=last.model))
         return None if change is None else evaluation.model_copy(update={"set": change})
 
     @model_validator(mode="after")
     def _evaluates(self) -> Recipe:
         if self.evaluation is None:
             return self
-        names = [diff.name for diff in self.model.blocks]
+        names = [diff.name for diff in shipped(self).model.blocks]
         windows = ["model.attention.window", *(f"model.blocks.{name}.set.attention.window" for name in names)]
         for path, value in settings(self.evaluation.set).items():
             if path not in windows:
@@ -101,13 +157,99 @@ class Recipe(Node):
                                  f"group {group.name!r} keeps norms, so nothing may start at 0; false would do")
         return self
 
+    @model_validator(mode="after")
+    def _in_phases(self) -> Recipe:
+        if not self.phases:
+            return self
+        parts = stages(self)
+        longest = max(part.recipe.data.length for part in parts)
+        for before, (start, recipe, name, _) in zip(parts, parts[1:], strict=False):
+            if start <= before.start:
+                raise refuse(f"phases.{name}.start", start, f"the phase before begins at {before.start:g}; more "
+                             "than that would do")
+            try:
+                validate(Recipe, dump(recipe))
+            except ConfigError as error:
+                problem = error.problems[0]
+                raise refuse(f"phases.{name}.set.{problem.path}", problem.value, problem.rule) from None
+            if isinstance(recipe.model.position, Learned) and recipe.data.length != self.data.length:
+                raise refuse(f"phases.{name}.set.data.length", recipe.data.length, "learned positions are as "
+                             f"many as the recipe's; {self.data.length}, or another model.position, would do")
+        for _, recipe, name, _ in parts:
+            place = f"phases.{name}.set.data" if name else "data"
+            aligned = recipe.data.aligned
+            if aligned != self.data.aligned or aligned is not None and recipe.data.length != longest:
+                raise refuse(f"{place}.documents.align", aligned is not None, "rows begin with documents in "
+                             "every phase, all of one length, or in none")
+            if longest % (length := recipe.data.length):
+                raise refuse(f"{place}.length", length, f"divides the longest phase's {longest}, as windows are cut "
+                             f"from those; {math.gcd(length, longest)} would do")
+            if STEPS_PER_CALL * recipe.data.batch * length % longest:
+                least = longest // math.gcd(STEPS_PER_CALL * length, longest)
+                raise refuse(f"{place}.batch", recipe.data.batch, f"{STEPS_PER_CALL} steps fill whole windows of "
+                             f"{longest}, the longest; a multiple of {least} would do")
+        return self
+
+
+class Stage(NamedTuple):
+    """A recipe as it trains from a share of the run on, without phases. name: of the phase, none at first."""
+
+    start: float
+    recipe: Recipe
+    name: str = ""
+    carry: Mapping[str, str] = MappingProxyType({})
+
+
+def stages(recipe: Recipe) -> tuple[Stage, ...]:
+    """What a recipe is from the start and in each of its phases; resolved or not. The last one is evaluated."""
+    if not recipe.phases:
+        return (Stage(0.0, recipe),)
+    tree, now = PhaseTree.model_construct(**dict(recipe)), {"phases": (), "evaluation": None}
+    found = [Stage(0.0, recipe.model_copy(update=now))]
+    for phase in recipe.phases:
+        tree = overlay(tree, phase.set)
+        if phase is recipe.phases[-1]:
+            now["evaluation"] = recipe.evaluation
+        found.append(Stage(phase.start, recipe.model_copy(update=dict(tree) | now), phase.name, phase.carry))
+    return tuple(found)
+
+
+def shares_of(recipe: Recipe) -> list[tuple[float, Recipe]]:
+    """The share of the run that each stage lasts, and the recipe as it trains there."""
+    parts = stages(recipe)
+    ends = [part.start for part in parts[1:]] + [1.0]
+    return [(end - part.start, part.recipe) for part, end in zip(parts, ends, strict=True)]
+
+
+def beside(a: Recipe, b: Recipe) -> list[tuple[float, Stage, Stage]]:
+    """Two recipes over a run: the share of it that each pair of their stages lasts; all with their evaluation."""
+    ours, theirs = ([part._replace(recipe=part.recipe.model_copy(update={"evaluation": recipe.evaluation}))
+                     for part in stages(recipe)] for recipe in (a, b))
+    starts = sorted({part.start for part in (*ours, *theirs)})
+    return [(end - start, *(max((part for part in parts if part.start <= start), key=lambda part: part.start)
+                            for parts in (ours, theirs)))
+            for start, end in zip(starts, [*starts[1:], 1.0], strict=True)]
+
+
+def first_steps(recipe: Recipe, total_steps: int) -> tuple[int, ...]:
+    """The step that each stage begins with: that of a call, the last one at most. Of two at one step the later runs."""
+    last = (total_steps - 1) // STEPS_PER_CALL * STEPS_PER_CALL
+    return tuple(min(round(part.start * total_steps / STEPS_PER_CALL) * STEPS_PER_CALL, last)
+                 for part in stages(recipe))
+
+
+def trained(recipe: Recipe) -> Recipe:
+    """The recipe as its last phase trains it, on the data of its start."""
+    return stages(recipe)[-1].recipe.model_copy(update={"data": recipe.data}) if recipe.phases else recipe
+
 
 def shipped(recipe: Recipe) -> Recipe:
-    """The recipe as its trained model is evaluated and sampled from; resolved or not."""
-    if recipe.evaluation is None:
-        return recipe
-    tree = overlay(EvaluationTree.model_construct(model=recipe.model), recipe.evaluation.set)
-    return recipe.model_copy(update={"model": tree.model, "evaluation": None})
+    """The recipe as its trained model is evaluated and sampled from, on the data of its start; resolved or not."""
+    last = trained(recipe)
+    if last.evaluation is None:
+        return last
+    tree = overlay(EvaluationTree.model_construct(model=last.model), last.evaluation.set)
+    return last.model_copy(update={"model": tree.model, "evaluation": None})
 
 
 def recipe_id(recipe: Recipe) -> str:
@@ -121,6 +263,8 @@ def structure_id(recipe: Recipe) -> str:
     for path, value, field in walk(recipe):
         if traced_range(field) and (finite(value) or isinstance(value, dict)):
             found.append((path, sorted(value) if isinstance(value, dict) else "number"))
+        elif isinstance(value, dict) and any(isinstance(item, Node) for item in value.values()):
+            found.append((path, sorted(name for name, item in value.items() if item is None)))
         elif not any(isinstance(item, Node) for item in (value if isinstance(value, tuple) else (value,))):
             found.append((path, value))
     return digest(found)

@@ -60,19 +60,22 @@ def tokenizer_of(data: config.Data) -> Tokenizer:
 
 
 def train_batches(
-    corpus: Corpus, batch: int, length: int, seed: int, steps_per_call: int = 10, align: int | None = None
+    corpus: Corpus, batch: int, length: int, seed: int, steps_per_call: int = 10, align: int | None = None,
+    later: tuple[tuple[int, int, int], ...] = (),
 ) -> grain.DatasetIterator[np.ndarray]:
     """Endless training batches, several steps at a time.
 
     Args: batch: windows a step. length: predicted tokens a window. seed: the data seed. steps_per_call: steps a call.
-    align: the token that every window begins with, None where they begin anywhere.
+    align: the token that every window begins with, None where they begin anywhere. later: (call, batch, length) for
+    each other batch and length, with the call that they begin with.
     Returns: Grain iterator of (steps_per_call, batch, length + 1) arrays in the tokens' dtype. `get_state()` is JSON,
     and `set_state` continues exactly there, in an iterator of the same arguments.
-    Raises: ValueError if train is shorter than one window, or no window of it begins so.
+    Raises: ValueError if train is shorter than one window, no window of it begins so, or shorter windows do not fill
+    the longest in every call.
     """
     import grain  # a second and 150 MB, which reading and describing data do without
 
-    source = Windows(corpus.tokens("train"), batch, length, seed, steps_per_call, align)
+    source = Windows(corpus.tokens("train"), batch, length, seed, steps_per_call, align, later)
     # The tokens are in the system's cache: threads would only contend with the training step for its core.
     inline = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     return iter(grain.MapDataset.source(source).to_iter_dataset(inline))
@@ -101,6 +104,8 @@ class Windows:
     An epoch cuts the tokens into windows side by side, from an offset of its own, and visits each once; where they are
     aligned, the windows are `aligned_starts`. Shuffling and batching single windows is left to NumPy: one gather a call
     costs less per window than Grain costs per element.
+    Where the length changes, windows are cut from the longest ones, a call's from as many as they fill, so that no
+    token is skipped or repeated; those of one cut are as far apart in a call as they can be.
     """
 
     tokens: Tokens
@@ -109,35 +114,57 @@ class Windows:
     seed: int
     steps_per_call: int
     align: int | None = None
+    later: tuple[tuple[int, int, int], ...] = ()
+
+    @property
+    def longest(self) -> int:
+        """The longest windows there are, which an epoch is cut into."""
+        return max(length for *_, length in self._legs)
+
+    @property
+    def _legs(self) -> tuple[tuple[int, int, int], ...]:
+        return (0, self.batch, self.length), *self.later
 
     @cached_property
     def begins(self) -> np.ndarray | None:
         """Where windows begin, if they are aligned."""
-        return None if self.align is None else aligned_starts(self.tokens, self.length, self.align)
+        return None if self.align is None else aligned_starts(self.tokens, self.longest, self.align)
 
     def __post_init__(self):
-        if self.tokens.size < 2 * self.length:
+        if self.tokens.size < 2 * self.longest:
             most = self.tokens.size // 2
-            raise UserError(f"data.length: {self.length} is too long for {self.tokens.size} tokens; at most {most}")
+            raise UserError(f"data.length: {self.longest} is too long for {self.tokens.size} tokens; at most {most}")
         if self.begins is not None and not self.begins.size:
-            raise UserError(f"data.documents.align: no row of {self.length} tokens lies between two separators (token "
+            raise UserError(f"data.documents.align: no row of {self.longest} tokens lies between two separators (token "
                             f"{self.align}); shorter rows, or false, would do")
+        for _, batch, length in self._legs:
+            if self.longest % length or self.steps_per_call * batch * length % self.longest:
+                raise UserError(f"data: {self.steps_per_call} steps of {batch} windows of {length} do not fill windows "
+                                f"of {self.longest}")
 
     def __len__(self) -> int:
         return CALLS
 
     def __getitem__(self, index: int) -> np.ndarray:
-        n_windows = self.steps_per_call * self.batch
+        first, ends = 0, [start for start, *_ in self.later] + [CALLS]
+        for (start, batch, length), end in zip(self._legs, ends, strict=True):
+            cuts = self.longest // length
+            n_windows = self.steps_per_call * batch // cuts  # of the longest, in a call
+            if index < end:
+                break
+            first += (end - start) * n_windows
+        first += (index - start) * n_windows
         begins = self.begins
-        per_epoch = (self.tokens.size - self.length) // self.length if begins is None else begins.size
-        epochs, places = np.divmod(np.arange(index * n_windows, (index + 1) * n_windows), per_epoch)
+        per_epoch = (self.tokens.size - self.longest) // self.longest if begins is None else begins.size
+        epochs, places = np.divmod(np.arange(first, first + n_windows), per_epoch)
         starts = np.concatenate(
             [
-                _starts(self.seed, int(epoch), per_epoch, self.length, places[epochs == epoch], begins)
+                _starts(self.seed, int(epoch), per_epoch, self.longest, places[epochs == epoch], begins)
                 for epoch in range(epochs[0], epochs[-1] + 1)
             ]
         )
-        return self.tokens.gather(starts, self.length + 1).reshape(self.steps_per_call, self.batch, self.length + 1)
+        starts = (starts + length * np.arange(cuts)[:, None]).ravel()
+        return self.tokens.gather(starts, length + 1).reshape(self.steps_per_call, batch, length + 1)
 
 
 def _starts(seed: int, epoch: int, per_epoch: int, length: int, places: np.ndarray, begins: Any) -> np.ndarray:

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnano.config.base import dump
-from jaxnano.config.recipe import Recipe, hypers, recipe_id
+from jaxnano.config.recipe import Recipe, hypers, recipe_id, stages
 from jaxnano.step import init_state, optimizer_at, train_steps
 from research.check.corrupt import corrupt, hostile
 from research.contract.draw import random_recipe
@@ -48,7 +48,11 @@ MOST_DIVERGED = 0.02  # of what trains
 
 
 def trains(recipe: Recipe, steps: int = 3) -> bool:
-    """Whether all losses and parameters of a few steps on random tokens are finite; small batch, compiled cheaply."""
+    """Whether all losses and parameters of a few steps on random tokens are finite; small batch, compiled cheaply.
+
+    Of phases the last is tried, on its own.
+    """
+    recipe = stages(recipe)[-1].recipe
     small = recipe.model_copy(update={"data": recipe.data.model_copy(update={"length": 16, "batch": 2})})
     values = hypers(small, steps)
     batches = np.random.default_rng(0).integers(0, recipe.model.vocab, (steps, 2, 17), dtype=np.uint16)

@@ -16,11 +16,12 @@ from jaxnano.config.formulas import Formula, Logit, Logits
 from jaxnano.config.model import Injection, Model
 from jaxnano.config.optimizer import VIEW, Memory, Move, Optimizer, View, remembered
 from jaxnano.config.partial import settings
-from jaxnano.config.recipe import Recipe, shipped
+from jaxnano.config.recipe import Recipe, shipped, stages, trained
 from jaxnano.config.schedule import Constant
 from jaxnano.config.transforms import FREE
 from jaxnano.model.specs import Table, specs
 from jaxnano.optim.build import members
+from jaxnano.phases import seam
 from research.contract import chains, probe
 from research.contract.probe import traced
 from research.text import listed
@@ -30,7 +31,32 @@ SHOWN = 3  # paths of parameters that a reason names
 
 def unread(recipe: Recipe) -> dict[str, str]:
     """The places of a recipe that nothing reads, each with the reason: whatever stands there, it trains alike."""
-    return dict(_unread(recipe))
+    if not recipe.phases:
+        return dict(_unread(recipe))
+    parts = stages(recipe)
+    told = [list(settings(phase.set)) for phase in recipe.phases]
+    places = [dict(_unread(part.recipe)) for part in parts]
+    begin = [bool(specs(after.recipe).keys() - seam(before, after).keys())
+             for before, after in zip(parts, parts[1:], strict=False)]
+
+    def why(path: str, first: int) -> str:
+        """Why nothing reads what a stage puts at a path, as long as no later one does; empty if something does."""
+        reason = ""
+        for stage in range(first, len(parts)):
+            if stage > first and any(is_under(path, place) for place in told[stage - 1]):
+                return reason or "a later phase says otherwise"
+            found = next((why for place, why in places[stage].items() if is_under(path, place)), "")
+            if stage and not found and is_under(path, "model.init"):
+                found = "" if begin[stage - 1] else "no parameter begins in it"
+            if not found:
+                return ""
+            reason = reason or found
+        return reason
+
+    found = {path: why(path, 0) for path in places[0]}
+    found |= {f"phases.{phase.name}.set.{path}": why(path, i + 1)
+              for i, phase in enumerate(recipe.phases) for path in told[i]}
+    return {path: reason for path, reason in found.items() if reason}
 
 
 def _unread(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -120,7 +146,14 @@ def _overridden(m: Model) -> Iterator[tuple[str, str]]:
 
 
 def _taken(recipe: Recipe) -> dict[str, str]:
-    """Groups without a parameter, each with who holds those that it names."""
+    """Groups without a parameter, in no phase, each with who holds those that it names."""
+    first, *later = (_taken_at(part.recipe) for part in stages(recipe))
+    named = {path for phase in recipe.phases for path in settings(phase.set)}
+    return {name: why for name, why in first.items() if all(name in taken for taken in later)
+            and not any(is_under(path, f"optimizer.groups.{name}") for path in named)}
+
+
+def _taken_at(recipe: Recipe) -> dict[str, str]:
     table, groups = specs(recipe), recipe.optimizer.groups
     held, found = members(recipe.optimizer, table), {}
     for group in groups:
@@ -159,8 +192,8 @@ def idle(recipe: Recipe, paths: Iterable[str]) -> dict[str, str]:
     places, gone = unread(recipe), {f"optimizer.groups.{name}": why for name, why in needless(recipe).items()}
     found = {path: gone.get(path) or next((why for place, why in places.items() if is_under(path, place)), None)
              for path in paths}
-    inside = {place: why for place, why in places.items()  # of a diff over blocks that is put there whole
-              if place.startswith("model.blocks.") and any(is_under(place, path) for path in found)}
+    inside = {place: why for place, why in places.items()  # of a diff that is put there whole
+              if place.startswith(("model.blocks.", "phases.")) and any(is_under(place, path) for path in found)}
     return {path: why for path, why in (found | inside).items() if why}
 
 
@@ -168,8 +201,26 @@ def behaviour(recipe: Recipe) -> str:
     """A name shared by recipes that train alike: what has no effect is put to one spelling before hashing.
 
     Numbers that agree to three digits are one: no run could tell them apart. Groups are what they do to each parameter;
-    formulas, schedules and chains what they do to made-up values (probe.py, chains.py).
+    formulas, schedules and chains what they do to made-up values (probe.py, chains.py). A phase that does as the one
+    before is none.
     """
+    if not recipe.phases:
+        return digest(_does(recipe))
+    parts, told = stages(recipe), []
+    for before, part in zip((None, *parts), parts, strict=False):
+        does: dict[str, Any] = _does(part.recipe.model_copy(update={"evaluation": None}))
+        origin, init = seam(before, part) if before else {}, does.pop("init")
+        init = {path: value for path, value in init.items() if path not in origin}
+        moved = sorted((path, *source) for path, source in origin.items() if path != source.path)
+        if not told or init or moved or does != told[-1][1]:
+            told.append((traced(part.start, None), does, init, moved))
+    if len(told) == 1:
+        return behaviour(parts[0].recipe.model_copy(update={"evaluation": recipe.evaluation}))
+    return digest([told, _blocks(trained(recipe))[1]])
+
+
+def _does(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe without phases does, as plain data."""
     m, places = recipe.model, unread(recipe)
     wires = [wire for wire in m.residual.injections if isinstance(wire, Injection) and wire.before]
     optimizer, table = recipe.optimizer, specs(recipe)
@@ -186,7 +237,7 @@ def behaviour(recipe: Recipe) -> str:
     }
     data["wires"] = [sorted((s.name, s.after) for s in m.residual.saves if s.name in {w.source for w in wires}),
                      [[_spelled(wire), sorted(wire.before)] for wire in wires]]
-    return digest(data)
+    return data
 
 
 CURVES = {"gelu": "x / 2 * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x ** 3)))", "silu": "x * sigmoid(x)",

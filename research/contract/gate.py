@@ -10,9 +10,10 @@ from typing import Any, get_args
 
 from jaxnano.config.base import ConfigError, Problem, finite, is_under, kind_of, validate
 from jaxnano.config.edit import Diff, apply, diff, differences, show
-from jaxnano.config.recipe import Recipe, recipe_id, shipped
+from jaxnano.config.recipe import Recipe, beside, recipe_id, shipped
 from jaxnano.config.schedule import Schedule
 from jaxnano.cost import preflight
+from jaxnano.phases import checked
 from research.contract.behaviour import behaviour, idle, needless
 from research.contract.part import Part
 from research.contract.proposal import build, dead
@@ -86,15 +87,20 @@ class Gate:
         return validate(Recipe, proposal)
 
     def _frozen(self, recipe: Recipe):
-        base, found = self.track.base_recipe.model, diff(self.track.base_recipe, recipe).edits
-        for model in (recipe.model, shipped(recipe).model):  # frozen in every block, evaluated too
+        found = [("", edit) for edit in diff(self.track.base_recipe, recipe).edits]
+        pairs = beside(self.track.base_recipe, recipe)
+        for _, old, new in pairs if len(pairs) > 1 else ():  # frozen in every phase
+            found += [(f"phases.{new.name}.set." * bool(new.name), e) for e in differences(old.recipe, new.recipe, "")]
+        models = [(old.recipe.model, new.recipe.model) for _, old, new in pairs]
+        for base, model in [*models, (models[-1][0], shipped(recipe).model)]:  # and in every block, evaluated too
             if base.blocks or model.blocks or model is not recipe.model:
-                found = (*found, *(edit for block in range(model.depth) for edit in differences(
-                    base.block(min(block, base.depth - 1)), model.block(block), "model")))
-        for edit in {edit.path: edit for edit in found}.values():
+                found += [("", edit) for block in range(model.depth) for edit in differences(
+                    base.block(min(block, base.depth - 1)), model.block(block), "model")]
+        for place, edit in {edit.path: (place, edit) for place, edit in reversed(found)}.values():
             for path in self.track.frozen:
                 if is_under(edit.path, path) or is_under(path, edit.path):
-                    yield Problem(edit.path, edit.new, f"frozen by track {self.track.name}; {show(edit.old)} would do")
+                    yield Problem(place + edit.path, edit.new, f"frozen by track {self.track.name}; {show(edit.old)} "
+                                  "would do")
 
     def _idle(self, recipe: Recipe):
         for name, why in needless(recipe).items():
@@ -104,6 +110,11 @@ class Gate:
             yield Problem(path, edits.get(path), f"nothing reads it: {why}")
 
     def _limits(self, recipe: Recipe):
+        for stage in checked(recipe):  # each phase keeps them
+            for problem in self._limited(stage.recipe):
+                yield problem._replace(path=f"phases.{stage.name}.set." * bool(stage.name) + problem.path)
+
+    def _limited(self, recipe: Recipe):
         cost, base, limits = preflight(recipe), self.track.base_cost, self.track.limits
         most = int(base.parameters * limits.parameters)
         if cost.parameters > most:

@@ -22,6 +22,7 @@ from pydantic_core import PydanticUndefined
 from jaxnano.config.base import PATH, ConfigError, Node, Problem, is_under, kind_of, name_of, nodes_in, traced_range
 from jaxnano.config.edit import plain, show
 from jaxnano.config.expression import ELEMENTWISE, REDUCTIONS
+from jaxnano.config.partial import flat
 from jaxnano.config.presets import expand
 from jaxnano.config.recipe import Recipe
 from jaxnano.config.schedule import FormulaSchedule, Schedule
@@ -153,6 +154,8 @@ def _word(kind: Any, metadata: Collection[Any]) -> str:
         return " | ".join(map(str, get_args(kind)))
     if get_origin(kind) is tuple:
         return "list of named items" if kinds(kind) else f"list of {_words(get_args(kind)[0])}"
+    if get_origin(kind) is dict:
+        return "map from text to text"
     if issubclass(kind, Node):
         return "one of these"
     name = {int: "whole number", float: "number", bool: "true | false", str: "text"}[kind]
@@ -194,6 +197,7 @@ def field_at(path: str) -> FieldInfo:
         if found is None:
             known = sorted({name for node in nodes.values() for name in node.model_fields})
             raise ConfigError([Problem(path, part, f"no such place; {', '.join(known) or 'nothing is below'}")])
-        field, nodes, is_list = found, kinds(found.annotation), get_origin(found.annotation) is tuple
+        field, nodes, is_list = found, kinds(found.annotation), any(
+            get_origin(kind) in (tuple, dict) for kind in flat(found.annotation))
     assert field is not None
     return field

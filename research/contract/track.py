@@ -14,7 +14,7 @@ from pydantic import Field
 from jaxnano.config.base import ConfigError, Node, Problem, digest, dump, dump_full, read_yaml, validate
 from jaxnano.config.file import load
 from jaxnano.config.recipe import Recipe
-from jaxnano.cost import Cost, preflight
+from jaxnano.cost import Cost, preflight, steps_for
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -38,7 +38,7 @@ class _Objective(Node):
     def steps(self, track: Track, recipe: Recipe, horizon: float) -> int:
         """Steps of a run; where its budget is time, those expected before the worker has timed one."""
         budget = track.base_cost.flops_per_step * track.full_steps * horizon
-        return max(1, int(budget / preflight(recipe).flops_per_step))
+        return steps_for(recipe, budget)
 
     def time_s(self, track: Track, horizon: float, base_step_s: float | None) -> float | None:
         """Time a run may train for, where its budget is time and is known. base_step_s: None until it is measured."""

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
+from jaxnano.cost import tokens_per_step
 from research.decide.belief import Arm, Snapshot
 from research.ledger.kinds import Result
 
@@ -53,7 +54,7 @@ class Prices:
         """Seconds of the base's step, the median over its runs; None before the first."""
         base = self.snapshot.arms[0]
         rates = [result.tokens_per_s for arm, result in self._done if arm is base and result.tokens_per_s]
-        return base.recipe.data.batch * base.recipe.data.length / float(np.median(rates)) if rates else None
+        return tokens_per_step(base.recipe) / float(np.median(rates)) if rates else None
 
     @cached_property
     def _compiled(self) -> dict[str, set[int]]:
@@ -88,7 +89,7 @@ class Prices:
     @cached_property
     def _flop_s(self) -> float:
         """Measured device-seconds per FLOP."""
-        rates = [arm.recipe.data.batch * arm.recipe.data.length / (result.tokens_per_s * arm.flops)
+        rates = [tokens_per_step(arm.recipe) / (result.tokens_per_s * arm.flops)
                  for arm, result in self._done if result.device_s and result.tokens_per_s]
         return _median(rates, ON_ACCELERATOR if self.snapshot.state.session.accelerator else SECONDS_PER_FLOP)
 

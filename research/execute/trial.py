@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxnano import data, evaluate, step
+from jaxnano import data, evaluate, phases, step
 from jaxnano.checkpoint import Checkpoints
 from jaxnano.cli import UserError
 from jaxnano.config.base import validate
-from jaxnano.config.recipe import Recipe, hypers
+from jaxnano.config.recipe import Recipe, hypers, shares_of, stages
 from jaxnano.cost import least_accumulate
 from jaxnano.device import device_bytes, use_compile_cache
 from research.execute import Cancelled, Report
@@ -43,31 +43,27 @@ def run_job(args: Mapping[str, Any], report: Report) -> dict[str, Any]:
     corpus = data.load(recipe.data)
     if corpus.data_hash != args["data_hash"]:
         raise UserError(f"data {corpus.data_hash[:12]} is not the session's {args['data_hash'][:12]}")
-    batches = data.train_batches(corpus, recipe.data.batch, recipe.data.length, step.seeds(seed)[1],
-                                 step.STEPS_PER_CALL, recipe.data.aligned)
-    tokens = recipe.data.batch * recipe.data.length
+    clock = time.process_time if jax.default_backend() == "cpu" else time.monotonic
+    start, accumulate = clock(), pieces(recipe)
+    if args.get("seconds"):
+        steps = steps_within(recipe, args["seconds"], accumulate, corpus, clock)
     curve: list[tuple[float, float]] = []
     result: dict[str, Any] = {"outcome": "completed", "reason": "", "steps": steps, "loss": {}, "curve": curve}
-    clock = time.process_time if jax.default_backend() == "cpu" else time.monotonic
-    start, marks, accumulate = clock(), [], pieces(recipe)
-    if args.get("seconds"):
-        first = batches.get_state()
-        steps = result["steps"] = steps_within(recipe, args["seconds"], accumulate, next(batches), clock)
-        batches.set_state(first)
+    batches, pace = step.batches_of(recipe, steps, seed, corpus), Pace(recipe, steps)
     for progress in step.run(recipe, steps, seed, batches, accumulate=accumulate):
         loss, state = float(progress.losses.mean()), progress.state
         if not math.isfinite(loss):
             result |= {"outcome": "diverged", "reason": f"loss is {loss} at step {progress.step} of {steps}"}
             break
         curve.append((progress.step / steps, loss))
-        marks.append((progress.step, clock()))
+        pace.mark(progress.step, clock())
         try:
             report({"step": progress.step, "progress": progress.step / steps, "loss": loss,
-                    "tokens_per_s": tokens / _step_seconds(marks)})
+                    "tokens_per_s": pace.tokens_per_s})
         except Cancelled as reason:  # what it has cost is still to be known
             result |= {"outcome": "killed", "reason": str(reason), "steps": progress.step}
             break
-    trained_s, step_s = clock() - start, _step_seconds(marks)
+    trained_s = clock() - start
     if result["outcome"] == "completed":
         result |= _evaluated(recipe, state, steps, corpus, args["splits"])
     if result["outcome"] == "completed" and args.get("checkpoint"):
@@ -75,11 +71,10 @@ def run_job(args: Mapping[str, Any], report: Report) -> dict[str, Any]:
         with _writing(), closing(Checkpoints(Path(args["checkpoint"]), recipe, seed, steps, corpus.data_hash)) as made:
             made.save(state, batches.get_state(), next(iter(result["loss"].values())))
     backend, device = jax.default_backend(), jax.local_devices()[0].device_kind
-    done = marks[-1][0] if marks else 0
     return result | {
         "device_s": clock() - start,
-        "compile_s": max(0.0, trained_s - step_s * done),
-        "tokens_per_s": tokens / step_s,
+        "compile_s": max(0.0, trained_s - pace.steady_s),
+        "tokens_per_s": pace.tokens_per_s,
         "fingerprint": fingerprint(backend, None if backend == "cpu" else device) | {"data": corpus.data_hash},
     }
 
@@ -94,26 +89,33 @@ def _writing() -> Iterator[None]:
         raise OSError(f"the checkpoint cannot be written ({type(error).__name__}: {said})") from error
 
 
-def pieces(recipe: Recipe) -> int:
-    """Pieces the batch is taken in, so that a step fits into this device's memory.
+def pieces(recipe: Recipe) -> list[int]:
+    """Pieces that each stage's batch is taken in, so that a step fits into this device's memory.
 
     Raises: ValueError if not even one row does.
     """
     room, platform = int(MEMORY_SHARE * device_bytes()), jax.default_backend()
-    found = least_accumulate(recipe, room, platform)
-    if found is None:
+    found = [least_accumulate(part.recipe, room, platform) for part in stages(recipe)]
+    if None in found:
         raise UserError(f"data.batch: a step of one row does not fit into {room / 2**30:.1f} GiB of {platform} memory")
-    return found
+    return found  # type: ignore[return-value]
 
 
-def steps_within(recipe: Recipe, seconds: float, accumulate: int, batch_SxBxM: np.ndarray,
+def steps_within(recipe: Recipe, seconds: float, accumulate: Sequence[int], corpus: data.Corpus,
                  clock: Callable[[], float]) -> int:
     """How many steps fit into so many seconds of training here, compiling not counted: a few are timed and forgotten.
 
-    Args: batch_SxBxM: tokens to time them on. clock: seconds.
+    Args: accumulate: pieces of each stage's batch. clock: seconds.
     """
+    step_s = sum(share * _timed_step(part, seconds, k, corpus, clock)
+                 for (share, part), k in zip(shares_of(recipe), accumulate, strict=True))
+    return max(1, int(seconds / step_s))
+
+
+def _timed_step(recipe: Recipe, seconds: float, accumulate: int, corpus: data.Corpus,
+                clock: Callable[[], float]) -> float:
     compiled, values = step.program(recipe, None, accumulate), hypers(recipe, 1)
-    state = compiled.init(np.uint32(0), values)
+    state, batch_SxBxM = compiled.init(np.uint32(0), values), next(step.batches_of(recipe, 1, 0, corpus))
 
     def timed(count: int) -> float:
         nonlocal state
@@ -124,12 +126,40 @@ def steps_within(recipe: Recipe, seconds: float, accumulate: int, batch_SxBxM: n
 
     timed(1)  # compiles
     count = min(max(1, round(TIMED_SHARE * seconds / timed(1))), step.STEPS_PER_CALL)
-    return max(1, int(seconds / min(timed(count), timed(count))))
+    return min(timed(count), timed(count))
+
+
+class Pace:
+    """Device-seconds of steps once they are compiled: in each stage of a run from the end of its first call on."""
+
+    def __init__(self, recipe: Recipe, total_steps: int):
+        self._legs = phases.legs(recipe, total_steps)
+        self._marks: list[list[tuple[int, float]]] = [[] for _ in self._legs]
+
+    def mark(self, done: int, clock_s: float) -> None:
+        """A call has ended, with so many steps done in all."""
+        self._marks[phases.leg_of(self._legs, done - 1)].append((done, clock_s))
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Over the stages that have gone on for two calls; 0 before one has."""
+        told = [(marks[-1][0] - leg.first, _step_seconds(marks), leg.recipe.data)
+                for leg, marks in zip(self._legs, self._marks, strict=True) if len(marks) > 1]
+        seconds = sum(steps * step_s for steps, step_s, _ in told)
+        return sum(steps * data.batch * data.length for steps, _, data in told) / seconds if seconds else 0.0
+
+    @property
+    def steady_s(self) -> float:
+        """Seconds that the steps so far take without compiling; without end before that is known."""
+        tokens = sum((marks[-1][0] - leg.first) * leg.recipe.data.batch * leg.recipe.data.length
+                     for leg, marks in zip(self._legs, self._marks, strict=True) if marks)
+        return tokens / self.tokens_per_s if self.tokens_per_s else math.inf
 
 
 def _evaluated(recipe: Recipe, state: Any, steps: int, corpus: data.Corpus, splits: Mapping[str, int]):
     """Outcome and losses by split of a trained state."""
-    params = step.program(recipe).params(state, hypers(recipe, steps))
+    last = stages(recipe)[-1].recipe
+    params = step.program(last).params(state, hypers(last, steps))
     losses = {split: evaluate.evaluate(recipe, params, evaluate.eval_windows(corpus, split, recipe, tokens))
               for split, tokens in splits.items()}
     if all(map(math.isfinite, losses.values())):

@@ -10,34 +10,51 @@ from pydantic_core import PydanticUndefined
 
 from jaxnano.config.base import Node, Range, finite, name_of, traced_range
 from jaxnano.config.block import BlockTree
-from jaxnano.config.recipe import Recipe
+from jaxnano.config.recipe import Recipe, beside
 from jaxnano.config.schedule import Constant, Schedule
 
 
 def features(base: Recipe, recipe: Recipe) -> dict[str, float | str]:
     """Displacements from the base: numbers in units of their range (logarithmic where it is), choices as text.
 
-    A node of another kind is one choice; its numbers count as displacements from that kind's defaults. With diffs over
-    depth, what blocks may differ in counts as each block has it, by its share of the depth; names of diffs are none.
+    A node of another kind is one choice; its numbers count as displacements from that kind's defaults. What differs
+    over depth or in phases counts as each block and each step has it, by its share of them; names of diffs are none.
     """
+    if not base.phases and not recipe.phases:
+        return _of_stage(base, recipe)
+    pairs = beside(base, recipe)
+    told = [(share, _of_stage(old.recipe, new.recipe)) for share, old, new in pairs]
+    carried = {f"carry.{path}": source for *_, stage in pairs for path, source in stage.carry.items()}
+    return {**_shared(told), **carried}
+
+
+def _of_stage(base: Recipe, recipe: Recipe) -> dict[str, float | str]:
+    """The features of recipes without phases."""
     found: dict[str, float | str] = {}
     if not base.model.blocks and not recipe.model.blocks:
         _compare(base, recipe, "", found)
         return found
     _compare(_alike(base, recipe), recipe, "", found)
-    shares: dict[str, float] = defaultdict(float)
-    depth = recipe.model.depth
+    depth, blocks = recipe.model.depth, []
     for block in range(depth):
-        other = base.model.block(block * base.model.depth // depth)
         told: dict[str, float | str] = {}
-        _compare(other, recipe.model.block(block), "model", told)
-        for path, value in told.items():
-            if path.split(".")[1] in BlockTree.model_fields:
-                shares[path if isinstance(value, float) else f"{path}={value}"] += (
-                    value if isinstance(value, float) else 1.0) / depth
-    for name, share in shares.items():
-        path, chosen, value = name.partition("=")
-        found[path if chosen and share > 1 - 1e-9 else name] = value if chosen and share > 1 - 1e-9 else share
+        _compare(base.model.block(block * base.model.depth // depth), recipe.model.block(block), "model", told)
+        blocks.append((1 / depth, {path: value for path, value in told.items()
+                                   if path.split(".")[1] in BlockTree.model_fields}))
+    return {**found, **_shared(blocks)}
+
+
+def _shared(told: list[tuple[float, dict[str, float | str]]]) -> dict[str, float | str]:
+    """Features that hold for shares of the whole as one's: numbers in proportion, a choice that is not all as one."""
+    found, shares = {}, defaultdict(float)
+    for share, features in told:
+        for path, value in features.items():
+            shares[path if isinstance(value, float) else f"{path}={value}"] += share * (
+                value if isinstance(value, float) else 1.0)
+    for name, value in shares.items():
+        path, chosen, choice = name.partition("=")
+        whole = chosen and value > 1 - 1e-9
+        found[path if whole else name] = choice if whole else value
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxnano.cost import preflight
+from jaxnano.cost import preflight, tokens_per_step
 from research.learn.compare import compared
 from research.show.facts import NORMAL_95, Facts
 
@@ -96,7 +96,7 @@ def status(facts: Facts, recipe_id: str) -> str:
 
 def _cost(facts: Facts, recipe_id: str) -> Spent:
     arm = facts.snapshot.by_id[recipe_id]
-    step = arm.recipe.data.batch * arm.recipe.data.length
+    step = tokens_per_step(arm.recipe)
     spent = [(t.result.steps or 0) * step / t.result.tokens_per_s for t in facts.state.trials.values()
              if t.recipe_id == recipe_id and t.loss and t.horizon == 1.0 and t.result and t.result.tokens_per_s]
     return Spent(preflight(arm.recipe).parameters, arm.flops, float(np.mean(spent)) if spent else None)

@@ -194,3 +194,10 @@ def test_the_loss_is_that_of_the_windows_that_evaluation_names() -> None:
 
 def test_nothing_else_changes() -> None:
     assert TINY.model.block(0) is TINY.model and recipe_id(TINY) == recipe_id(validate(Recipe, dump(TINY)))
+
+
+def test_a_diff_that_repeats_what_an_earlier_one_leaves_as_it_was_is_none() -> None:
+    same = {"ffn": {"kind": "mlp", "dropped": []}}
+    recipe = model(blocks=[{"name": "a", "at": [{"block": -1}], "set": {"ffn": {**same["ffn"], "ratio": 1.0}}},
+                           {"name": "b", "at": [{"block": -1}], "set": same}])
+    assert [diff.name for diff in recipe.model.blocks] == ["a"] and validate(Recipe, dump(recipe)) == recipe

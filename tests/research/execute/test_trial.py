@@ -8,12 +8,12 @@ import pytest
 from stand_in import MICRO
 
 from jaxnano import checkpoint, data, evaluate, step
-from jaxnano.config.base import dump
-from jaxnano.config.recipe import hypers, recipe_id
+from jaxnano.config.base import dump, validate
+from jaxnano.config.recipe import Recipe, hypers, recipe_id
 from research.contract.track import load_track
 from research.contract.trial import Trial
 from research.execute import Cancelled
-from research.execute.trial import run_job, steps_within
+from research.execute.trial import Pace, run_job, steps_within
 
 STEPS = 25
 
@@ -78,13 +78,27 @@ def test_the_same_trial_again_is_the_same_and_another_seed_is_not(ran, job):
 def test_a_budget_of_seconds_decides_the_steps(recipe, job):
     """On a clock that goes on by 1/128 s whenever it is read, every call takes 1/128 s."""
     corpus, clock = data.load(recipe.data), itertools.count(0.0, 1 / 128)
-    batch = next(data.train_batches(corpus, recipe.data.batch, recipe.data.length, 0, step.STEPS_PER_CALL))
-    assert steps_within(recipe, 1.0, 1, batch, lambda: next(clock)) == 128
-    assert steps_within(recipe, 5.0, 1, batch, lambda: next(clock)) == 5 * 6 * 128  # 6 steps a call are timed
+    assert steps_within(recipe, 1.0, [1], corpus, lambda: next(clock)) == 128
+    assert steps_within(recipe, 5.0, [1], corpus, lambda: next(clock)) == 5 * 6 * 128  # 6 steps a call are timed
     timed = run_job(job(seconds=0.05), lambda values: None)
     assert timed["curve"][-1][0] == 1.0 and timed["outcome"] == "completed"
     again = run_job(job(total_steps=timed["steps"]), lambda values: None)
     assert (again["loss"], again["curve"]) == (timed["loss"], timed["curve"])  # timing has left no trace
+
+
+def test_a_run_with_phases_reports_all_of_them_and_its_loss_is_the_last_one_s(recipe, job):
+    phases = [{"name": "more", "start": 0.4, "set": {"data": {"batch": 2 * recipe.data.batch}}},
+              {"name": "untied", "start": 0.7, "set": {"model": {"embedding": {"tied": False}}}}]
+    reports = []
+    result = run_job(job(recipe=dump(recipe) | {"phases": phases}, total_steps=40), reports.append)
+    assert [report["step"] for report in reports] == [10, 20, 30, 40] and result["outcome"] == "completed"
+    assert result["steps"] == 40 and result["tokens_per_s"] > 0 and result["compile_s"] > 0 and result["loss"]
+    pace = Pace(validate(Recipe, dump(recipe) | {"phases": phases}), 100)  # begin at 40 and 70
+    for done, clock in ((10, 5.0), (20, 6.0), (30, 7.0), (40, 8.0), (50, 19.0), (60, 21.0), (70, 23.0), (80, 30.0)):
+        pace.mark(done, clock)
+    tokens = recipe.data.batch * recipe.data.length
+    assert pace.tokens_per_s == pytest.approx(tokens * (40 + 30 * 2) / (40 * 0.1 + 30 * 0.2))
+    assert pace.steady_s == pytest.approx(tokens * (40 + 2 * 30 + 2 * 10) / pace.tokens_per_s)
 
 
 def test_a_checkpoint_is_this_attempt_s_whatever_an_earlier_one_left(ran, job, recipe, tmp_path):
