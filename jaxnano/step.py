@@ -207,20 +207,23 @@ def run(
     """
     start, legs = time.monotonic(), phases.legs(recipe, total_steps)
     pieces = [accumulate] * len(legs) if isinstance(accumulate, int) else accumulate
-    step, late, compiled, values = 0 if state is None else int(state.step), None, None, {}
-    here = phases.leg_of(legs, step - 1)
+
+    def begin(leg: int) -> tuple[Any, Program]:
+        return hypers(legs[leg].recipe, total_steps), program(legs[leg].recipe, mesh, pieces[leg])
+
+    here = phases.leg_of(legs, 0 if state is None else int(state.step) - 1)
+    values, compiled = begin(here)
+    if state is None:
+        state = compiled.init(np.uint32(seeds(seed)[0]), values)
+    step, late = int(state.step), None
     while step < total_steps:
-        due = phases.leg_of(legs, step)
-        if late is not None and due != here:  # the device has to be waited for, as the next stage compiles
-            yield Progress(late[0], np.asarray(late[1])[: late[2]], time.monotonic() - start, state, False)
-            late = None
-        for leg in range(here + 1, due + 1) if state is not None else ():
-            state = migrate(state, legs[leg - 1].recipe, legs[leg], seed, total_steps, mesh)
-        if compiled is None or due != here:
-            values, compiled = hypers(legs[due].recipe, total_steps), program(legs[due].recipe, mesh, pieces[due])
-        here = due
-        if state is None:
-            state = compiled.init(np.uint32(seeds(seed)[0]), values)
+        if (due := phases.leg_of(legs, step)) != here:
+            if late is not None:  # the device has to be waited for, as the next stage compiles
+                yield Progress(late[0], np.asarray(late[1])[: late[2]], time.monotonic() - start, state, False)
+                late = None
+            for leg in range(here + 1, due + 1):
+                state = migrate(state, legs[leg - 1].recipe, legs[leg], seed, total_steps, mesh)
+            here, (values, compiled) = due, begin(due)
         count = min(STEPS_PER_CALL, total_steps - step)
         state, losses = compiled.steps(state, sharding.place_rows(next(batches), mesh), np.int32(count), values)
         step += count

@@ -226,8 +226,11 @@ def beside(a: Recipe, b: Recipe) -> list[tuple[float, Stage, Stage]]:
     ours, theirs = ([part._replace(recipe=part.recipe.model_copy(update={"evaluation": recipe.evaluation}))
                      for part in stages(recipe)] for recipe in (a, b))
     starts = sorted({part.start for part in (*ours, *theirs)})
-    return [(end - start, *(max((part for part in parts if part.start <= start), key=lambda part: part.start)
-                            for parts in (ours, theirs)))
+
+    def now(parts: list[Stage], start: float) -> Stage:
+        return [part for part in parts if part.start <= start][-1]
+
+    return [(end - start, now(ours, start), now(theirs, start))
             for start, end in zip(starts, [*starts[1:], 1.0], strict=True)]
 
 
