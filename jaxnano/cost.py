@@ -102,11 +102,17 @@ def _cost(recipe: Recipe, accumulate: int = 1, platform: str = "gpu") -> Cost:
         model_flops_per_token=3.0 * forward_flops_per_token(recipe, table),
         optimizer_flops_per_step=update.flops,
         tokens_per_step=recipe.data.batch * recipe.data.length,
-        parameter_bytes=4 * parameters,
+        parameter_bytes=4 * parameters + _seen_bytes(recipe, table),
         optimizer_bytes=4 * update.floats,
         gradient_bytes=4 * parameters * (1 if accumulate == 1 else 2),
         activation_bytes=_activation_bytes(recipe, accumulate, platform),
     )
+
+
+def _seen_bytes(recipe: Recipe, table: Table) -> int:
+    """Of the weights that the model sees, where they are others than the optimizer's."""
+    seen = sum(math.prod(spec.shape) for spec in table.values() if len(spec.shape) > 1)
+    return 4 * seen if recipe.train.weights == "upper_half" else 0
 
 
 def forward_flops_per_token(recipe: Recipe, table: Table) -> float:

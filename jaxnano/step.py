@@ -26,6 +26,7 @@ from jaxnano.model import gpt
 from jaxnano.model.specs import specs
 from jaxnano.optim.build import build
 from jaxnano.optim.memory import Updater
+from jaxnano.optim.precision import with_weights
 
 
 class TrainState(NamedTuple):
@@ -44,7 +45,8 @@ def optimizer_at(recipe: Recipe, step: Any, values: Any) -> tuple[Recipe, Update
     """The resolved recipe and its optimizer at a step. Progress is taken in the step's middle, so none has rate 0."""
     progress = jnp.minimum((jnp.asarray(step, jnp.float32) + 0.5) / values["total_steps"], 1.0)
     cfg = at(recipe, values, progress)
-    return cfg, build(cfg.optimizer, specs(recipe), progress, values["total_steps"])
+    optimizer = build(cfg.optimizer, specs(recipe), progress, values["total_steps"])
+    return cfg, with_weights(recipe.train.weights, optimizer)
 
 
 def init_state(recipe: Recipe, init_seed: jax.Array, values: Any) -> TrainState:

@@ -117,12 +117,33 @@ class Softcap(Node):
     cap: Annotated[Traced, Range(1.0, 1000.0, "log")] = 15.0
 
 
+class Target(Node):
+    """A token that the logits are held against in training, `shift` ahead; 1 is the next. weight: of its cross entropy,
+    summed over the positions that have one. Source: Gloeckle et al. 2024, arXiv:2404.19737; track 1, record 53.
+    """
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")
+    shift: int = Field(ge=1, le=16)
+    weight: Annotated[Traced, Range(0.0, 10.0)] = 1.0
+
+
 class Head(Node):
-    """z_loss: weight of logsumexp(logits)**2 in training. Source: Chowdhery et al. 2022, arXiv:2204.02311."""
+    """z_loss: weight of logsumexp(logits)**2 in training. targets: what training predicts, the next token if none are
+    named; losses that are told are of the next token. Source: Chowdhery et al. 2022, arXiv:2204.02311.
+    """
 
     softcap: Softcap | None = None
     logits: Logits | None = None
     z_loss: Annotated[Traced | None, Range(0.0, 0.1, "log")] = None
+    targets: tuple[Target, ...] = ()
+
+    @model_validator(mode="after")
+    def _once_each(self) -> Head:
+        unique_names(self.targets, "targets")
+        for i, target in enumerate(self.targets):
+            if target.shift in [other.shift for other in self.targets[:i]]:
+                raise refuse(f"targets.{target.name}.shift", target.shift, "each token once; its weight may be larger")
+        return self
 
 
 class Init(Node):

@@ -18,10 +18,10 @@ from jaxnano.config.base import Node, kind_of, name_of, nodes_in, traced_range
 
 
 class Partial(Node):
-    """What differs from nodes of `targets`: the fields that are set, null among them."""
+    """What differs from nodes of `stands_for`: the fields that are set, null among them."""
 
     sparse: ClassVar[bool] = True
-    targets: ClassVar[tuple[type[Node], ...]] = ()
+    stands_for: ClassVar[tuple[type[Node], ...]] = ()
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.as_set() == other.as_set()  # type: ignore[union-attr]
@@ -34,8 +34,8 @@ class Partial(Node):
 
     @classmethod
     def _kinds(cls, name: str) -> tuple[type[Node], ...]:
-        """The nodes that may stand in a field of the targets."""
-        return tuple(nodes_in(next(t.model_fields[name] for t in cls.targets if name in t.model_fields).annotation))
+        """The nodes that may stand in a field of the stands_for."""
+        return tuple(nodes_in(next(t.model_fields[name] for t in cls.stands_for if name in t.model_fields).annotation))
 
     @model_serializer(mode="wrap")
     def _set_alone(self, handler: Any) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def partial(*nodes: type[Node]) -> type[Partial]:
     names = [node.__name__ for node in nodes]
     about = f"What differs from {' or '.join(names)}."
     built = create_model(f"{'Or'.join(names)}Partial", __base__=Partial, __doc__=about, **fields)
-    built.targets = nodes
+    built.stands_for = nodes
     return built
 
 
@@ -112,9 +112,9 @@ def overlay(node: Any, change: Any) -> Any:
                                        for name, value in told.items()})
     kind = told.pop("kind", None)
     if node is None or kind is not None and kind != getattr(node, "kind", kind):
-        fitting = (t for t in change.targets if (told.keys() <= t.model_fields.keys() if kind is None else
+        fitting = (t for t in change.stands_for if (told.keys() <= t.model_fields.keys() if kind is None else
                                                  kind in get_args(t.model_fields["kind"].annotation)))
-        target = next(fitting, change.targets[0])
+        target = next(fitting, change.stands_for[0])
         node = target.model_construct(**({"kind": kind_of(target)} if "kind" in target.model_fields else {}))
     return node.model_copy(update={name: _laid(getattr(node, name, None), value) for name, value in told.items()})
 

@@ -40,10 +40,17 @@ STEPS_PER_CALL = 10  # of the compiled program; phases begin with a call
 
 
 class Train(Node):
-    """dtype: of activations; `auto` is bfloat16 where the device has it. remat: recompute blocks going back."""
+    """dtype: of activations; `auto` is bfloat16 where the device has it. remat: recompute blocks going back.
+
+    loss_dtype: of logits and their log-softmax in training; losses that are told are in float32. weights: what the
+    model sees of matrices and tables: upper_half, the upper 16 bits, while updates see all 32 (track 1, record 57);
+    bfloat16, which they are rounded to after each update, what the optimizer keeps being float32 (record 56).
+    """
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     remat: bool = False
+    loss_dtype: Literal["float32", "bfloat16"] = "float32"
+    weights: Literal["float32", "upper_half", "bfloat16"] = "float32"
 
 
 class Rows(Node):
@@ -150,6 +157,10 @@ class Recipe(Node):
     def _agrees(self) -> Recipe:
         if self.model.vocab < (least := self.data.vocab):
             raise refuse("model.vocab", self.model.vocab, f"{self.data.kind} data has {least} tokens; {least} would do")
+        for target in self.model.head.targets:
+            if target.shift > self.data.length:
+                raise refuse(f"model.head.targets.{target.name}.shift", target.shift, f"rows have {self.data.length} "
+                             f"tokens to predict; {self.data.length} would do")
         if self.model.init.zero_projections:
             for group in self.optimizer.groups:
                 if "matrix" in group.roles and any(item.kind == "hyperball" for item in group.chain):

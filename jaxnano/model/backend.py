@@ -41,7 +41,7 @@ def linear(x: jax.Array, w_DxF: jax.Array, b_F: jax.Array | None = None) -> jax.
 
 @jax.custom_vjp
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Cross entropy of each token, in nats, computed in float32.
+    """Cross entropy of each token, in nats, computed in float32; of bfloat16 logits log-softmax is rounded to bfloat16.
 
     Its gradient is written out, softmax minus one-hot: the derived one scatters, which is slow on CPU.
 
@@ -55,16 +55,22 @@ def _is_target(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return targets[..., None] == jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
 
 
+def _log_softmax(z: jax.Array, total: jax.Array, narrow: bool) -> jax.Array:
+    """z less its logsumexp, in float32 but for the rounding."""
+    shifted = z - total[..., None]
+    return jax.lax.reduce_precision(shifted, 8, 7) if narrow else shifted  # which no compiler takes out, as it may casts
+
+
 def _cross_entropy_forward(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, Any]:
     z = logits.astype(jnp.float32)
-    total = jax.nn.logsumexp(z, axis=-1)
-    picked = jnp.sum(jnp.where(_is_target(z, targets), z, 0.0), axis=-1)
-    return total - picked, (logits, targets, total)
+    total, narrow = jax.nn.logsumexp(z, axis=-1), logits.dtype == jnp.bfloat16
+    picked = jnp.sum(jnp.where(_is_target(z, targets), _log_softmax(z, total, True) if narrow else z, 0.0), axis=-1)
+    return -picked if narrow else total - picked, (logits, targets, total)
 
 
 def _cross_entropy_backward(saved: Any, gradient: jax.Array) -> tuple[jax.Array, None]:
     logits, targets, total = saved
-    softmax = jnp.exp(logits.astype(jnp.float32) - total[..., None])
+    softmax = jnp.exp(_log_softmax(logits.astype(jnp.float32), total, logits.dtype == jnp.bfloat16))
     slope = softmax - _is_target(logits, targets).astype(jnp.float32)
     return (gradient[..., None] * slope).astype(logits.dtype), None
 

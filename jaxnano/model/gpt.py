@@ -91,12 +91,12 @@ def logits(params: Params, tokens_BxL: jax.Array, cfg: Recipe, cache: Cache | No
 
 
 def loss(params: Params, batch_BxM: jax.Array, cfg: Recipe) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """What training minimises on tokens [B, L+1], and metrics: `loss` is the cross entropy alone, in nats."""
+    """What training minimises on tokens [B, L+1], and metrics: `loss` is the next token's cross entropy, in nats."""
     tokens_BxL, targets_BxL = batch_BxM[:, :-1].astype(jnp.int32), batch_BxM[:, 1:].astype(jnp.int32)
     x_BxLxD, (weight, bias), _ = features(params, tokens_BxL, cfg)
-    nats, square = head.token_losses(x_BxLxD, targets_BxL, weight, bias, cfg.model)
-    z_loss = cfg.model.head.z_loss
-    return nats + (0.0 if z_loss is None else z_loss * square), {"loss": nats}
+    dtype, z_loss = jnp.dtype(cfg.train.loss_dtype), cfg.model.head.z_loss
+    nats, aim, square = head.token_losses(x_BxLxD, targets_BxL, weight, bias, cfg.model, dtype)
+    return aim + (0.0 if z_loss is None else z_loss * square), {"loss": nats}
 
 
 def empty_cache(recipe: Recipe, batch: int, length: int) -> Cache:

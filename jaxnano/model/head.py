@@ -29,25 +29,34 @@ class Head(nn.Module):
         return declare(self, "weight", m.width, m.vocab), declare(self, "bias", m.vocab) if m.bias else None
 
 
-def logits(x_BxLxD: jax.Array, weight_DxV: jax.Array, bias_V: jax.Array | None, cfg: Model) -> jax.Array:
-    """Logits as the loss sees them [B, L, V] in float32. cfg: resolved model node."""
-    z = backend.linear(x_BxLxD, weight_DxV, bias_V).astype(jnp.float32)
+def logits(x_BxLxD: jax.Array, weight_DxV: jax.Array, bias_V: jax.Array | None, cfg: Model,
+           dtype: Any = jnp.float32) -> jax.Array:
+    """Logits as the loss sees them [B, L, V], rounded to `dtype` before and after caps. cfg: resolved model node."""
+    z = backend.linear(x_BxLxD, weight_DxV, bias_V).astype(dtype).astype(jnp.float32)
     if cap := cfg.head.softcap:
         z = cap.cap * jnp.tanh(z / cap.cap) if cap.kind == "tanh" else cap.cap * z * jax.lax.rsqrt(z * z + cap.cap**2)
     if cfg.head.logits is not None:
         z = jnp.broadcast_to(cfg.head.logits.apply(z=z), z.shape)
-    return z
+    return z.astype(dtype)
 
 
 def token_losses(
-    x_BxLxD: jax.Array, targets_BxL: jax.Array, weight_DxV: jax.Array, bias_V: jax.Array | None, cfg: Model
-) -> tuple[jax.Array, jax.Array]:
-    """Cross entropy in nats and logsumexp(logits)**2, each the mean over tokens; chunked by batch rows if large."""
+    x_BxLxD: jax.Array, targets_BxL: jax.Array, weight_DxV: jax.Array, bias_V: jax.Array | None, cfg: Model,
+    dtype: Any = jnp.float32,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Each the mean over tokens; chunked by batch rows if large. dtype: of the logits that training sees.
 
-    def some(x: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    Returns: cross entropy of the next token in nats, in float32; what training predicts instead of it, by
+    `head.targets` and `dtype`; and logsumexp(logits)**2.
+    """
+
+    def some(x: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         z = logits(x, weight_DxV, bias_V, cfg)
         square = jnp.square(jax.nn.logsumexp(z, axis=-1)) if cfg.head.z_loss is not None else jnp.zeros(())
-        return jnp.mean(backend.cross_entropy(z, targets)), jnp.mean(square)
+        nats = aim = jnp.mean(backend.cross_entropy(z, targets))
+        if dtype != jnp.float32 or cfg.head.targets:
+            aim = _aim(z if dtype == jnp.float32 else logits(x, weight_DxV, bias_V, cfg, dtype), targets, cfg)
+        return nats, aim, jnp.mean(square)
 
     rows = x_BxLxD.shape[0]
     chunks = max(1, min(rows, -(-targets_BxL.size * weight_DxV.shape[1] // CHUNK_LOGITS)))
@@ -56,5 +65,15 @@ def token_losses(
     if chunks == 1:
         return some(x_BxLxD, targets_BxL)
     pieces: Any = [y.reshape(chunks, rows // chunks, *y.shape[1:]) for y in (x_BxLxD, targets_BxL)]
-    nats, squares = jax.lax.map(lambda piece: jax.checkpoint(some)(*piece), tuple(pieces))
-    return jnp.mean(nats), jnp.mean(squares)
+    found = jax.lax.map(lambda piece: jax.checkpoint(some)(*piece), tuple(pieces))
+    return tuple(jnp.mean(part) for part in found)  # type: ignore[return-value]
+
+
+def _aim(z_BxLxV: jax.Array, targets_BxL: jax.Array, cfg: Model) -> jax.Array:
+    """Weighted cross entropies of tokens further on; those beyond the row have none."""
+    total, place_1xL = jnp.zeros(()), jnp.arange(targets_BxL.shape[1])[None]
+    for shift, weight in [(target.shift, target.weight) for target in cfg.head.targets] or [(1, 1.0)]:
+        ahead = shift - 1
+        nats_BxL = backend.cross_entropy(z_BxLxV, jnp.roll(targets_BxL, -ahead, axis=1))
+        total += weight * jnp.mean(jnp.where(place_1xL < targets_BxL.shape[1] - ahead, nats_BxL, 0.0))
+    return total

@@ -13,7 +13,7 @@ from jaxnano.config.base import Node, digest, dump, is_under, traced_range, walk
 from jaxnano.config.block import ACTIVATION, Activation, Alibi, BlockTree, FormulaActivation, Gelu, Learned, Rotary
 from jaxnano.config.depth import blocks_at
 from jaxnano.config.formulas import Formula, Logit, Logits
-from jaxnano.config.model import Injection, Model
+from jaxnano.config.model import Injection, Model, Target
 from jaxnano.config.optimizer import VIEW, Memory, Move, Optimizer, View, remembered
 from jaxnano.config.partial import settings
 from jaxnano.config.recipe import Recipe, shipped, stages, trained
@@ -230,7 +230,7 @@ def _does(recipe: Recipe) -> dict[str, Any]:
         "outside": [_spelled(m.norm), _spelled(m.position) if isinstance(m.position, Learned) else None,
                     m.bias and not m.embedding.tied], "data": _data(recipe), "train": dump(recipe.train),
         "logits": _capped(m.head.softcap and SOFTCAPS[m.head.softcap.kind], m.head.softcap and m.head.softcap.cap,
-                          m.head.logits),
+                          m.head.logits), "targets": _targets(m),
         "init": {path: [traced(part, None) for part in spec.init] for path, spec in table.items()},
         "clip": traced(optimizer.clip, traced_range(type(optimizer).model_fields["clip"])),
         "chains": _chains(optimizer, table), **_views(optimizer),
@@ -245,7 +245,7 @@ CURVES = {"gelu": "x / 2 * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x ** 3
 EXACT_GELU = "x / 2 * (1 + erf(0.7071067811865476 * x))"
 SOFTCAPS = {"tanh": "cap * tanh(z / cap)", "rsqrt": "cap * z / sqrt(z * z + cap ** 2)"}
 SPELLED = ("window", "windows", "window_block", "kv_heads", "head_dim", "dropped", "ratio", "saves", "injections",
-           "before", "activation", "blocks", "softcap", "logit", "logits")  # by `behaviour` and `_block`
+           "before", "activation", "blocks", "softcap", "logit", "logits", "targets")  # by `behaviour` and `_block`
 
 
 def _blocks(recipe: Recipe) -> list[list[str]]:
@@ -271,6 +271,13 @@ def _windows(m: Model, length: int) -> list[int | None]:
     block, own = a.window_block if window is not None else 1, getattr(a.mix_weights, "window", 0)
     alike = block == 1 and own and min(own, m.row(length)) == (window or m.row(length))
     return [window, block, 0 if alike else own]
+
+
+def _targets(m: Model) -> list[Any]:
+    """What training predicts: how far ahead, and with which weight."""
+    span = traced_range(Target.model_fields["weight"])
+    found = sorted((target.shift, traced(target.weight, span)) for target in m.head.targets if target.weight != 0)
+    return found or [(1, traced(1.0, span))]
 
 
 def _data(recipe: Recipe) -> dict[str, Any]:

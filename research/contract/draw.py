@@ -63,6 +63,7 @@ class Draw:
             **dict.fromkeys([(model.Residual, "saves"), (model.Residual, "injections")], list),  # together, below
             (block.Attention, "window"): lambda: 0,  # where there are no windows, see `diffs`
             (model.Model, "blocks"): self.diffs,
+            (model.Head, "targets"): self.targets,
             (model.Init, "rules"): self.init_rules,
             (model.Residual, "value_embeddings"): self.value_embeddings,
             (optimizer.Optimizer, "groups"): self.groups,
@@ -169,6 +170,11 @@ class Draw:
             injections.append({"name": f"wire{i}", "source": save["name"], "before": before,
                                "coefficient": coefficient})
         return {"saves": saves, "injections": injections}
+
+    def targets(self) -> list[dict[str, Any]]:
+        """Now and then tokens further on."""
+        return [] if self.chance(0.7) else [
+            {"name": f"ahead{shift}", "shift": shift, "weight": self.traced(Range(0.1, 1.0))} for shift in (1, 2)]
 
     def mix(self) -> dict[str, Any] | None:
         """Now and then what heads share."""

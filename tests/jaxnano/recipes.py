@@ -120,6 +120,9 @@ RECIPES: dict[str, Recipe] = {
             "mix_scores": {"kind": "vectors", "hidden": 5}, "window_block": 4,
             "mix_weights": {"channels": 16, "rank": 1, "window": 3}}}}],
     }),
+    "targets_further_on": model(depth=1, head={"z_loss": 0.01, "targets": [
+        {"name": "third", "shift": 3, "weight": {"kind": "linear", "value": 0.5}}, {"name": "next", "shift": 1},
+        {"name": "last", "shift": 16, "weight": 2.0}]}),
     "init_rules": model(bias=True, embedding__tied=False, init__rules=[
         {"name": "loud", "of": ["*/ffn/up"], "draw": "normal", "params": {"a": 0.3},
          "code": "a * (1 - a * block / (depth - 1))"},

@@ -302,8 +302,13 @@ def forward(
     """Logits [B, L, V], cross entropy in nats, and what training minimises, on tokens [B, L+1]."""
     reference = Reference(params, recipe, progress)
     logits = np.stack([reference.logits(row[:-1]) for row in batch])
-    total = logsumexp(logits, axis=-1)
+    total, head = logsumexp(logits, axis=-1), recipe["model"]["head"]
     nats = (total - np.take_along_axis(logits, batch[:, 1:, None], axis=-1)[..., 0]).mean()
-    z_loss = recipe["model"]["head"]["z_loss"]
-    weight = 0.0 if z_loss is None else number(z_loss, progress)
-    return logits, nats, nats + weight * (total**2).mean()
+    aim = 0.0
+    for target in head["targets"] or [{"shift": 1, "weight": 1.0}]:
+        for row, tokens in enumerate(batch):
+            for i in range(len(tokens) - target["shift"]):
+                miss = total[row, i] - logits[row, i, tokens[i + target["shift"]]]
+                aim += number(target["weight"], progress) * miss / total.size
+    weight = 0.0 if head["z_loss"] is None else number(head["z_loss"], progress)
+    return logits, nats, aim + weight * (total**2).mean()

@@ -47,6 +47,8 @@ def test_a_recipe_comes_as_itself_as_plain_data_or_as_a_diff(gate):
     ("data.length=32", "data.length", 32, f"{TRACK.base_recipe.data.length} would do"),
     ("model.vocab=512", "model.vocab", 512, "would do"),
     ("train.remat=true", "train.remat", True, "would do"),
+    ("train.loss_dtype=bfloat16", "train.loss_dtype", "bfloat16", "float32"),
+    ("train.weights=upper_half", "train.weights", "upper_half", "float32"),
     ("data.documents={mask: true}", "data.documents", {}, "null would do"),
 ])
 def test_what_is_frozen_is_refused(gate, assignment, path, value, instead):
@@ -152,3 +154,12 @@ def test_other_spellings_of_windows_and_of_documents():
     assert same([*near, mix % 24], [*near, mix % 0]) and not same([*near, mix % 12], [*near, mix % 0])
     assert same(["data.documents={}"], ["data.documents={separator: 0, most: 64}"])
     assert not same(["data.documents={}"], ["data.documents={most: 63}"])
+
+
+def test_names_and_order_of_targets_are_nothing():
+    def one(*targets):
+        written = ", ".join(f"{{name: {name}, shift: {shift}, weight: {weight}}}" for name, shift, weight in targets)
+        return behaviour(changed(f"model.head.targets=[{written}]"))
+
+    assert one(("a", 1, 1.0), ("b", 3, 0.0)) == behaviour(TRACK.base_recipe)
+    assert one(("a", 1, 1.0), ("b", 2, 0.5)) == one(("x", 2, 0.5), ("y", 1, 1.0)) != one(("a", 1, 1.0), ("b", 2, 0.4))
