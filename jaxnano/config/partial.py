@@ -115,7 +115,8 @@ def overlay(node: Any, change: Any) -> Any:
         fitting = (t for t in change.stands_for if (told.keys() <= t.model_fields.keys() if kind is None else
                                                  kind in get_args(t.model_fields["kind"].annotation)))
         target = next(fitting, change.stands_for[0])
-        node = target.model_construct(**({"kind": kind_of(target)} if "kind" in target.model_fields else {}))
+        start: dict[str, Any] = {"kind": kind_of(target)} if "kind" in target.model_fields else {}
+        node = target.model_construct(**start)
     return node.model_copy(update={name: _laid(getattr(node, name, None), value) for name, value in told.items()})
 
 

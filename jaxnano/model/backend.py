@@ -58,7 +58,7 @@ def _is_target(logits: jax.Array, targets: jax.Array) -> jax.Array:
 def _log_softmax(z: jax.Array, total: jax.Array, narrow: bool) -> jax.Array:
     """z less its logsumexp, in float32 but for the rounding."""
     shifted = z - total[..., None]
-    return jax.lax.reduce_precision(shifted, 8, 7) if narrow else shifted  # which no compiler takes out, as it may casts
+    return jax.lax.reduce_precision(shifted, 8, 7) if narrow else shifted  # a cast and back may be taken out
 
 
 def _cross_entropy_forward(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, Any]:
