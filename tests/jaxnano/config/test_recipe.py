@@ -11,7 +11,7 @@ from jaxnano.config.file import load, save
 from jaxnano.config.recipe import Recipe, recipe_id, structure_id
 from tests.jaxnano.recipes import RECIPES, TINY, edited, model
 
-GOLDEN = {"plain": "3f6f60941959ef7e", "full": "fc479f3c3c08063d"}
+GOLDEN = {"plain": "3f6f60941959ef7e", "full": "c308b5670f5dd807"}
 
 
 def test_defaults_are_frozen() -> None:
