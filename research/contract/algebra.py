@@ -50,6 +50,10 @@ def _binary(a: ast.expr, op: ast.operator, b: ast.expr) -> ast.expr:
     match op:
         case ast.Add() if 0 in (x, y):
             return b if x == 0 else a
+        case ast.Add() if isinstance(b, ast.UnaryOp):
+            return _binary(a, ast.Sub(), b.operand)
+        case ast.Sub() if isinstance(b, ast.UnaryOp):
+            return _binary(a, ast.Add(), b.operand)
         case ast.Sub() if y == 0:
             return a
         case ast.Sub() if x == 0:

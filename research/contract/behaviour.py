@@ -23,6 +23,7 @@ from jaxnano.model.specs import Table, specs
 from jaxnano.optim.build import members
 from jaxnano.phases import seam
 from research.contract import chains, probe
+from research.contract.places import CURVES, EXACT_GELU
 from research.contract.probe import traced
 from research.text import listed
 
@@ -240,9 +241,6 @@ def _does(recipe: Recipe) -> dict[str, Any]:
     return data
 
 
-CURVES = {"gelu": "x / 2 * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x ** 3)))", "silu": "x * sigmoid(x)",
-          "relu2": "relu(x) ** 2"}  # what those with a name are
-EXACT_GELU = "x / 2 * (1 + erf(0.7071067811865476 * x))"
 SOFTCAPS = {"tanh": "cap * tanh(z / cap)", "rsqrt": "cap * z / sqrt(z * z + cap ** 2)"}
 SPELLED = ("window", "windows", "window_block", "kv_heads", "head_dim", "dropped", "ratio", "saves", "injections",
            "before", "activation", "blocks", "softcap", "logit", "logits", "targets")  # by `behaviour` and `_block`

@@ -13,6 +13,7 @@ from jaxnano.config.base import PATH, Node, overlap
 
 INBOX, LLM = "inbox", "llm"  # lanes of people and coding agents, and of a language model: others submit for these
 OUTSIDE = (INBOX, LLM)
+INVENT = "invent"  # the lane of what nobody has said yet, which has a share of the search kept for it
 BASE, FROM = "base", "from"  # lanes of the track's base, and of an earlier session's champion: this one's incumbent
 CLAIM = 2.0  # of the track's epsilons: what a promise from outside may move the prior by
 MOST = 32  # edits of a part, and parts of a proposal: each part is built on the one before
@@ -63,7 +64,8 @@ class Part(Node):
 class Proposal(Node):
     """parts: in order, from the base. parents: recipe ids it grew from. origin: who or what proposed it.
 
-    expected_effect: what the parts promise together, nats.
+    expected_effect: what the parts promise together, nats. novelty: of an invention, how far what it does lies from all
+    that is known at its place, 0 to 1.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Proposal(Node):
     origin: str = ""
     parents: tuple[str, ...] = ()
     expected_effect: float = 0.0
+    novelty: float | None = Field(default=None, ge=0, le=1)
 
     @model_validator(mode="after")
     def _expected(self) -> Self:

@@ -222,8 +222,8 @@ def _formula(code: str, params: tuple[tuple[str, Any], ...], place: Signature, s
     seen, blind = [], set(range(len(found.rest)))
     with np.errstate(all="ignore"):
         for rest in rests:
-            scope = {name: _values(told.get(name, name), rest, place) for name in found.names - curves.keys()}
-            progress = _values("progress", rest, place)
+            scope = {name: made_up(told.get(name, name), rest, place) for name in found.names - curves.keys()}
+            progress = made_up("progress", rest, place)
             scope |= {name: along(_read(value), span, progress) for name, value in curves.items()}
             before = _marked(found, scope, rest, place, None)
             blind -= {i for i in blind if moves(before, _marked(found, scope, rest, place, i))}
@@ -240,12 +240,14 @@ def _marked(found: Felt, scope: Mapping[str, Any], rest: tuple[int, ...], place:
 
 
 @lru_cache(maxsize=512)
-def _values(key: str, rest: tuple[int, ...], place: Signature) -> np.ndarray:
+def made_up(key: str, rest: tuple[int, ...], place: Signature) -> np.ndarray:
     """Made-up values of a name, [block, ...]: a number for each point, or where tensors are reduced a tensor."""
     rng = np.random.default_rng([zlib.crc32(key.encode()), *rest])
-    if key in REACH:
+    share = key.endswith(("_decay", "_weight"))
+    if key in REACH or share:
         shape = rest if not place.reduces else (rest[0], 1) if place.axes == 1 else (1, 1)
-        return REACH[key](rng.random((len(SCALES), *shape)))
+        drawn = rng.random((len(SCALES), *shape))
+        return drawn if share else REACH[key](drawn)
     scale = np.reshape(SCALES, (-1, *[1] * len(rest)))
     return rng.standard_normal((len(SCALES), *rest)) * scale
 

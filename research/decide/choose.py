@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from research.contract.part import FROM, INBOX
+from research.contract.part import FROM, INBOX, INVENT
 from research.contract.trial import Trial
 from research.decide.belief import SEEDS, Arm, Snapshot
 from research.decide.price import Prices
@@ -16,6 +16,7 @@ from research.ledger.kinds import Competitor, Decided
 
 POOL = 40  # candidates that compete for the next run
 STRONG = 2.0  # standard deviations that make up "may still be best"
+EXPLORED = 0.05  # of the search's device-seconds, at least, for what nobody has said yet
 
 Chosen = tuple[Trial, Decided]  # a run, and why it is the next one
 
@@ -84,6 +85,28 @@ def promised(prices: Prices, worker: int, left_s: float) -> Chosen | None:
     return Trial(arm.recipe_id, horizon, 0), Decided(
         purpose="search", promised=True, worker=worker, left_s=left_s, as_of=now.state.seq,
         why=f"first run of {arm.name}, {'the incumbent' if arm.lane == FROM else 'proposed from outside'}")
+
+
+def explored(prices: Prices, worker: int, left_s: float) -> Chosen | None:
+    """The first run of the most novel invention that has none, at the shortest horizon, while inventions have had less
+    than their share: nothing is known that would speak for them, so that by gains alone they would hardly be tried."""
+    now = prices.snapshot
+    seconds: dict[bool, float] = {False: 0.0, True: 0.0}
+    for trial in now.state.trials.values():
+        arm = now.by_id.get(trial.recipe_id)
+        seconds[arm is not None and arm.lane == INVENT] += (trial.result and trial.result.device_s) or 0.0
+    tried = {*now.over, *(trial.recipe_id for trial in now.running)}
+    new = [a for a in now.arms if a.lane == INVENT and a.recipe_id not in tried]
+    busy = any(now.by_id[t.recipe_id].lane == INVENT for t in now.running if t.recipe_id in now.by_id)
+    if not new or busy or untimed(prices) or seconds[True] >= EXPLORED * sum(seconds.values()):
+        return None
+    novelty = {a.recipe_id: now.state.proposals[a.recipe_id].proposal.novelty or 0.0 for a in new}
+    arm, horizon = max(new, key=lambda a: novelty[a.recipe_id]), min(now.track.horizons)
+    if now.arms[0].recipe_id in now.broken or prices.wall_s(arm, horizon, worker) > left_s:
+        return None
+    return _base_first(now, worker, left_s, f"the base for {arm.name}") or (Trial(arm.recipe_id, horizon, 0), Decided(
+        purpose="search", worker=worker, left_s=left_s, as_of=now.state.seq,
+        why=f"first run of {arm.name}, an invention, {novelty[arm.recipe_id]:.2f} from what is known"))
 
 
 def _base_first(now: Snapshot, worker: int, left_s: float, why: str) -> Chosen | None:

@@ -15,7 +15,7 @@ from research.contract.track import Track
 from research.contract.trial import Trial
 from research.decide.belief import Arm, Snapshot
 from research.decide.book import Book
-from research.decide.choose import Chosen, decide, promised
+from research.decide.choose import Chosen, decide, explored, promised
 from research.decide.dispatch import Dispatcher
 from research.decide.intake import Intake
 from research.decide.plan import Plan
@@ -123,7 +123,8 @@ class Scheduler:
         seq, most_s = self._nothing.get(worker, (0, 0.0))
         if seq == self.state.seq and left_s <= most_s:
             return None  # as a moment ago: only the time has become less
-        found = promised(prices, priced, left_s) or decide(prices, self.state.session.seed, priced, left_s)
+        found = promised(prices, priced, left_s) or explored(prices, priced, left_s) or decide(
+            prices, self.state.session.seed, priced, left_s)
         if found is None:
             self._nothing[worker] = self.state.seq, left_s
             return None

@@ -10,17 +10,18 @@ from jaxnano.cli import UserError
 if TYPE_CHECKING:
     from research.lanes.protocol import Proposer
 
-NAMES = ("catalogue", "tuner", "recombine", "simplify")  # for --help, before what the lanes import
+NAMES = ("catalogue", "tuner", "recombine", "simplify", "invent")  # for --help, before what the lanes import
 
 
 def lanes() -> dict[str, Proposer]:
     """The lanes there are, by name."""
     from research.lanes.catalogue import Catalogue
+    from research.lanes.invent import Invent
     from research.lanes.recombine import Recombine
     from research.lanes.simplify import Simplify
     from research.lanes.tuner import Tuner
 
-    return {lane.name: lane for lane in (Catalogue(), Tuner(), Recombine(), Simplify())}
+    return {lane.name: lane for lane in (Catalogue(), Tuner(), Recombine(), Simplify(), Invent())}
 
 
 def lanes_of(names: Sequence[str], known: Mapping[str, Proposer]) -> dict[str, Proposer]:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxnano.config.base import Node, dump_full, validate
 from jaxnano.config.edit import diff
 from jaxnano.config.recipe import Recipe
-from research.contract.part import LLM, OUTSIDE, Proposal
+from research.contract.part import INVENT, LLM, OUTSIDE, Proposal
 from research.contract.track import Measured
 from research.contract.trial import FRESH
 from research.decide.belief import Belief, Snapshot
@@ -300,6 +300,12 @@ class Facts:
                 row["runs"] += 1
                 row["device_seconds"] += result.device_s or 0.0
         return rows
+
+    def inventions(self, most: int = 6) -> list[dict[str, Any]]:
+        """What the lane of inventions found that ran, best first: formula, novelty, effect."""
+        rows = [row for row in self.frontier(len(self.snapshot.arms)) if row["lane"] == INVENT]
+        return [row | {"novelty": self.proposal(row["recipe_id"]).novelty, "formula": self.proposal(
+            row["recipe_id"]).hypothesis} for row in rows[:most]]
 
     def llm(self) -> dict[str, Any] | None:
         """Requests to language models: outcomes, tokens, cost, and both per proposal accepted; None if there were none.

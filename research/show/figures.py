@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from research.contract.places import places, profile
 from research.contract.trial import FRESH, Trial
 from research.decide.belief import Belief
 from research.decide.book import track_of
@@ -37,7 +38,7 @@ class Figure:
 def figures(facts: Facts, events: Sequence[Event]) -> dict[str, Figure | None]:
     """The plots by name; None where there is nothing to show."""
     return {"progress": progress(facts, events), "curves": curves(facts), "effects": effects(facts),
-            "allocation": allocation(facts), "information": information(facts)}
+            "allocation": allocation(facts), "information": information(facts), "invention": invention(facts)}
 
 
 def history(events: Sequence[Event], most: int = POINTS) -> list[dict[str, Any]]:
@@ -158,3 +159,22 @@ def information(facts: Facts) -> Figure | None:
         return None
     return Figure("information", plots.xy(series, "seconds since the start", "EIG, nats per device-second", log_y=True),
                   "Expected information about the best value that each chosen run promised for its price.")
+
+
+def invention(facts: Facts) -> Figure | None:
+    """The shape of the best invention that is a formula, beside what stood in its place."""
+    for row in facts.inventions(len(facts.snapshot.arms)):
+        arm = facts.snapshot.by_id[row["recipe_id"]]
+        edit = arm.parts[-1].edits[0]
+        new = next((place for place in places(arm.recipe) if place.path == edit.path and not place.after), None)
+        if new is None:
+            continue
+        parent = facts.snapshot.by_id.get(next(iter(facts.proposal(arm.recipe_id).parents), facts.base or ""))
+        old = [place for place in places(parent.recipe) if place.path == new.path] if parent else []
+        before = (old[0].code, old[0].params) if old else (new.needed, {})
+        series = [Series(label, *(values.tolist() for values in profile(new, *formula)))
+                  for label, formula in (("invented", (new.code, new.params)), ("before", before))]
+        told = f"{row['name']}: {row['formula']}; {row['novelty'] or 0:.2f} from what was known there."
+        svg = plots.xy(series, new.needed, "value", zero=True)
+        return Figure("invention", svg, f"{told} Other names are at a half.")
+    return None

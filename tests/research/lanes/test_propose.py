@@ -78,9 +78,9 @@ def test_a_lane_follows_from_view_and_generator(track, name):
     assert first == second
 
 
-def test_without_candidates_only_catalogue_and_tuner_speak(track):
+def test_without_candidates_catalogue_tuner_and_invent_speak(track):
     spoken = {name for name, lane in lanes().items() if lane.propose(view(track, []), np.random.default_rng(0))}
-    assert spoken == {"catalogue", "tuner"}
+    assert spoken == {"catalogue", "tuner", "invent"}
 
 
 def test_catalogue_brings_the_most_promising_first_and_soon_other_mechanisms(track):
