@@ -14,6 +14,8 @@ from jaxnano.config.expression import Signature
 from jaxnano.config.schedule import Traced, formula
 from jaxnano.config.transforms import FREE, NAME
 
+ANY = Signature(None)  # whatever names a checked formula has
+
 
 class Formula(Node):
     """A formula of a place. needed: the names that it must use; the first of them alone would change nothing."""
@@ -72,21 +74,23 @@ class Logits(Formula):
 class InitRule(Formula):
     """Initial values of parameters whose path matches `of`, or whose role is in it; the first rule that does wins.
 
-    code: of depth (how many blocks), block, fan_in, fan_out: the standard deviation of normal and uniform, the size of
-    the others. mean is added. key: parameters of one block with the same key share a draw.
+    code: of depth (how many blocks), block, fan_in, fan_out, and std, which stands without the rule: the standard
+    deviation of normal and uniform, the size of the others. mean is added. key: parameters of one block with the same
+    key share a draw. draw same: what stands by the other rules, of another size; such rules come last, each on top.
     """
 
-    place = Signature(("depth", "block", "fan_in", "fan_out"))
+    place = Signature(("depth", "block", "fan_in", "fan_out", "std"))
     params: Annotated[dict[str, float], FREE] = Field(default_factory=dict)
     name: str = Field(pattern=NAME)
     of: tuple[str, ...]
-    draw: Literal["normal", "uniform", "sign", "constant", "identity"]
+    draw: Literal["normal", "uniform", "sign", "constant", "identity", "same"]
     mean: Annotated[float, Range(-10.0, 10.0)] = 0.0
     key: str | None = Field(default=None, pattern=NAME)
 
-    def size(self, depth: int, block: int, fan_in: int, fan_out: int) -> Any:
-        """The formula's value for one parameter: a number, traced if one of `params` is."""
-        value = self.apply(depth=depth, block=block, fan_in=fan_in, fan_out=fan_out)
+    def size(self, depth: int, block: int, fan_in: int, fan_out: int, std: Any) -> Any:
+        """The formula's value for one parameter: a number, traced if one of `params` is, or std."""
+        stands = {"std": std} if "std" in expression.names(self.code, ANY) else {}  # which may be traced
+        value = self.apply(depth=depth, block=block, fan_in=fan_in, fan_out=fan_out, **stands)
         return float(value) if isinstance(value, np.generic | np.ndarray | float) else value
 
     def matches(self, path: str, role: str) -> bool:

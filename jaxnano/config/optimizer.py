@@ -97,7 +97,8 @@ class Memory(Node):
 
     of: a formula of W, of W0 before this step (and this step's look-ahead), and progress. An average has a decay, or a
     time constant as a share of the run; until progress reaches `start` it is the value itself. It begins as the value
-    at the first parameters. every: steps from one update to the next. paths, without: the parameters it is kept for.
+    at the first parameters. every: steps from one update to the next. until: progress from which it stays as it is.
+    paths, without: the parameters it is kept for.
     """
 
     name: str = Field(pattern=NAME)
@@ -107,6 +108,7 @@ class Memory(Node):
     start: Annotated[Traced, Range(0.0, 0.99)] = 0.0
     time_constant: Annotated[Traced | None, Range(0.001, 1.0, "log")] = None
     every: int = Field(default=1, ge=1, le=100_000)
+    until: Annotated[Traced | None, Range(0.0, 1.0)] = None
     paths: tuple[str, ...] = ("*",)
     without: tuple[str, ...] = ()
 

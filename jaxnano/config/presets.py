@@ -112,6 +112,11 @@ def check(chain: Sequence[Node], params: Iterable[str], partners: Iterable[str] 
         raise own[0]
     if sum(isinstance(step, t.TakeStep) for step in steps_of(chain)) > 1:
         raise refuse("chain", [name_of(item) for item in chain], "one line at most takes the step, as hyperball does")
+    ahead = {step.name for item in chain for step in expand(item) if isinstance(step, t.Factors) and step.ahead}
+    for item in chain:
+        if any(getattr(step, "basis", None) in ahead for step in expand(item)):
+            raise refuse(f"chain.{name_of(item)}.basis", getattr(item, "basis", None), "an average lives in bases that "
+                         "follow at the end of a step; ahead: false would do")
     _alive(chain)
     if clashes:
         raise clashes[0][1]

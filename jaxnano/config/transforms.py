@@ -1,8 +1,8 @@
 """What a chain is made of: presets, which stand for chains of their own (presets.py), and the steps that those use.
 
 In scope of a step's formulas: g the gradient, u the direction (g at first), W the parameter, W0 what it was before this
-update, lr, progress, the group's params, and every name above the line; fan_in and fan_out where there is a matrix.
-noise() is a Gaussian number for each of the parameter's, new in every update.
+update, lr, progress, steps (of the run, this one included), the group's params, and every name above the line; fan_in
+and fan_out where there is a matrix. noise() is a Gaussian number for each of the parameter's, new in every update.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BETA = Range(0.0, 0.99999, "decay")
 EPS = Range(1e-16, 1e-2, "log")
 FREE = Range(-1e6, 1e6, "signed")  # a number of a formula
 NAME = r"^[a-z][a-z0-9_]{0,30}$"
-GIVEN = ("g", "u", "W", "W0", "lr", "progress", "fan_in", "fan_out")  # before the first step
+GIVEN = ("g", "u", "W", "W0", "lr", "progress", "fan_in", "fan_out", "steps")  # before the first step
 OF_PARTNERS = ("W", "W0", "g", "u")  # of a partner's scope, as NAME_W and so on
 STEP = Signature(None, reduces=True, draws=True)  # what its names are is known in the chain alone
 
@@ -209,6 +209,7 @@ class Factors(_Step):
 
     A matrix takes its bases from its first x that is not zero and does not move in that step, so that none is measured
     in its own basis. Afterwards, at the end of a step, they follow by a power iteration and QR every `every` steps.
+    ahead: they take x in before the lines below read them instead, and a matrix moves from its first on.
     """
 
     kind: Literal["factors"]
@@ -216,6 +217,7 @@ class Factors(_Step):
     of: str = "g"
     decay: Annotated[NamedTraced, BETA] = 0.95
     every: int = Field(default=10, ge=1, le=1000)
+    ahead: bool = False
 
 
 class Rotate(_Step):

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxnano.config.block import HeadMatrix, HeadVectors, LayerNorm, Learned
+from jaxnano.config.formulas import InitRule
 from jaxnano.config.model import Model, TokenGate
 from jaxnano.config.optimizer import Role
 from jaxnano.config.recipe import Recipe
@@ -56,17 +57,27 @@ def specs(recipe: Recipe) -> Table:
 
 
 def _ruled(path: str, table: Table, m: Model) -> Spec:
-    """The parameter as the first rule that matches it says. A bias has the fans of its map, another vector its size."""
+    """The parameter as its rules say. A bias has the fans of its map, another vector its size."""
     spec = table[path]
-    rule = next((rule for rule in m.init.rules if rule.matches(path, spec.role)), None)
-    if rule is None:
+    rules = ruling(m.init.rules, path, spec.role)
+    if not rules:
         return spec
     of = "head/weight" if path == "head/bias" else path.removesuffix("_bias")
     shape = table[of].shape if of in table else spec.shape
     fans = shape if len(shape) == 2 else (math.prod(shape),) * 2
-    block = int(found[1]) if (found := re.match(r"blocks_(\d+)/", path)) else 0
-    value = rule.size(m.depth, block, *fans)
-    return spec._replace(init=Initial(rule.draw, value, rule.mean, f"{rule.key}/{block}" if rule.key else ""))
+    block, init = int(found[1]) if (found := re.match(r"blocks_(\d+)/", path)) else 0, spec.init
+    for rule in rules:
+        value = rule.size(m.depth, block, *fans, init.value)
+        kind, mean = (init.kind, init.mean + rule.mean) if rule.draw == "same" else (rule.draw, rule.mean)
+        init = Initial(kind, value, mean, f"{rule.key}/{block}" if rule.key else init.key)
+    return spec._replace(init=init)
+
+
+def ruling(rules: Sequence[InitRule], path: str, role: str) -> list[InitRule]:
+    """The rules that say how a parameter starts: the first that matches, and on top of it what only sizes."""
+    matching = [rule for rule in rules if rule.matches(path, role)]
+    first = [rule for rule in matching if rule.draw != "same"][:1]
+    return first + [rule for rule in matching if rule.draw == "same"]
 
 
 def _rows(m: Model, length: int) -> Iterator[tuple[str, Spec]]:

@@ -12,6 +12,7 @@ import optax
 from jaxnano.config import optimizer as nodes
 from jaxnano.config.base import ConfigError, Problem
 from jaxnano.config.expression import ExpressionError, measure
+from jaxnano.config.transforms import Hyperball
 from jaxnano.model.specs import Table
 from jaxnano.optim.chain import Chain, Link, Params, bits_of, build_chain, costs_of
 from jaxnano.optim.memory import Updater, with_memory
@@ -42,7 +43,7 @@ def build_chains(cfg: nodes.Optimizer, table: Table, progress: Any, done: Any) -
     """
     parts = {name: paths for name, paths in members(cfg, table).items() if paths}
     chains = {group.name: clocked(group, build_chain(
-        group.steps, {"lr": group.lr, "progress": progress, **group.params},
+        group.steps, {"lr": group.lr, "progress": progress, "steps": done, **group.params},
         {path: table[path].axes for path in parts[group.name]}, links_of(group, table, parts[group.name])),
         progress, done)
               for group in cfg.groups if group.name in parts}
@@ -138,6 +139,8 @@ def update_cost(cfg: nodes.Optimizer, table: Table) -> UpdateCost:
     for group, paths in zip(cfg.groups, members(cfg, table).values(), strict=True):
         steps = group.steps
         links_of(group, table, paths)
+        if any(isinstance(item, Hyperball) for item in group.chain):
+            _refuse_zeros(group, {path: table[path] for path in paths})
         for path in paths:
             shape, axes = table[path].shape, table[path].axes
             if (group.name, shape, axes) not in found:
@@ -147,9 +150,17 @@ def update_cost(cfg: nodes.Optimizer, table: Table) -> UpdateCost:
     return UpdateCost(flops, floats)
 
 
+def _refuse_zeros(group: nodes.Group, table: Table) -> None:
+    """Raises: ConfigError for a matrix that starts at 0, by a rule or a deviation of 0: its norm is kept."""
+    for path, spec in table.items():
+        if spec.role == "matrix" and spec.init.mean == 0 and (spec.init.kind == "zeros" or spec.init.value == 0):
+            rule = "it starts at 0 and keeps its norm, so it would stay; another start, or another group, would do"
+            raise ConfigError([Problem(f"optimizer.groups.{group.name}.chain.hyperball", path, rule)])
+
+
 def _chain_cost(group: nodes.Group, steps: Any, path: str, shape: tuple[int, ...], axes: str) -> UpdateCost:
     try:
-        costs = [cost for _, cost in costs_of(steps, shape, ("lr", "progress", *group.params), axes,
+        costs = [cost for _, cost in costs_of(steps, shape, ("lr", "progress", "steps", *group.params), axes,
                                                [partner.name for partner in group.partners])]
     except ExpressionError as error:
         raise ConfigError([Problem(f"optimizer.groups.{group.name}.chain", path, str(error))]) from None

@@ -133,7 +133,7 @@ def build_chain(steps: Sequence[t.Step], scalars: Mapping[str, Any], axes: Mappi
             elif (kept := one.run(scopes, state.get(getattr(step, "name", "")))) is not None:
                 new[step.name] = kept  # type: ignore[union-attr]
         for step in steps:
-            if isinstance(step, t.Factors):
+            if isinstance(step, t.Factors) and not step.ahead:
                 _follow(step, steps, scopes, state, new)
         return {path: scope["W"].astype(params[path].dtype) for path, scope in scopes.items()}, new
 
@@ -256,10 +256,11 @@ def _factors_init(params: Params, costs: dict[str, Cost]) -> Bases:
 
 
 def _factors(step: t.Factors, scopes: Scopes, old: Bases) -> Bases:
-    """The bases of before this update are in scope; they follow at its end, see `_follow`."""
+    """The bases of before this update are in scope, and follow at its end, see `_follow`; those ahead follow now."""
+    new = _advanced(step, scopes, old, {path: () for path in scopes})[0] if step.ahead else old
     for path, scope in scopes.items():
-        scope[step.name] = old.factors[path]
-    return old
+        scope[step.name] = new.factors[path]
+    return new
 
 
 def _factors_cost(step: t.Factors, shapes: Shapes) -> Cost:
@@ -275,7 +276,6 @@ def _follow(step: t.Factors, steps: Sequence[t.Step], scopes: Scopes, old: dict[
     averages = [s for s in steps if isinstance(s, t.Average)]
     live_in = [s.name for s in averages if s.basis == step.name]
     bases: Bases = old[step.name]
-    refresh, factors = (bases.count > 0) & (bases.count % step.every == 0), {}
     for path, scope in scopes.items():
         knows = kronecker.known(bases.factors[path])
         scope["W"] = jnp.where(knows, scope["W"], scope["W0"])
@@ -283,15 +283,23 @@ def _follow(step: t.Factors, steps: Sequence[t.Step], scopes: Scopes, old: dict[
             for now, was in zip(new[average.name], old[average.name], strict=True):
                 if path in now:
                     now[path] = jnp.where(knows if now[path].ndim else knows[0, 0], now[path], was[path])
+    new[step.name], moved = _advanced(step, scopes, bases, {
+        path: tuple(new[name].total[path] for name in live_in) for path in scopes})
+    for path, riders in moved.items():
+        for name, rider in zip(live_in, riders, strict=True):
+            new[name].total[path] = rider
+
+
+def _advanced(step: t.Factors, scopes: Scopes, old: Bases, riders: Mapping[str, tuple[jax.Array, ...]]
+              ) -> tuple[Bases, dict[str, tuple[jax.Array, ...]]]:
+    """The factors with this update's value, and what lives in their bases, in the new order of these."""
+    refresh, factors, moved = (old.count > 0) & (old.count % step.every == 0), {}, {}
     for paths in _by_shape(scopes):
-        x, f, riders = _stack([(_value(step, scopes[path]), bases.factors[path],
-                                tuple(new[name].total[path] for name in live_in)) for path in paths])
-        f, riders = kronecker.advance(f, x, _decay(step, scopes[paths[0]]), refresh, riders)
+        x, f, riding = _stack([(_value(step, scopes[path]), old.factors[path], riders[path]) for path in paths])
+        f, riding = kronecker.advance(f, x, _decay(step, scopes[paths[0]]), refresh, riding)
         for i, path in enumerate(paths):
-            factors[path] = jax.tree.map(lambda leaf, i=i: leaf[i], f)
-            for name, rider in zip(live_in, riders, strict=True):
-                new[name].total[path] = rider[i]
-    new[step.name] = Bases(bases.count + 1, factors)
+            factors[path], moved[path] = jax.tree.map(lambda leaf, i=i: leaf[i], (f, riding))
+    return Bases(old.count + 1, factors), moved
 
 
 def _decay(step: t.Average | t.Factors, scope: Mapping[str, Any]) -> Any:

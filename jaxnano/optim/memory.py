@@ -88,7 +88,9 @@ def with_memory(cfg: nodes.Optimizer, chains: Any, progress: Scalar, total_steps
             for path, old in memory[m.name].items():
                 scope = {**_kept_for(path, memory), "W": state.params[path], "W0": before[path], "progress": progress}
                 new[path] = _next(m, old, _of(m.of, scope)).astype(old.dtype)
-            memory[m.name] = new if m.every == 1 else _where(done % m.every == 0, new, memory[m.name])
+            due = True if m.every == 1 else done % m.every == 0
+            due = due if m.until is None else due & (progress < m.until)
+            memory[m.name] = new if due is True else _where(due, new, memory[m.name])
         return state._replace(memory=memory)
 
     def _next(m: nodes.Memory, old: jax.Array, value: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ from jaxnano.config.partial import settings
 from jaxnano.config.recipe import Recipe, shipped, stages, trained
 from jaxnano.config.schedule import Constant
 from jaxnano.config.transforms import FREE
-from jaxnano.model.specs import Table, specs
+from jaxnano.model.specs import Table, ruling, specs
 from jaxnano.optim.build import members
 from jaxnano.phases import seam
 from research.contract import chains, probe
@@ -113,8 +113,8 @@ def _ruled_out(recipe: Recipe) -> Iterator[tuple[str, str]]:
         return
     table, left = specs(recipe), list(init.rules)
     for path, spec in table.items():
-        first = next((rule for rule in init.rules if rule.matches(path, spec.role)), None)
-        left = [rule for rule in left if rule is not first]
+        used = ruling(init.rules, path, spec.role)
+        left = [rule for rule in left if rule not in used]
     yield from ((f"model.init.rules.{rule.name}", "no parameter has its paths or roles, or earlier rules take them")
                 for rule in left)
     for name, field in type(init).model_fields.items():
@@ -167,6 +167,18 @@ def _taken_at(recipe: Recipe) -> dict[str, str]:
         found[group.name] = f"group {group.name!r} holds no parameter: " + ("; ".join(
             f"{listed(paths, SHOWN)} {'are' if len(paths) > 1 else 'is'} in group {name!r}, which stands before it"
             for name, paths in rivals.items()) or "the model has none of its roles or paths")
+    return found
+
+
+def stuck(recipe: Recipe) -> dict[str, list[str]]:
+    """Parameters that start at 0 and stay there, by the group whose chain keeps them: a pinned norm, a pure factor."""
+    table, found = specs(recipe), {}
+    for group, paths in zip(recipe.optimizer.groups, members(recipe.optimizer, table).values(), strict=True):
+        inits = {path: table[path].init for path in paths}
+        still = [path for path, init in inits.items() if init.mean == 0 and (init.kind == "zeros" or init.value == 0)]
+        ranks = {len(table[path].shape) > 1 for path in still}
+        if still and chains.stuck(group, True in ranks, False in ranks):
+            found[group.name] = still
     return found
 
 
@@ -317,8 +329,8 @@ def _views(optimizer: Optimizer) -> dict[str, Any]:
 
     for memory in kept.memory:
         paced = [traced(getattr(memory, name), traced_range(Memory.model_fields[name]))
-                 for name in ("decay", "start", "time_constant")]
-        rest = {name: value for name, value in memory if name not in ("name", "of", "decay", "start", "time_constant")}
+                 for name in ("decay", "start", "time_constant", "until")]
+        rest = {name: getattr(memory, name) for name in ("keep", "every", "paths", "without")}
         names[memory.name] = "m" + digest([probe.formula(memory.of, {}, VIEW, FREE, names), paced, rest])
     return {"gradient": view(kept.gradient), "evaluated": view(kept.evaluated),
             "moves": [[view(move), move.every] for move in kept.moves]}

@@ -27,6 +27,7 @@ SIZES = ((1.0, 0.05), (1e-4, 1.0), (30.0, 3.0), (0.0, 0.5), (1e-8, 10.0), (1e-13
 MATRICES, VECTORS = ((4, 6), (6, 4)), ((1, 7),)
 LR, PARAMS = (traced_range(Group.model_fields[name]) for name in ("lr", "params"))
 PROGRESS = np.random.default_rng(7).choice(GRID, (STEPS, len(SIZES)))
+TURNS = np.array([1.0, 2.0, 7.0, 40.0, 300.0, 5000.0]) + np.arange(STEPS)[:, None]  # steps of a run, a case each
 Scope = dict[str, Any]
 
 
@@ -64,12 +65,26 @@ def _chain(text: _Text, matrices: bool, vectors: bool) -> Any:
                    sorted(c for c in curves if c.startswith("curve")), told])
 
 
+def stuck(group: Group, matrices: bool, vectors: bool) -> bool:
+    """Whether a chain leaves a parameter at 0 that starts there, whatever its gradients: it would never be trained."""
+    text = _Text(group.model_dump_json(include={"lr", "params", "partners", "chain"}, exclude_defaults=True))
+    text.group = group
+    return _stuck(text, matrices, vectors)
+
+
+@lru_cache(maxsize=1024)
+def _stuck(text: _Text, matrices: bool, vectors: bool) -> bool:
+    with np.errstate(all="ignore"):
+        return not any(np.any(Trial(text.group, shape, moved=False, start=0.0).run(STEPS))
+                       for shape in MATRICES[:1] * matrices + VECTORS * vectors)
+
+
 class Trial:
     """A chain on parameters of one shape. moved: whether each leaf is also moved, in a variant of its own; variant 0 is
-    as it stands. rest: what the leaves' factors are unmoved; owner: which line has each."""
+    as it stands. start: a factor of the first values. rest: what the leaves' factors are unmoved; owner: whose line."""
 
-    def __init__(self, group: Group, shape: tuple[int, int], moved: bool):
-        self.group, self.steps, self.moved = group, group.steps, moved
+    def __init__(self, group: Group, shape: tuple[int, int], moved: bool, start: float = 1.0):
+        self.group, self.steps, self.moved, self.start = group, group.steps, moved, start
         self.shapes = [shape, *(shape[:: -1 if one.transposed else 1] for one in group.partners)]
         self.formulas: dict[int, tuple[Felt, int]] = {}
         self.rest: list[float] = []
@@ -90,7 +105,7 @@ class Trial:
     def run(self, steps: int) -> np.ndarray:
         """Marks of all moves of all parameters, a row for each variant."""
         rows, kept = [], [{} for _ in self.shapes]
-        places = [_start(i, shape) for i, shape in enumerate(self.shapes)]
+        places = [self.start * _start(i, shape) for i, shape in enumerate(self.shapes)]
         for now in range(steps):
             scopes = [self._scope(i, W, now) for i, W in enumerate(places)]
             for k, step in enumerate(self.steps):
@@ -116,7 +131,7 @@ class Trial:
         pieces, basis = getattr(step, "pieces", None), getattr(step, "basis", None)
         if not (blind or static or pieces or basis):
             return None
-        held = _Held(self.after if isinstance(step, t.Factors) else self.before[k], self.shapes[0])
+        held = _Held(self.after if isinstance(step, t.Factors) and not step.ahead else self.before[k], self.shapes[0])
         found: list[Any] = [pieces and [pieces.axis, pieces.count], basis and held[basis]]
         if blind or static:
             decay = getattr(step, "decay", None)
@@ -131,7 +146,8 @@ class Trial:
         at, g = PROGRESS[now][:, None, None], _gradient(i, self.shapes[i], now)
         params = {name: along(value, PARAMS, at) for name, value in self.group.params.items()}
         fans = dict(zip(("fan_in", "fan_out"), self.shapes[i], strict=True))
-        return {**params, **fans, "lr": along(self.group.lr, LR, at), "progress": at, "g": g, "u": g, "W": W, "W0": W}
+        clock = {"lr": along(self.group.lr, LR, at), "progress": at, "steps": TURNS[now][:, None, None]}
+        return {**params, **fans, **clock, "g": g, "u": g, "W": W, "W0": W}
 
     def _see(self, scopes: list[Scope]) -> None:
         for one in self.group.partners:

@@ -14,10 +14,11 @@ from jaxnano.config.recipe import Recipe, beside, recipe_id, shipped
 from jaxnano.config.schedule import Schedule
 from jaxnano.cost import preflight
 from jaxnano.phases import checked
-from research.contract.behaviour import behaviour, idle, needless
+from research.contract.behaviour import SHOWN, behaviour, idle, needless, stuck
 from research.contract.part import Part
 from research.contract.proposal import build, dead
 from research.contract.track import Track
+from research.text import listed
 
 SCHEDULES = {kind_of(node) for node in get_args(Schedule)}  # their kinds
 
@@ -105,6 +106,9 @@ class Gate:
     def _idle(self, recipe: Recipe):
         for name, why in needless(recipe).items():
             yield Problem(f"optimizer.groups.{name}", name, f"{why}; without it would do")
+        for name, paths in stuck(recipe).items():
+            yield Problem(f"optimizer.groups.{name}.chain", listed(paths, SHOWN), "what starts at 0 stays there by "
+                          "this chain; another start, or another group, would do")
         edits = {edit.path: edit.new for edit in diff(self.track.base_recipe, recipe).edits}
         for path, why in idle(recipe, edits).items():
             yield Problem(path, edits.get(path), f"nothing reads it: {why}")

@@ -92,6 +92,22 @@ def test_rules_say_the_initial_values_of_the_parameters_that_they_match_first() 
     assert np.all(found["final_norm/gain"] == 0.5) and np.all(found["blocks_0/ffn_norm/bias"] == 0)
 
 
+def test_a_rule_that_only_sizes_is_on_top_of_what_stands_wherever_it_is_listed() -> None:
+    late = {"name": "late", "of": ["blocks_*/ffn/up"], "draw": "same", "params": {"a": 0.3},
+            "code": "std * (1 - a * block / maximum(depth - 1, 1))"}
+    fans = {"name": "fans", "of": ["matrix"], "draw": "uniform", "code": "1 / sqrt(fan_in)", "mean": 0.01}
+    key, path = jax.random.key(3), "blocks_{}/ffn/up"
+    for others in ([], [fans]):
+        plain, *sized = (initialize(key, specs(model(init__rules=rules))) for rules in (
+            others, [*others, late], [late, *others]))
+        for block, factor in ((0, 1.0), (1, 0.7)):
+            mean = 0.01 if others else 0.0
+            expected = (np.asarray(plain[path.format(block)]) - mean) * factor + mean
+            for found in sized:
+                np.testing.assert_allclose(found[path.format(block)], expected, rtol=1e-5, atol=1e-8)
+        np.testing.assert_array_equal(sized[0]["blocks_1/ffn/down"], plain["blocks_1/ffn/down"])
+
+
 def test_two_recipes_share_the_initial_values_of_the_paths_they_share() -> None:
     key, other = jax.random.key(5), model(norm={"kind": "rmsnorm"}, embedding__tied=False, position={"kind": "none"})
     a, b = (initialize(key, specs(recipe)) for recipe in (TINY, other))

@@ -135,3 +135,30 @@ def test_a_clock_that_makes_no_sense_is_refused(fields, message):
 
 def test_the_share_of_steps_in_which_a_group_moves():
     assert isinstance(node := group(*CHAIN, every=2, frozen=[[0.0, 0.5]]), Group) and node.moving == 0.25
+
+
+def test_steps_of_the_run_are_in_scope_of_a_group_that_rests_in_some():
+    """Adam every second step whose averages are corrected by the run's steps, which are twice its own."""
+    grads, params = random_tree(0, SHAPES, STEPS), random_tree(1, SHAPES)
+    chain = [{"kind": "average", "name": "m", "decay": 0.5},
+             {"kind": "average", "name": "v", "of": "g * g", "decay": 0.7},
+             {"name": "mean", "into": "mean", "code": "m / (1 - pow(m_decay, steps))"},
+             {"name": "ratio", "code": "mean / (sqrt(v / (1 - pow(v_decay, steps))) + eps)", "params": {"eps": 1e-8}}]
+
+    @jax.jit
+    def step(state, t):
+        at = optimizer(SHAPES, (t + 0.5) / STEPS, STEPS, chain=chain, clock={"every": 2})
+        return at.update({path: jnp.asarray(g)[t] for path, g in grads.items()}, state)
+
+    state = optimizer(SHAPES, 0.05, STEPS, chain=chain, clock={"every": 2}).init(params)
+    for t in range(STEPS):
+        state = step(state, t)
+    expected = {}
+    for path, w in params.items():
+        w, m, v = w.astype(np.float64), 0.0, 0.0
+        for t in range(2, STEPS + 1, 2):
+            g = grads[path][t - 1].astype(np.float64)
+            m, v = 0.5 * m + 0.5 * g, 0.7 * v + 0.3 * g * g
+            w = w - 0.1 * (m / (1 - 0.5**t) / (np.sqrt(v / (1 - 0.7**t)) + 1e-8))
+        expected[path] = w
+    assert_all_close(state.params, expected, 1e-5)

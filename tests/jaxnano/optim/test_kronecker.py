@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from optim_reference import STEPS, assert_all_close, chain_of, directions, factors_of, group, known_factor, random_tree
 
+from jaxnano.config.base import ConfigError
 from jaxnano.optim import kronecker
 
 SHAPES = {"tall": (9, 5), "wide": (5, 9), "wide_again": (5, 9)}
@@ -115,3 +116,39 @@ def test_no_decomposition_on_cpu_takes_more_than_one_matrix():
     text = jax.jit(lambda f, x: kronecker.advance(f, x, 0.9, True, ())).lower(factors, x).as_text()
     calls = [line for line in text.splitlines() if "lapack_" in line]
     assert len(calls) >= 4 and not [line for line in calls if re.search(r"tensor<2x\d", line)]
+
+
+def whitened(grads, decay, power):
+    """Powers of both running covariances, this gradient's among them, around it; in float64, eigenvectors exact."""
+    L, R, out = 0.0, 0.0, []
+    for g in grads.astype(np.float64):
+        L, R = decay * L + (1 - decay) * g @ g.T, decay * R + (1 - decay) * g.T @ g
+        sides = []
+        for factor in (L, R):
+            values, vectors = np.linalg.eigh(factor)
+            sides.append((vectors * np.maximum(values, 1e-6 * values.max()) ** power) @ vectors.T)
+        out.append(sides[0] @ g @ sides[1])
+    return np.stack(out)
+
+
+def test_factors_that_go_ahead_hold_this_gradient_and_move_from_the_first():
+    """Slowly turning gradients, so that one iteration a step keeps the bases; of a few steps the first are exact."""
+    rng = np.random.default_rng(3)
+    base = np.diag([8.0, 4.0, 2.0, 1.0]) + 0.02 * rng.standard_normal((4, 4))
+    grads = {"w": np.stack([base + 0.01 * t * rng.standard_normal((4, 4)) for t in range(4)]).astype(np.float32)}
+    steps = [{"kind": "factors", "name": "q", "decay": 0.9, "every": 1, "ahead": True},
+             {"kind": "root", "name": "r", "by": "q", "power": -0.3, "of": "g"}]
+    found = directions(grads, *steps)["w"]
+    expected = whitened(grads["w"], 0.9, -0.3)
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-4, atol=1e-5)  # bases are of the first at once
+    np.testing.assert_allclose(found, expected, rtol=0.02, atol=0.02)
+    behind = directions(grads, {**steps[0], "ahead": False}, steps[1])["w"]
+    assert np.all(behind[0] == 0) and np.abs(behind[1] - expected[1]).max() > 0.1
+
+
+def test_an_average_cannot_live_in_bases_that_go_ahead():
+    with pytest.raises(ConfigError, match="ahead: false would do"):
+        group({"kind": "factors", "name": "q", "ahead": True},
+              {"kind": "rotate", "name": "turn", "by": "q", "into": "p"},
+              {"kind": "average", "name": "v", "of": "p * p", "decay": 0.9, "basis": "q"},
+              {"name": "ratio", "code": "p / sqrt(v)"}, {"kind": "rotate", "name": "back", "by": "q", "back": True})

@@ -137,3 +137,21 @@ def test_what_makes_no_sense_is_refused(fields, message):
     with pytest.raises(ConfigError) as caught:
         validate(Optimizer, fields)
     assert message in str(caught.value)
+
+
+def test_a_copy_stays_from_a_share_of_the_run_on():
+    """What is evaluated goes on from a copy taken once, as if it were made by hand in that step."""
+    grads, grads_at = constant(4)
+    fields = {"memory": [{"name": "reference", "keep": "copy", "until": 0.5, "without": ["embedding/token"]}],
+              "evaluated": {"code": "W + gamma * (W - reference)", "params": {"gamma": -0.075}}}
+    params, state, opt = run(grads_at, fields)
+    places = {path: w - 0.1 * np.cumsum(grads[path].astype(np.float64), axis=0) for path, w in params.items()}
+    last = {path: w[-1] for path, w in places.items()}
+    half = places["head/weight"][STEPS // 2 - 1]  # after the steps whose middle is before the half of the run
+    np.testing.assert_allclose(state.memory["reference"]["head/weight"], half, atol=1e-6)
+    blend = {**last, "head/weight": last["head/weight"] - 0.075 * (last["head/weight"] - half)}
+    assert_all_close(opt.eval_params(state), blend, 1e-6)
+    average = [{"name": "e", "decay": 0.5, "until": 0.3}]
+    _, state, _ = run(grads_at, {"memory": average, "evaluated": {"code": "e"}})
+    _, early, _ = run(grads_at, {"memory": average, "evaluated": {"code": "e"}}, steps=2)
+    assert_all_close(state.memory["e"], early.memory["e"], 0)

@@ -1,7 +1,10 @@
 """Verdicts: what is frozen, too large or known already is refused, with path, value, rule and what would pass."""
 
+import json
+
 import pytest
 
+from jaxnano.config.base import dump
 from jaxnano.config.edit import ABSENT, Diff, Edit
 from jaxnano.config.file import load
 from jaxnano.config.recipe import Recipe, recipe_id
@@ -163,3 +166,20 @@ def test_names_and_order_of_targets_are_nothing():
 
     assert one(("a", 1, 1.0), ("b", 3, 0.0)) == behaviour(TRACK.base_recipe)
     assert one(("a", 1, 1.0), ("b", 2, 0.5)) == one(("x", 2, 0.5), ("y", 1, 1.0)) != one(("a", 1, 1.0), ("b", 2, 0.4))
+
+
+@pytest.mark.parametrize(("pin", "refused"), [
+    ([{"kind": "hyperball"}], True),
+    ([{"name": "pin", "into": "W", "code": "(W0 - lr * u) * norm(W0) / maximum(norm(W0 - lr * u), 1e-30)"}], True),
+    ([{"name": "grow", "into": "W", "code": "W0 * exp(-lr * u)"}], True), ([{"kind": "decay"}], False),
+])
+def test_what_starts_at_zero_and_would_stay_there_is_refused(gate, pin, refused):
+    rule = {"name": "still", "of": ["blocks_0/ffn/down"], "draw": "constant", "code": "0 * fan_in"}
+    group = {"name": "hidden", "roles": ["matrix"], "lr": 0.01, "chain": [{"kind": "adam"}, *pin]}
+    groups = json.dumps([group, *dump(TRACK.base_recipe)["optimizer"]["groups"]])
+    at_zero = gate.judge(changed(f"optimizer.groups={groups}", f"model.init.rules={json.dumps([rule])}"))
+    assert at_zero.accepted != refused
+    if refused:
+        assert "optimizer.groups.hidden.chain" in at_zero.problems[0].path
+        assert "blocks_0/ffn/down" in str(at_zero.problems[0])
+    assert gate.judge(changed(f"optimizer.groups={groups}")).accepted

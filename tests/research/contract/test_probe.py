@@ -87,6 +87,10 @@ OTHER_CHAINS = [
     [*MUON, {"kind": "hyperball"}], [*MUON, {"kind": "decay"}], [*MUON, {"kind": "cautious_decay"}],
     [*MUON, {"kind": "decay", "rate": 1e-9}], [{"kind": "soap"}], [{"kind": "soap", "refresh_every": 11}],
     [{"kind": "soap", "shampoo_beta": 0.9}], [{"kind": "soap", "b1": 0.9}],
+    *([{"kind": "factors", "name": "q", **how}, {"kind": "root", "name": "r", "by": "q", "of": "g", **power}]
+      for how, power in (({}, {}), ({"ahead": True}, {}), ({"ahead": True, "every": 9}, {}), ({}, {"power": -0.26}),
+                         ({"of": "2 * g"}, {}), ({}, {"dropped": True}), ({}, {"floor": 2e-6}))),
+    [AVERAGE, line("m / (1 - pow(m_decay, steps))")], [AVERAGE, line("m / (1 - pow(m_decay, steps / 2))")],
     # what no probe comes to: thresholds far away, guards against nothing, a moment of the run, a branch never taken
     [*MUON, line(NORMED)], [*MUON, line(NORMED.replace("1e-30", "1e-29"))],
     [*MUON, line("where(norm(u) - 900000, 2 * u, u)")], [*MUON, line("where(norm(u) - 900000, 3 * u, u)")],
@@ -193,6 +197,10 @@ def test_views_are_what_they_say_and_memories_what_they_keep():
     moves = [kept(anchor % every, move % code) for every, code in (
         (5, "0.5 * (anchor + W)"), (5, "anchor + 0.5 * (W - anchor)"), (6, "0.5 * (anchor + W)"))]
     assert moves[0] == moves[1] != moves[2]
+    view, copy = "optimizer.evaluated={code: '0.9 * W + 0.1 * a'}", "optimizer.memory.a={name: a, keep: copy%s}"
+    held = [kept(copy % more, view) for more in (
+        "", ", until: 0.5", ", until: 0.51", ", until: 0.5, without: [embedding/token]")]
+    assert len({*held}) == 4
 
 
 def rewritten(node, rng):
