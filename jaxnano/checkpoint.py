@@ -12,6 +12,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from jaxnano import phases, sharding
+from jaxnano.config import older
 from jaxnano.config.base import ConfigError, Problem, dump, validate
 from jaxnano.config.recipe import Recipe, hypers, stages
 from jaxnano.model.specs import specs
@@ -109,11 +110,11 @@ def load(folder: str | Path, mesh: Mesh | None = None) -> tuple[Recipe, dict[str
     recipe = validate(Recipe, about["recipe"], str(folder))
     with ocp.training.Checkpointer(str(folder)) as checkpointer:
         here = _recipe_at(recipe, about["total_steps"], checkpointer.latest.step)  # type: ignore[union-attr]
-        older = "chains" not in _layout(checkpointer)
-        wanted = _older(checkpointer) if older else _abstract(here, mesh)
+        old = "chains" not in _layout(checkpointer) or older.is_older(about["recipe"])
+        wanted = _older(checkpointer) if old else _abstract(here, mesh)
         state = checkpointer.load_checkpointables(None, {"state": wanted})["state"]
-    if older:
-        state = _translated(state)
+    if old:
+        state = _translated(state, here.model.depth)
     params = program(here).params(state, hypers(here, about["total_steps"]))
     if mesh is not None:  # an average is not always placed as what it is of
         params = jax.device_put(params, sharding.state_sharding(params, specs(here), mesh))
@@ -126,20 +127,23 @@ def _layout(checkpointer: ocp.training.Checkpointer) -> Mapping[str, Any]:
 
 
 def _older(checkpointer: ocp.training.Checkpointer) -> Any:
-    """Shapes of a state of version 0.3 or older, whatever it is made of; on one device."""
+    """Shapes of a state of an earlier version, whatever it is made of; on one device."""
     place = SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
                         checkpointer.checkpointables_metadata(None).metadata["state"])
 
 
-def _translated(state: Any) -> TrainState:
-    """A state of version 0.3 or older as one that can be evaluated: parameters and what is averaged beside them."""
-    optimizer, memory = state["optimizer"], {}
+def _translated(state: Any, depth: int) -> TrainState:
+    """A state of an earlier version as one that can be evaluated: parameters and what is averaged beside them."""
+    optimizer = state["optimizer"]
+    memory = dict(optimizer.get("memory") or {})
     if "average" in optimizer:
         memory, optimizer = {"tail": optimizer["average"]}, optimizer["inner"]
     if "displacement" in optimizer:
         memory["drift"] = optimizer["displacement"]
-    return TrainState(state["step"], State(optimizer["params"], {}, memory))
+    kept = {name: {older.parameter(path, depth): x for path, x in part.items()} if isinstance(part, dict) else part
+            for name, part in {"": optimizer["params"], **memory}.items()}
+    return TrainState(state["step"], State(kept.pop(""), {}, kept))
 
 
 def _recipe_at(recipe: Recipe, total_steps: int, step: int) -> Recipe:

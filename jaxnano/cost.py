@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxnano import phases
 from jaxnano.config.model import Model
 from jaxnano.config.recipe import Recipe, shares_of
+from jaxnano.config.wires import acting, columns, places
 from jaxnano.model.backend import kernel
 from jaxnano.model.head import CHUNK_LOGITS
 from jaxnano.model.specs import Table, parameter_count, specs
@@ -148,7 +149,12 @@ def _activation_bytes(recipe: Recipe, accumulate: int, platform: str) -> int:
     dtype, size = (jnp.bfloat16, 2) if narrow else (jnp.float32, 4)
     apart = recipe.data.documents is not None and recipe.data.documents.mask
     blocks = [_block_values(m.block(block), length, dtype, platform, apart) for block in range(m.depth)]
-    kept = sum(blocks) if not recipe.train.remat else m.depth * m.width + max(blocks)
+    rows = sum(columns(m, table) for table in m.tables) + len(m.taps) * m.width
+    wired = [2 * m.width * len(acting(tree, place)) for place, tree in places(m) if m.wires]  # source and what it meets
+    kept = sum(blocks) + sum(wired)
+    if recipe.train.remat:
+        kept = m.depth * m.width + max(blocks) + max(wired, default=0)
+    kept += rows
     tokens = recipe.data.batch * length // accumulate
     logits = 4 * 3 * min(tokens * m.vocab, max(CHUNK_LOGITS, length * m.vocab))
     return tokens * (kept + 4 * m.width) * size + logits

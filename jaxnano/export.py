@@ -38,7 +38,7 @@ END_OF_TEXT, NUL = 50256, 0  # what stands between documents, of GPT-2's tokens 
 # What may differ: sizes, what only training reads, and what GPT-2 can hold as zeros or ones.
 FREE = (
     "vocab", "width", "depth", "bias", "init", "attention.heads", "attention.dropped", "ffn.ratio", "ffn.dropped",
-    "ffn.activation.approximate", "norm.gain", "norm.bias", "norm.eps", "residual.saves", "head.z_loss",
+    "ffn.activation.approximate", "norm.gain", "norm.bias", "norm.eps", "taps", "tables", "head.z_loss",
 )
 
 

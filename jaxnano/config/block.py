@@ -16,6 +16,7 @@ from jaxnano.config.transforms import NAME
 
 ACTIVATION = Signature(("x",))
 Block = Annotated[int, Field(ge=0, le=255)]
+Stream = Annotated[str, Field(pattern=NAME)]
 
 
 class InverseSqrt(Node):
@@ -68,7 +69,8 @@ class Attention(Node):
     up. windows: the same, tiled over the blocks. dropped: blocks without attention. key_shift: share of rotary's pairs,
     the slowest, that hold the key of the token before. interleaved: so many (n) heads side by side take turns in one
     row: head j of token t stands at n t + j, which is what windows and positions then count. mix_scores, mix_weights:
-    what heads share before and after the softmax.
+    what heads share before and after the softmax. reads, writes: streams (taps, or stream itself) that it takes its
+    input from and adds its output to.
     """
 
     heads: int = Field(default=4, ge=1, le=256)
@@ -91,6 +93,8 @@ class Attention(Node):
     mix_scores: HeadMix | None = None
     mix_weights: HeadMix | None = None
     dropped: tuple[Block, ...] = ()
+    reads: Stream = "stream"
+    writes: tuple[Stream, ...] = ("stream",)
 
 
 class Learned(Node):
@@ -167,6 +171,8 @@ class Mlp(Node):
     ratio: float = Field(default=4.0, ge=0.125, le=16.0)
     activation: Activation = Gelu(kind="gelu")
     dropped: tuple[Block, ...] = ()
+    reads: Stream = "stream"
+    writes: tuple[Stream, ...] = ("stream",)
 
 
 class Glu(Node):
@@ -176,6 +182,8 @@ class Glu(Node):
     ratio: float = Field(default=8 / 3, ge=0.125, le=16.0)
     activation: Activation = Silu(kind="silu")
     dropped: tuple[Block, ...] = ()
+    reads: Stream = "stream"
+    writes: tuple[Stream, ...] = ("stream",)
 
 
 class LayerNorm(Node):

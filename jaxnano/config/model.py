@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from jaxnano.config import wiring
 from jaxnano.config.base import ConfigError, Node, Range, dump, refuse, unique_names, validate
 from jaxnano.config.block import (
     Alibi,
     Attention,
-    Block,
     BlockDiff,
     BlockTree,
     Glu,
-    HeadVectors,
     LayerNorm,
     Learned,
     Mlp,
@@ -28,78 +26,9 @@ from jaxnano.config.depth import blocks_at
 from jaxnano.config.formulas import InitRule, Logits
 from jaxnano.config.partial import overlay, pruned, settings
 from jaxnano.config.schedule import Traced
+from jaxnano.config.wires import Table, Tap, Wire
 
-_SCALAR = Range(-10.0, 10.0)  # an initial value is read once, so it is a number and takes no schedule
 _STD = Range(0.0, 2.0)
-
-
-class Save(Node):
-    """Keeps the residual stream as it is once `after` blocks have run; 0 is the embedding."""
-
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")
-    after: Block
-
-
-class LearnedScalar(Node):
-    """One trained number per place."""
-
-    kind: Literal["scalar"]
-    init: Annotated[float, _SCALAR] = 0.0
-
-
-class TokenGate(Node):
-    """2 * init * sigmoid(w . first channels of the stream), w zero at first: one number per token."""
-
-    kind: Literal["gate"]
-    init: Annotated[float, _SCALAR] = 0.5
-    channels: int = Field(default=12, ge=1, le=4096)
-
-
-Coefficient = Annotated[LearnedScalar | TokenGate, Field(discriminator="kind")]
-
-
-class Injection(Node):
-    """Adds coefficient * saved stream to the input of blocks. before: block numbers; N is the final norm's input."""
-
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")
-    source: str
-    before: tuple[Block, ...]
-    coefficient: Coefficient = LearnedScalar(kind="scalar")
-
-
-class ValueEmbedding(Node):
-    """A table per token mixed into the values: v <- a v + b table[token], a, b trained. Source: track 1, record 14."""
-
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")
-    blocks: tuple[Block, ...]
-    init: Annotated[float, _SCALAR] = 0.5
-
-
-class ResidualScalars(Node):
-    """x <- a x + b f(x) with trained a, b per branch."""
-
-    stream: Annotated[float, _SCALAR] = 1.0
-    branch: Annotated[float, _SCALAR] = 1.0
-
-
-class Residual(Node):
-    """How branches join the stream, and named wires across depth.
-
-    branch: `plain`, or `depth_scaled`: attention's branch times 1/sqrt(2N) (track 1, records 2-4).
-    """
-
-    branch: Literal["plain", "depth_scaled"] = "plain"
-    scalars: ResidualScalars | None = None
-    saves: tuple[Save, ...] = ()
-    injections: tuple[Injection, ...] = ()
-    value_embeddings: tuple[ValueEmbedding, ...] = ()
-
-
-class Smear(Node):
-    """e_t + s * sigmoid(w . first channels of e_t) * e_(t-1). Source: modded-nanogpt record 34."""
-
-    channels: int = Field(default=12, ge=1, le=4096)
-    init: Annotated[float, _SCALAR] = 0.0
 
 
 class Embedding(Node):
@@ -107,7 +36,6 @@ class Embedding(Node):
 
     tied: bool = True
     norm: bool = False
-    smear: Smear | None = None
 
 
 class Softcap(Node):
@@ -179,11 +107,13 @@ class Model(Node):
     position: Position = Learned(kind="learned")
     ffn: Annotated[Mlp | Glu, Field(discriminator="kind")] = Mlp(kind="mlp")
     norm: Annotated[LayerNorm | RmsNorm, Field(discriminator="kind")] = LayerNorm(kind="layernorm")
-    residual: Residual = Residual()
     embedding: Embedding = Embedding()
     head: Head = Head()
     init: Init = Init()
     blocks: tuple[BlockDiff, ...] = ()
+    taps: tuple[Tap, ...] = ()
+    tables: tuple[Table, ...] = ()
+    wires: tuple[Wire, ...] = ()
 
     @field_validator("blocks")
     @classmethod
@@ -247,7 +177,7 @@ class Model(Node):
 
     @model_validator(mode="after")
     def _fits(self) -> Model:
-        a, n = self.attention, self.depth
+        a = self.attention
         if a.head_dim is None and self.width % a.heads:
             near = [h for h in range(1, self.width + 1) if self.width % h == 0]
             would = ", ".join(map(str, sorted(near, key=lambda h: abs(h - a.heads))[:3]))
@@ -266,30 +196,20 @@ class Model(Node):
         if isinstance(self.position, Rotary) and self.head_dim % 2:
             raise refuse("attention.head_dim", self.head_dim, "even, since rotary turns pairs of channels")
         unique_names(self.init.rules, "init.rules")
-        unique_names(self.residual.saves, "residual.saves")
-        unique_names(self.residual.injections, "residual.injections")
-        unique_names(self.residual.value_embeddings, "residual.value_embeddings")
-        self._wires(n)
-        for path, blocks, last in self._block_lists():
+        for name in ("attention", "ffn"):
+            path, blocks = f"{name}.dropped", getattr(self, name).dropped
             if len(set(blocks)) < len(blocks):
                 raise refuse(path, list(blocks), "each block at most once")
-            if blocks and max(blocks) > last:
-                raise refuse(path, list(blocks), f"blocks are 0..{last}")
+            if blocks and max(blocks) >= self.depth:
+                raise refuse(path, list(blocks), f"blocks are 0..{self.depth - 1}")
         if a.window and a.windows:
             raise refuse("attention.window", a.window, "windows says it already, block by block; 0 would do")
         unique_names(self.blocks, "blocks")
-        trees = self._trees()
-        for table in self.residual.value_embeddings:
-            reading = [trees[block] for block in table.blocks if trees[block].attention is not None]
-            if not reading:
-                raise refuse(f"residual.value_embeddings.{table.name}.blocks", list(table.blocks),
-                             "at least one block that has attention; the table would never be read")
-            if any(tree.kv_heads * tree.head_dim != self.kv_heads * self.head_dim for tree in reading):
-                raise refuse(f"residual.value_embeddings.{table.name}.blocks", list(table.blocks),
-                             "blocks whose values are as wide as the model's")
-        for path, channels in self._gates():
-            if channels > self.width:
-                raise refuse(path, channels, f"at most the width, {self.width}")
+        self._trees()
+        for name in ("gate", "mix_scores", "mix_weights"):
+            if (channels := getattr(getattr(a, name), "channels", 0)) > self.width:
+                raise refuse(f"attention.{name}.channels", channels, f"at most the width, {self.width}")
+        wiring.check(self)
         return self
 
     def _shared_rows(self) -> None:
@@ -306,11 +226,8 @@ class Model(Node):
             raise refuse("attention.mix_scores.window", getattr(a.mix_scores, "window", 0),
                          "weights alone have a window of their own; 0 would do")
 
-    def _trees(self) -> list[Model]:
-        """The model of each block.
-
-        Raises: a rule's error, at the place of the diff that is to blame, for one that is no model.
-        """
+    def _trees(self) -> None:
+        """Raise a rule's error, at the place of the diff that is to blame, for a block's model that is none."""
         for diff in self.blocks:
             if getattr(diff.set.position, "kind", None) == "learned":
                 raise refuse(f"blocks.{diff.name}.set.position", "learned", "it is added to the embedding, so blocks "
@@ -323,45 +240,12 @@ class Model(Node):
                 continue
             known.add(here)
             parts = {name: getattr(tree, name) for name in BlockTree.model_fields}
-            parts = {name: part for name, part in parts.items() if part is not None or name not in ("attention", "ffn")}
+            for name in ("attention", "ffn"):  # whose streams are the whole model's
+                if (part := parts.pop(name)) is not None:
+                    parts[name] = part.model_copy(update={"reads": "stream", "writes": ("stream",)})
             try:
                 validate(Model, {"width": self.width, "depth": self.depth, **{
                     name: dump(part) if isinstance(part, Node) else part for name, part in parts.items()}})
             except ConfigError as error:
                 problem = error.problems[0]
                 raise refuse(f"blocks.{told[-1]}.set.{problem.path}", problem.value, problem.rule) from None
-        return trees
-
-    def _wires(self, depth: int) -> None:
-        saves = {save.name: save.after for save in self.residual.saves}
-        for save in self.residual.saves:
-            if save.after > depth:
-                raise refuse(f"residual.saves.{save.name}.after", save.after, f"at most the depth, {depth}")
-        for wire in self.residual.injections:
-            path = f"residual.injections.{wire.name}"
-            if wire.source not in saves:
-                raise refuse(f"{path}.source", wire.source, f"one of the saves: {', '.join(saves) or 'there are none'}")
-            for block in wire.before:
-                if block < saves[wire.source]:
-                    raise refuse(f"{path}.before", block, f"a loop: {wire.source!r} is only known after "
-                                 f"{saves[wire.source]} block(s); {saves[wire.source]}..{depth} would do")
-
-    def _block_lists(self) -> Iterator[tuple[str, tuple[int, ...], int]]:
-        yield "attention.dropped", self.attention.dropped, self.depth - 1
-        yield "ffn.dropped", self.ffn.dropped, self.depth - 1
-        for wire in self.residual.injections:
-            yield f"residual.injections.{wire.name}.before", wire.before, self.depth
-        for table in self.residual.value_embeddings:
-            yield f"residual.value_embeddings.{table.name}.blocks", table.blocks, self.depth - 1
-
-    def _gates(self) -> Iterator[tuple[str, int]]:
-        if self.attention.gate is not None:
-            yield "attention.gate.channels", self.attention.gate.channels
-        for name in ("mix_scores", "mix_weights"):
-            if isinstance(mix := getattr(self.attention, name), HeadVectors):
-                yield f"attention.{name}.channels", mix.channels
-        if self.embedding.smear:
-            yield "embedding.smear.channels", self.embedding.smear.channels
-        for wire in self.residual.injections:
-            if isinstance(wire.coefficient, TokenGate):
-                yield f"residual.injections.{wire.name}.coefficient.channels", wire.coefficient.channels

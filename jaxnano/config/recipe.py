@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from jaxnano.config import schedule
+from jaxnano.config import older, schedule
 from jaxnano.config.base import (
     ConfigError,
     Node,
@@ -125,6 +125,11 @@ class Recipe(Node):
                 found.append(phase.model_copy(update={"set": change or type(phase.set)()}))
             tree = overlay(tree, phase.set)
         return tuple(found)
+
+    @classmethod
+    def model_validate_json(cls, json_data: str | bytes | bytearray, **how: Any) -> Recipe:
+        """A recipe as any version wrote it."""
+        return super().model_validate_json(older.translated(json_data), **how)
 
     @field_validator("evaluation")
     @classmethod

@@ -1,4 +1,4 @@
-"""Causal self-attention with its variants: grouped heads, windows, QK-norm, gates, value embeddings, a cache."""
+"""Causal self-attention with its variants: grouped heads, windows, QK-norm, gates, wires into it, a cache."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from jaxnano.model.documents import Row
 from jaxnano.model.linear import declare, declare_linear, fused_linear
 from jaxnano.model.norm import rms_normalize
 from jaxnano.model.position import alibi_slopes, frequencies, rotate, shift
+from jaxnano.model.wires import Wires
 
 KeyValue = tuple[jax.Array, jax.Array]
 
@@ -30,20 +31,18 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BxLxD: jax.Array, tables: dict[str, jax.Array], row: Row, cache: KeyValue | None
+        self, x_BxLxD: jax.Array, wires: Wires, row: Row, cache: KeyValue | None
     ) -> tuple[jax.Array, KeyValue | None]:
-        """Args: tables: value-embedding rows per table, [B, L, G*K]. cache: earlier keys and values, [B, T, G, K], or
-        where n heads take turns, [B, n*T, G/n, K].
+        """Args: wires: of the block. cache: earlier keys and values, [B, T, G, K], or where n heads take turns,
+        [B, n*T, G/n, K].
 
         Returns: the branch's output [B, L, D] and the updated cache.
         """
         m, a = self.cfg, self.cfg.attention
         heads, groups, dim = a.heads, m.kv_heads, m.head_dim
-        q, k, v = self._project(x_BxLxD, heads * dim, groups * dim)
-        for table in m.residual.value_embeddings:
-            if self.block in table.blocks:
-                own, other = declare(self, f"mix_{table.name}_value"), declare(self, f"mix_{table.name}_table")
-                v = (own * v + other * tables[table.name]).astype(v.dtype)
+        q, k, v = self._project(wires.into("attention", x_BxLxD), heads * dim, groups * dim)
+        wires.known["value"] = v
+        v = wires.into("value", v, x_BxLxD)
         split = lambda y, n: y.reshape(*y.shape[:2], n, dim)  # noqa: E731
         q, k, v = split(q, heads), split(k, groups), split(v, groups)
         if a.qk_norm:

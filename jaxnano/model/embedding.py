@@ -1,4 +1,4 @@
-"""From tokens to the residual stream: table, learned positions, smear, norm."""
+"""From tokens to the residual stream: table, wires, learned positions, norm."""
 
 from __future__ import annotations
 
@@ -12,21 +12,7 @@ from jaxnano.config.block import Learned
 from jaxnano.config.model import Model
 from jaxnano.model.linear import declare
 from jaxnano.model.norm import Norm
-
-
-class Smear(nn.Module):
-    """Adds scale * sigmoid(w . first channels) of the previous token's embedding. cfg: resolved smear node."""
-
-    cfg: Any
-
-    @nn.compact
-    def __call__(self, x_BxLxD: jax.Array, before_Bx1xD: jax.Array) -> jax.Array:
-        """before_Bx1xD: the embedding just before the first token; zeros at the start of a document."""
-        channels = self.cfg.channels
-        weight_C = declare(self, "weight", channels).astype(x_BxLxD.dtype)
-        gate_BxLx1 = declare(self, "scale") * jax.nn.sigmoid(x_BxLxD[..., :channels] @ weight_C)[..., None]
-        previous_BxLxD = jnp.concatenate([before_Bx1xD.astype(x_BxLxD.dtype), x_BxLxD[:, :-1]], axis=1)
-        return x_BxLxD + (gate_BxLx1 * previous_BxLxD).astype(x_BxLxD.dtype)
+from jaxnano.model.wires import EMBEDDING, Shifts, Wires
 
 
 class Embedding(nn.Module):
@@ -37,18 +23,18 @@ class Embedding(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens_BxL: jax.Array, positions_L: jax.Array, before_Bx1xD: jax.Array | None, dtype: Any
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Returns: the stream [B, L, D], the last raw embedding [B, 1, D] for a cache, and the table [V, D]."""
+        self, tokens_BxL: jax.Array, positions_L: jax.Array, tables: dict[str, jax.Array], before: Shifts | None,
+        dtype: Any,
+    ) -> tuple[dict[str, jax.Array], Shifts, jax.Array]:
+        """Returns: the stream [B, L, D] and taps of it by name, what shifts keep, and the table [V, D]."""
         m = self.cfg
+        wires = Wires(self, m, EMBEDDING, tables, before)
         table_VxD = declare(self, "token", m.vocab, m.width)
-        x_BxLxD = raw_BxLxD = jnp.take(table_VxD, tokens_BxL, axis=0).astype(dtype)
-        if m.embedding.smear:
-            before = jnp.zeros_like(raw_BxLxD[:, :1]) if before_Bx1xD is None else before_Bx1xD
-            x_BxLxD = Smear(m.embedding.smear, name="smear")(x_BxLxD, before)
+        x_BxLxD = wires.into("embedding", jnp.take(table_VxD, tokens_BxL, axis=0).astype(dtype))
         if isinstance(m.position, Learned):
             positions_LxD = jnp.take(declare(self, "position", self.length, m.width), positions_L, axis=0)
             x_BxLxD = x_BxLxD + positions_LxD[None].astype(dtype)
         if m.embedding.norm:
             x_BxLxD = Norm(m.norm, name="norm")(x_BxLxD)
-        return x_BxLxD, raw_BxLxD[:, -1:], table_VxD
+        wires.known["stream"] = x_BxLxD
+        return wires.taps(), wires.kept, table_VxD

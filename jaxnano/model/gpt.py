@@ -12,10 +12,11 @@ from flax.traverse_util import unflatten_dict
 
 from jaxnano.config.recipe import Recipe, at
 from jaxnano.model import backend, head, specs
+from jaxnano.model.block import Block
 from jaxnano.model.documents import Row, begins
 from jaxnano.model.embedding import Embedding
 from jaxnano.model.norm import Norm
-from jaxnano.model.residual import Block, ValueTables, Wire
+from jaxnano.model.wires import Features, Tables, empty_shifts, looks_back
 
 Params = dict[str, jax.Array]
 Cache = dict[str, Any]
@@ -33,24 +34,27 @@ class Gpt(nn.Module):
         start = jnp.zeros((), jnp.int32) if cache is None else cache["position"]
         positions_L = start + jnp.arange(tokens_BxL.shape[1])
         row, since_B = self._row(tokens_BxL, positions_L, cache)
-        before = None if cache is None else cache["before"]
-        x, last, table = Embedding(m, length, name="embedding")(tokens_BxL, positions_L, before, dtype)
-        tables = ValueTables(m, name="value_embeddings")(tokens_BxL, dtype) if m.residual.value_embeddings else {}
+        shifts = [None] * (m.depth + 2) if cache is None else cache["shifts"]
+        tables, last = {}, None if cache is None else cache["tokens"]
+        if m.tables:
+            tables, last = Tables(m, name="tables")(tokens_BxL, positions_L, last, dtype)
+        known, kept, table = Embedding(m, length, name="embedding")(tokens_BxL, positions_L, tables, shifts[0], dtype)
         block_class = nn.remat(Block, static_argnums=()) if self.cfg.train.remat else Block
-        saved: dict[str, jax.Array] = {}
-        held = []
-        for block in range(m.depth + 1):
-            saved |= {save.name: x for save in m.residual.saves if save.after == block}
-            for wire in m.residual.injections:
-                if block in wire.before:
-                    x = Wire(wire.coefficient, name=f"inject_{wire.name}_{block}")(x, saved[wire.source])
-            if block < m.depth:
-                layer = block_class(m.block(block), block, length, name=f"blocks_{block}")
-                x, kept = layer(x, tables, row, None if cache is None else cache["blocks"][block])
-                held.append(kept)
-        x = Norm(m.norm, name="final_norm")(x)
+        keys, held = [], [kept]
+        for block in range(m.depth):
+            layer = block_class(m.block(block), block, length, name=f"blocks_{block}")
+            before = None if cache is None else (cache["blocks"][block], shifts[block + 1])
+            known, (key, kept) = layer({**tables, **known}, row, before)
+            keys.append(key)
+            held.append(kept)
+        x = Norm(m.norm, name="final_norm")(known["stream"])
+        if any(wire.to == "head" for wire in m.wires):
+            x, kept = Features(m, name="features")(x, {**tables, **known}, shifts[-1])
+            held.append(kept)
         if cache is not None:
-            cache = {"position": start + tokens_BxL.shape[1], "before": last, "blocks": held, "since": since_B}
+            held += [{}] * (len(shifts) - len(held))
+            cache = {"position": start + tokens_BxL.shape[1], "tokens": last, "blocks": keys, "shifts": held,
+                     "since": since_B}
         return x, head.Head(m, name="head")(table), cache
 
     def _row(self, tokens_BxL: jax.Array, positions_L: jax.Array, cache: Cache | None) -> tuple[Row, Any]:
@@ -100,11 +104,11 @@ def loss(params: Params, batch_BxM: jax.Array, cfg: Recipe) -> tuple[jax.Array, 
 
 
 def empty_cache(recipe: Recipe, batch: int, length: int) -> Cache:
-    """Room for `length` positions of keys and values per block, none of them filled."""
+    """Room for `length` positions of keys and values per block, none filled, and for what wires look back on."""
     m, dtype = recipe.model, compute_dtype(recipe)
     trees = [m.block(block) for block in range(m.depth)]
     shapes = [tree.attention and (batch, tree.row(length), tree.kv_heads // tree.attention.interleaved, tree.head_dim)
               for tree in trees]
     blocks = [shape and (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for shape in shapes]
-    return {"position": jnp.zeros((), jnp.int32), "before": jnp.zeros((batch, 1, m.width), dtype), "blocks": blocks,
-            "since": jnp.zeros(batch, jnp.int32)}
+    return {"position": jnp.zeros((), jnp.int32), "tokens": jnp.zeros((batch, looks_back(m)), jnp.int32),
+            "blocks": blocks, "shifts": empty_shifts(m, batch, dtype), "since": jnp.zeros(batch, jnp.int32)}

@@ -17,9 +17,11 @@ import jax.numpy as jnp
 
 from jaxnano.config.block import HeadMatrix, HeadVectors, LayerNorm, Learned
 from jaxnano.config.formulas import InitRule
-from jaxnano.config.model import Model, TokenGate
+from jaxnano.config.model import Model
 from jaxnano.config.optimizer import Role
 from jaxnano.config.recipe import Recipe
+from jaxnano.config.wires import EMBEDDING, HashIndex, columns, places, trained
+from jaxnano.model.wires import shapes_of
 
 
 class Initial(NamedTuple):
@@ -85,32 +87,22 @@ def _rows(m: Model, length: int) -> Iterator[tuple[str, Spec]]:
     yield "embedding/token", Spec((m.vocab, m.width), "embedding", embedding_init, "VD")
     if isinstance(m.position, Learned):
         yield "embedding/position", Spec((length, m.width), "embedding", embedding_init, "LD")
-    if m.embedding.smear:
-        yield "embedding/smear/weight", Spec((m.embedding.smear.channels,), "gate", ZEROS, "C")
-        yield "embedding/smear/scale", _scalar(m.embedding.smear.init)
     if m.embedding.norm:
         yield from _norm(m, "embedding/norm", m.width)
-    for table in m.residual.value_embeddings:
-        init = Initial(m.init.distribution, m.init.embedding_std)
-        yield f"value_embeddings/{table.name}", Spec((m.vocab, m.kv_heads * m.head_dim), "embedding", init, "VH")
-    for block in range(m.depth):
-        yield from _wires(m, block)
-        tree = m.block(block)
-        if tree.attention is not None:
-            yield from _attention(tree, block)
-        if tree.ffn is not None:
-            yield from _ffn(tree, block)
-    yield from _wires(m, m.depth)
+    for table in m.tables:
+        rows = table.index.rows if isinstance(table.index, HashIndex) else m.vocab
+        yield f"tables/{table.name}", Spec((rows, columns(m, table)), "embedding", embedding_init, "VD")
+    for place, tree in places(m):
+        yield from _wires(tree, place)
+        if place not in (EMBEDDING, m.depth):
+            yield from _attention(tree, place) if tree.attention is not None else ()
+            yield from _ffn(tree, place) if tree.ffn is not None else ()
     yield from _norm(m, "final_norm", m.width)
     if not m.embedding.tied:
         std = m.init.head_std if m.init.head_std is not None else m.init.embedding_std
         yield "head/weight", Spec((m.width, m.vocab), "head", Initial(m.init.distribution, std), "DV")
         if m.bias:
             yield "head/bias", Spec((m.vocab,), "bias", ZEROS, "V")
-
-
-def _scalar(value: Any) -> Spec:
-    return Spec((), "scalar", Initial("constant", value), "")
 
 
 def _norm(m: Model, path: str, width: int) -> Iterator[tuple[str, Spec]]:
@@ -120,14 +112,16 @@ def _norm(m: Model, path: str, width: int) -> Iterator[tuple[str, Spec]]:
         yield f"{path}/bias", Spec((width,), "bias", ZEROS, "D")
 
 
-def _wires(m: Model, block: int) -> Iterator[tuple[str, Spec]]:
-    for wire in m.residual.injections:
-        if block not in wire.before:
-            continue
-        path = f"inject_{wire.name}_{block}"
-        if isinstance(wire.coefficient, TokenGate):
-            yield f"{path}/weight", Spec((wire.coefficient.channels,), "gate", ZEROS, "C")
-        yield f"{path}/scale", _scalar(wire.coefficient.init)
+def _wires(m: Model, place: int) -> Iterator[tuple[str, Spec]]:
+    path = {EMBEDDING: "embedding", m.depth: "features"}.get(place, f"blocks_{place}")
+    for key, one in trained(m, place).items():
+        for name, shape in shapes_of(key, one).items():
+            axes = {"one": "", "head": "H", "channel": "D"}[one.coefficient.per]
+            if name.startswith("gate_"):
+                yield f"{path}/{name}", Spec(shape, "gate", ZEROS, f"C{axes}")
+            else:
+                role = "gain" if axes == "D" else "scalar"
+                yield f"{path}/{name}", Spec(shape, role, Initial("constant", one.coefficient.init), axes)
 
 
 def _matrix(m: Model, path: str, shape: tuple[int, int], axes: str, own_std: Any, projection: bool = False) -> Any:
@@ -157,10 +151,6 @@ def _attention(m: Model, block: int) -> Iterator[tuple[str, Spec]]:
         yield f"{path}/output_gate", Spec((m.attention.gate.channels, m.attention.heads), "gate", ZEROS, "CH")
     for name in ("mix_scores", "mix_weights"):
         yield from _mix(m, f"{path}/{name}", getattr(m.attention, name))
-    for table in m.residual.value_embeddings:
-        if block in table.blocks:
-            yield f"{path}/mix_{table.name}_value", _scalar(1.0 - table.init)
-            yield f"{path}/mix_{table.name}_table", _scalar(table.init)
     yield from _matrix(m, f"{path}/o", (queries, m.width), "HD", std, projection=True)
     yield from _branch(m, block, "attention")
 
@@ -191,12 +181,9 @@ def _ffn(m: Model, block: int) -> Iterator[tuple[str, Spec]]:
 
 
 def _branch(m: Model, block: int, name: str) -> Iterator[tuple[str, Spec]]:
-    """What follows a branch: its sandwich norm and its trained scalars."""
+    """What follows a branch: its sandwich norm."""
     if m.norm.placement == "sandwich":
         yield from _norm(m, f"blocks_{block}/{name}_post_norm", m.width)
-    if m.residual.scalars:
-        yield f"blocks_{block}/{name}_stream", _scalar(m.residual.scalars.stream)
-        yield f"blocks_{block}/{name}_branch", _scalar(m.residual.scalars.branch)
 
 
 def parameter_count(table: Table) -> int:

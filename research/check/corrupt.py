@@ -123,15 +123,22 @@ def missing(data: Any, recipe: Recipe, pick: Pick) -> Corruption:
 
 def wiring(data: Any, recipe: Recipe, pick: Pick) -> Corruption:
     """A wire that looks ahead, loops, starts nowhere or ends behind the last block."""
-    residual, depth = data["model"]["residual"], recipe.model.depth
-    after, source, before, rule = pick((
-        (depth, "late", 0, "looks ahead"), (1, "late", 0, "loop"), (0, "nowhere", 0, "no source"),
-        (0, "late", depth + 1, "behind the end"), (depth + 1, "late", depth, "saved behind the end"),
+    model, depth = data["model"], recipe.model.depth
+    after, wire, rule = pick((
+        ({"block": -1}, {"source": "late"}, "looks ahead"), ({"block": 0}, {"source": "late"}, "loop"),
+        ({"block": -1}, {"to": "late", "source": "self"}, "too early"),
+        ("embedding", {"source": "nowhere"}, "no source"),
+        ("embedding", {"source": "late", "at": [{"block": depth}]}, "behind the end"),
+        ({"block": depth}, {"source": "late"}, "kept behind the end"), ("embedding", {"source": "ffn"}, "own output"),
+        ("embedding", {"source": "late", "shift": -1}, "next token"), ("embedding", {"source": "late", "site": "end"},
+                                                                       "no site"),
+        ("embedding", {"source": "late", "add": {"reads": ["late", "target"], "code": "z"}}, "reads nothing"),
     ))
-    residual["saves"] = [{"name": "late", "after": after}]
-    residual["injections"] = [{"name": "wire", "source": source, "before": [before]}]
-    above = "saves.late" if rule == "saved behind the end" else "injections.wire"
-    return Corruption(data, f"model.residual.{above}", rule)
+    for name in ("attention", "ffn"):  # whatever was drawn
+        model[name] |= {"reads": "stream", "writes": ["stream"]}
+    model["blocks"], model["tables"] = [], []
+    model["taps"], model["wires"] = [{"name": "late", "after": after}], [{"name": "wire", "at": [{"block": 0}]} | wire]
+    return Corruption(data, f"model.{'taps.late' if rule == 'kept behind the end' else 'wires.wire'}", rule)
 
 
 def hostile(data: Any, recipe: Recipe, pick: Pick) -> Corruption:
@@ -189,8 +196,9 @@ def shapes(data: Any, recipe: Recipe, pick: Pick) -> Corruption:
     if pick((True, False)):
         attention["kv_heads"] = attention["heads"] + 1
         return Corruption(data, "model.attention.kv_heads", "indivisible key heads")
-    data["model"]["embedding"]["smear"] = {"channels": width + 1}
-    return Corruption(data, "model.embedding.smear.channels", "gate wider than the stream")
+    data["model"]["wires"] = [{"name": "smear", "source": "self", "to": "embedding", "shift": 1,
+                               "add": {"code": "c * sigmoid(z)", "channels": width + 1}}]
+    return Corruption(data, "model.wires.smear.add.channels", "gate wider than the stream")
 
 
 def uncovered(data: Any, recipe: Recipe, pick: Pick) -> Corruption:

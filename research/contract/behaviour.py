@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any, get_args
 
+from jaxnano.config import wires, wiring
 from jaxnano.config.base import Node, digest, dump, is_under, traced_range, walk
 from jaxnano.config.block import ACTIVATION, Activation, Alibi, BlockTree, FormulaActivation, Gelu, Learned, Rotary
 from jaxnano.config.depth import blocks_at
 from jaxnano.config.formulas import Formula, Logit, Logits
-from jaxnano.config.model import Injection, Model, Target
+from jaxnano.config.model import Model, Target
 from jaxnano.config.optimizer import VIEW, Memory, Move, Optimizer, View, remembered
 from jaxnano.config.partial import settings
 from jaxnano.config.recipe import Recipe, shipped, stages, trained
@@ -70,7 +71,7 @@ def _unread(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if not attends:
         why = "no block has attention, see model.attention.dropped and model.blocks"
         yield from ((f"model.attention.{f}", why) for f in type(m.attention).model_fields if f != "dropped")
-        yield from ((path, why) for path in ("model.residual.branch", "model.init.attention_std"))
+        yield "model.init.attention_std", why
         if isinstance(m.position, Rotary | Alibi):
             yield "model.position", why
     if all(m.block(block).window(recipe.data.length) is None for block in attends):
@@ -88,13 +89,7 @@ def _unread(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "model.init.depth_scaled", "projections start at 0, see model.init.zero_projections"
     if m.embedding.tied:
         yield "model.init.head_std", "the head is the token table, see model.embedding.tied"
-    sources = {wire.source for wire in m.residual.injections if wire.before}
-    for save in m.residual.saves:
-        if save.name not in sources:
-            yield f"model.residual.saves.{save.name}", "no injection adds it anywhere"
-    for wire in m.residual.injections:
-        if not wire.before:
-            yield f"model.residual.injections.{wire.name}", "it is added before no block"
+    yield from ((f"model.{path}", why) for path, why in wiring.idle(m))
     wrapper, readout = recipe.optimizer.wrapper, recipe.optimizer.readout
     if wrapper is not None and wrapper.beta == 0:
         yield "optimizer.wrapper.gamma", "a look-ahead of 0 steps, see optimizer.wrapper.beta"
@@ -234,28 +229,31 @@ def behaviour(recipe: Recipe) -> str:
 
 def _does(recipe: Recipe) -> dict[str, Any]:
     """What a recipe without phases does, as plain data."""
-    m, places = recipe.model, unread(recipe)
-    wires = [wire for wire in m.residual.injections if isinstance(wire, Injection) and wire.before]
-    optimizer, table = recipe.optimizer, specs(recipe)
+    counting = recipe.model_copy(update={"model": wiring.counting(recipe.model)})
+    alike = recipe.model_copy(update={"model": wiring.renamed(counting.model)})
+    m, places, table = alike.model, unread(recipe), specs(counting)
+    optimizer, called = recipe.optimizer, dict(zip(table, specs(alike) if m.wires else table, strict=True))
     data = {
         "model": _spelled(m, "model", [*places, "model.init", *(f"model.{name}" for name in BlockTree.model_fields)]),
-        "blocks": _blocks(recipe),
+        "blocks": _blocks(alike),
         "outside": [_spelled(m.norm), _spelled(m.position) if isinstance(m.position, Learned) else None,
                     m.bias and not m.embedding.tied], "data": _data(recipe), "train": dump(recipe.train),
         "logits": _capped(m.head.softcap and SOFTCAPS[m.head.softcap.kind], m.head.softcap and m.head.softcap.cap,
                           m.head.logits), "targets": _targets(m),
-        "init": {path: [traced(part, None) for part in spec.init] for path, spec in table.items()},
+        "init": {called[path]: [traced(part, None) for part in spec.init] for path, spec in table.items()},
         "clip": traced(optimizer.clip, traced_range(type(optimizer).model_fields["clip"])),
-        "chains": _chains(optimizer, table), **_views(optimizer),
+        "chains": {called[path]: does for path, does in _chains(optimizer, table).items()}, **_views(optimizer),
     }
-    data["wires"] = [sorted((s.name, s.after) for s in m.residual.saves if s.name in {w.source for w in wires}),
-                     [[_spelled(wire), sorted(wire.before)] for wire in wires]]
+    at = {wire.name: [place for place, tree in wires.places(m) if wire in wires.acting(tree, place)]
+          for wire in m.wires}
+    data["wires"] = [[tap.name, tap.of, place] for tap, place in zip(m.taps, wires.since(m).values(), strict=True)]
+    data["wires"] += [[*map(_spelled, m.tables)], [[_spelled(wire), at[wire.name]] for wire in m.wires]]
     return data
 
 
 SOFTCAPS = {"tanh": "cap * tanh(z / cap)", "rsqrt": "cap * z / sqrt(z * z + cap ** 2)"}
-SPELLED = ("window", "windows", "window_block", "kv_heads", "head_dim", "dropped", "ratio", "saves", "injections",
-           "before", "activation", "blocks", "softcap", "logit", "logits", "targets")  # by `behaviour` and `_block`
+SPELLED = ("window", "windows", "window_block", "kv_heads", "head_dim", "dropped", "ratio", "taps", "tables", "wires",
+           "at", "activation", "blocks", "softcap", "logit", "logits", "targets")  # by `behaviour` and `_block`
 
 
 def _blocks(recipe: Recipe) -> list[list[str]]:

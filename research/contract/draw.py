@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import numpy as np
 
-from jaxnano.config import block, expression, formulas, model, optimizer, presets, schedule, transforms
+from jaxnano.config import block, expression, formulas, model, optimizer, presets, schedule, transforms, wires
 from jaxnano.config.base import ConfigError, Node, Range, dump, traced_range, validate
 from jaxnano.config.recipe import Recipe
 from jaxnano.model.specs import specs
@@ -29,6 +29,7 @@ FORMULAS: dict[type[formulas.Formula], tuple[str, ...]] = {
     formulas.Output: ("y - a * dot(y, v) / maximum(dot(v, v), 1e-6) * v", "y + a * v", "y / (a + norm(y))",
                       "y * (1 + a * cos(y, v)) + b * mean(y)"),
     formulas.HeadInput: ("a * x / (b + norm(x))", "x - a * mean(x)", "x / (1 + a * abs(x))"),
+    wires.Coefficient: ("c", "2 * c * sigmoid(z)", "1 + a * tanh(z + c)", "a - block / depth / 4", "c * sigmoid(z)"),
     formulas.Logits: ("a * sigmoid((z + b) / a)", "10 * a * tanh(z / a / 10)", "z / (1 + abs(z) / (10 * a))"),
 }
 OF_MATRICES = (transforms.Muon, transforms.Soap)
@@ -47,7 +48,7 @@ class Draw:
     def __init__(self, rng: np.random.Generator, widest: int, deepest: int):
         self.rng = rng
         self.width, self.depth = 8 * int(rng.integers(1, widest // 8 + 1)), int(rng.integers(1, deepest + 1))
-        self.special: dict[tuple[type[Node], str], Callable[[], Any]] = {
+        self.special: dict[tuple[type[Node], str], Callable[[], Any] | None] = {  # None: not here
             (model.Model, "width"): lambda: self.width,
             (model.Model, "depth"): lambda: self.depth,
             (block.Attention, "heads"): lambda: self.pick([h for h in (1, 2, 4, 6, 8) if self.width % (2 * h) == 0]),
@@ -60,12 +61,21 @@ class Draw:
             (block.Attention, "windows"): lambda: self.integers(0, 12, int(rng.integers(0, 4))),
             **dict.fromkeys([(block.Attention, "dropped"), (block.Mlp, "dropped"), (block.Glu, "dropped")],
                             lambda: self.blocks(self.depth, 0.15)),
-            **dict.fromkeys([(model.Residual, "saves"), (model.Residual, "injections")], list),  # together, below
+            **dict.fromkeys([(model.Model, "taps"), (model.Model, "tables"), (model.Model, "wires"),
+                             *((node, name) for node in (block.Attention, block.Mlp, block.Glu)
+                               for name in ("reads", "writes"))], None),
             (block.Attention, "window"): lambda: 0,  # where there are no windows, see `diffs`
             (model.Model, "blocks"): self.diffs,
             (model.Head, "targets"): self.targets,
             (model.Init, "rules"): self.init_rules,
-            (model.Residual, "value_embeddings"): self.value_embeddings,
+            (wires.Coefficient, "channels"): lambda: int(rng.integers(1, 5)),
+            (wires.Coefficient, "reads"): lambda: self.pick((["here"], ["here"], ["source"], ["here", "source"])),
+            (wires.Coefficient, "per"): lambda: self.pick(("one", "one", "channel")),
+            (wires.Coefficient, "key"): lambda: None,
+            (wires.HashIndex, "of"): lambda: self.pick(([0, 1], [0, 1], [0], [1, 2], [0, 1, 2])),
+            (wires.HashIndex, "rows"): lambda: int(rng.integers(2, 300)),
+            (wires.HashIndex, "signs"): lambda: self.pick((0, 0, 7)),
+            (wires.Table, "channels"): lambda: self.pick((None, None, 4)),
             (optimizer.Optimizer, "groups"): self.groups,
             **{(optimizer.Optimizer, name): lambda: None for name in ("gradient", "evaluated")},  # see `memories`
         }
@@ -118,7 +128,8 @@ class Draw:
             if name in data:
                 continue
             if (kind, name) in self.special:
-                data[name] = self.special[kind, name]()
+                if (special := self.special[kind, name]) is not None:
+                    data[name] = special()
             elif field.is_required() or name != "vocab" and self.chance(0.5):
                 span, optional = traced_range(field), types.NoneType in get_args(field.annotation)
                 if span and optional and self.chance(0.5):
@@ -128,8 +139,8 @@ class Draw:
                     data[name] = self.number(span) if plain else self.traced(span)
                 else:
                     data[name] = self.value(field.annotation, field.metadata)
-        if kind is model.Residual:
-            data |= self.wires()
+        if kind is model.Model:
+            data |= self.wires(data.get("blocks", []))
         if kind is optimizer.Optimizer:
             data |= self.memories(data)
         return data
@@ -159,17 +170,19 @@ class Draw:
             return self.integers(int(low), int(min(high, low + 7)), 1)[0]
         return float(f"{math.exp(self.rng.uniform(math.log(max(low, 0.05)), math.log(high))):.4g}")
 
-    def wires(self) -> dict[str, Any]:
-        """Saves, and injections of them into later blocks."""
-        after = self.integers(0, self.depth, self.pick((0, 0, 1, 2)))
-        saves = [{"name": f"save{i}", "after": block} for i, block in enumerate(after)]
-        injections = []
-        for i, save in enumerate(saves * self.pick((1, 1, 2))):
-            coefficient = self.node(self.pick((model.LearnedScalar, model.TokenGate)))
-            before = self.blocks(self.depth + 1, 0.5, start=save["after"])
-            injections.append({"name": f"wire{i}", "source": save["name"], "before": before,
-                               "coefficient": coefficient})
-        return {"saves": saves, "injections": injections}
+    def wires(self, blocks: list[dict[str, Any]], tries: int = 20) -> dict[str, Any]:
+        """Taps, tables and wires that fit each other, and now and then a block whose FFN reads a tap."""
+        for _ in range(tries):
+            found = self.wiring()
+            if found["taps"] and self.chance(0.3):
+                lane = {"name": "lane", "at": [{"block": -1}], "set": {"ffn": {"reads": "tap0"}}}
+                found["blocks"] = [*blocks, lane]
+            try:
+                validate(model.Model, {"width": self.width, "depth": self.depth, **found})
+                return found
+            except ConfigError:
+                continue
+        return {}
 
     def targets(self) -> list[dict[str, Any]]:
         """Now and then tokens further on."""
@@ -180,10 +193,24 @@ class Draw:
         """Now and then what heads share."""
         return None if self.chance(0.7) else self.node(self.pick((block.HeadMatrix, block.HeadVectors)))
 
-    def value_embeddings(self) -> list[dict[str, Any]]:
-        """No, one or two tables."""
-        tables = [self.node(model.ValueEmbedding) | {"name": f"table{i}"} for i in range(self.pick((0, 0, 0, 1, 2)))]
-        return [table | {"blocks": self.blocks(self.depth, 0.7)} for table in tables]
+    def wiring(self) -> dict[str, Any]:
+        """Taps, tables, and wires of them to wherever they may go."""
+        taps = [{"name": f"tap{i}", "after": self.pick(("embedding", {"block": 0}, {"share": 0.4})),
+                 "of": self.pick(("stream", "stream", "attention", "ffn", "value"))}
+                for i in range(self.pick((0, 0, 1, 1, 2)))]
+        tables = [self.node(wires.Table) | {"name": f"table{i}"} for i in range(self.pick((0, 0, 0, 1, 2)))]
+        sources = ["self", "attention", "ffn", None, *(item["name"] for item in (*taps, *tables) * 3)]
+        targets = [*wires.INSIDE, "stream", "stream", "value", *(tap["name"] for tap in taps)]
+        found = []
+        for i in range(self.pick((0, 0, 1, 2, 3)) if not tables else 2):
+            source, to = self.pick(sources), self.pick(targets)
+            site = "before" if to in wires.INSIDE else self.pick(("before", "between", "after"))
+            at = "all" if to in ("embedding", "head") else self.pick(("all", [{"block": -1}], [{"share": 0.5}]))
+            wire = {"name": f"wire{i}", "source": source, "to": to, "at": at, "site": site,
+                    "shift": self.pick((0, 0, 0, 1, 3))}
+            keep = self.node(wires.Coefficient) if source is None or self.chance(0.3) else None
+            found.append(wire | {"keep": keep} | ({"add": self.node(wires.Coefficient)} if source else {}))
+        return {"taps": taps, "tables": tables, "wires": found}
 
     def init_rules(self) -> list[dict[str, Any]]:
         """Now and then other initial values of some maps."""

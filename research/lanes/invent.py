@@ -79,17 +79,19 @@ class Invent:
         return (_part(place, *grown), novelty) if novelty >= NEW else None
 
     def _wire(self, view: Knowledge, parent: Known, rng: np.random.Generator) -> tuple[Part, float] | None:
-        """Saves and injections as the generator of recipes draws them."""
-        if any(overlap("model.residual", path) for path in view.track.frozen):
+        """Taps, tables and wires as the generator of recipes draws them."""
+        fields = ("taps", "tables", "wires")
+        if any(overlap(f"model.{field}", path) for field in fields for path in view.track.frozen):
             return None
-        drawn = Draw(rng, parent.recipe.model.width, parent.recipe.model.depth)
-        drawn.depth = parent.recipe.model.depth
-        mark = f"{rng.integers(1 << 16):04x}"
+        drawn, m = Draw(rng, parent.recipe.model.width, parent.recipe.model.depth), parent.recipe.model
+        drawn.width, drawn.depth = m.width, m.depth
+        found, mark = drawn.wires([]), f"{rng.integers(1 << 16):04x}"
+        own = {item["name"] for field in fields for item in found.get(field, ())}
         edits = []
-        for field, items in drawn.wires().items():
-            for item in items:
-                new = item | {name: f"{item[name]}_{mark}" for name in ("name", "source") if name in item}
-                edits.append(IdeaEdit(path=f"model.residual.{field}.{new['name']}", new=new))
+        for field in fields:
+            for item in found.get(field, ()):
+                new = item | {name: f"{item[name]}_{mark}" for name in ("name", "source", "to") if item.get(name) in own}
+                edits.append(IdeaEdit(path=f"model.{field}.{new['name']}", new=new))
         if not edits:
             return None
         text = "; ".join(show(edit.new) for edit in edits)

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic_core import PydanticUndefined
 
+from jaxnano.config import wires, wiring
 from jaxnano.config.base import Node, Range, finite, name_of, traced_range
 from jaxnano.config.block import BlockTree
 from jaxnano.config.recipe import Recipe, beside
@@ -18,7 +19,8 @@ def features(base: Recipe, recipe: Recipe) -> dict[str, float | str]:
     """Displacements from the base: numbers in units of their range (logarithmic where it is), choices as text.
 
     A node of another kind is one choice; its numbers count as displacements from that kind's defaults. What differs
-    over depth or in phases counts as each block and each step has it, by its share of them; names of diffs are none.
+    over depth or in phases counts as each block and each step has it, by its share of them; names of diffs are none,
+    and wires are called by what they do.
     """
     if not base.phases and not recipe.phases:
         return _of_stage(base, recipe)
@@ -31,6 +33,10 @@ def features(base: Recipe, recipe: Recipe) -> dict[str, float | str]:
 def _of_stage(base: Recipe, recipe: Recipe) -> dict[str, float | str]:
     """The features of recipes without phases."""
     found: dict[str, float | str] = {}
+    if base.model.wires or recipe.model.wires or base.model.taps or recipe.model.taps:
+        (base, held), (recipe, holds) = _wires(base), _wires(recipe)
+        found |= {f"model.wires.{name}.share": holds.get(name, 0.0) - held.get(name, 0.0)
+                  for name in {**held, **holds} if holds.get(name) != held.get(name)}
     if not base.model.blocks and not recipe.model.blocks:
         _compare(base, recipe, "", found)
         return found
@@ -56,6 +62,17 @@ def _shared(told: list[tuple[float, dict[str, float | str]]]) -> dict[str, float
         whole = chosen and value > 1 - 1e-9
         found[path if whole else name] = choice if whole else value
     return found
+
+
+def _wires(recipe: Recipe) -> tuple[Recipe, dict[str, float]]:
+    """The recipe with its wires at no place and called by what they are, and the share of depth where each is."""
+    m = wiring.renamed(wiring.counting(recipe.model))
+    shares: dict[str, float] = defaultdict(float)
+    for place, tree in wires.places(m):
+        for wire in wires.acting(tree, place):
+            shares[wire.name] += 1.0 if wire.to in ("embedding", "head") else 1.0 / m.depth
+    placeless = tuple(wire.model_copy(update={"at": "all"}) for wire in m.wires)
+    return recipe.model_copy(update={"model": m.model_copy(update={"wires": placeless})}), dict(shares)
 
 
 def _alike(base: Recipe, recipe: Recipe) -> Recipe:

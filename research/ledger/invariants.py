@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxnano.config.base import validate
+from jaxnano.config.base import digest, validate
+from jaxnano.config.older import is_older
 from jaxnano.config.recipe import Recipe, recipe_id
 from research.ledger.events import Event, Ledger, SessionError, encode, read
 from research.ledger.kinds import KINDS, LOOP_KINDS
@@ -164,4 +165,5 @@ def _recipes(events: list[Event[Any]], identify: Callable[[Mapping[str, Any]], s
 
 
 def _recipe_id(recipe: Mapping[str, Any]) -> str:
-    return recipe_id(validate(Recipe, dict(recipe)))
+    told = recipe_id(validate(Recipe, dict(recipe)))
+    return digest(dict(recipe)) if is_older(recipe) else told  # which had its own words for it

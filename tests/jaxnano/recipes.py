@@ -12,7 +12,10 @@ from jaxnano.config.recipe import Recipe
 TINY = Recipe(model=Model(width=16, depth=2), data=Embedded(kind="embedded", length=16, batch=2))
 SWISH = {"kind": "expression", "code": "x * sigmoid(a * x)", "params": {"a": 1.7}}
 CUBE = {"kind": "expression", "code": "minimum(relu(x) ** 3, 4 * abs(x)) + 1 / 8 * tanh(x)"}
-X0 = {"name": "x0", "after": 0}
+JOINS = [  # x <- r x + p f(norm x)
+    {"name": "attend", "source": "attention", "site": "between", "keep": {"init": 1.05}, "add": {"init": 0.7}},
+    {"name": "feed", "source": "ffn", "site": "after", "keep": {"init": 1.05}, "add": {"init": 0.7}},
+]
 
 
 def edited(base: Recipe, changes: dict[str, Any]) -> Recipe:
@@ -52,29 +55,75 @@ RECIPES: dict[str, Recipe] = {
     ),
     "sandwich_smear": model(
         depth=1, norm={"kind": "rmsnorm", "placement": "sandwich"},
-        residual__scalars={"stream": 1.05, "branch": 0.7},
-        embedding={"norm": True, "smear": {"channels": 6, "init": 0.3}}, ffn={"kind": "mlp", "activation": CUBE},
+        wires=[*JOINS, {"name": "smear", "source": "self", "to": "embedding", "shift": 1,
+                        "add": {"code": "c * sigmoid(z)", "channels": 6, "init": 0.3}}],
+        embedding={"norm": True}, ffn={"kind": "mlp", "activation": CUBE},
     ),
-    "x0_skips": model(residual={
-        "branch": "depth_scaled", "saves": [X0], "injections": [
-            {"name": "skip", "source": "x0", "before": [1, 2]},
-            {"name": "gated", "source": "x0", "before": [1], "coefficient": {"kind": "gate", "channels": 7}},
-        ],
-    }),
-    "unet_values": model(depth=3, attention__kv_heads=2, ffn={"kind": "mlp", "activation": {"kind": "silu"}}, residual={
-        "saves": [{"name": "early", "after": 1}],
-        "injections": [
-            {"name": "long", "source": "early", "before": [2], "coefficient": {"kind": "scalar", "init": 1.0}},
-        ],
-        "value_embeddings": [{"name": "outer", "blocks": [0, 2]}, {"name": "middle", "blocks": [1], "init": 0.2}],
-    }),
+    "x0_skips": model(taps=[{"name": "x0"}], wires=[
+        {"name": "skip", "source": "x0", "at": [{"block": 1}]},
+        {"name": "gated", "source": "x0", "at": [{"block": 1}], "add": {"code": "2 * c * sigmoid(z)", "init": 0.5,
+                                                                         "channels": 7}},
+        {"name": "last", "source": "x0", "at": [{"block": -1}], "site": "after"},
+        {"name": "quiet", "to": "branch", "keep": {"code": "1 / sqrt(2 * depth)"}},
+    ]),
+    "unet_values": model(
+        depth=3, attention__kv_heads=2, ffn={"kind": "mlp", "activation": {"kind": "silu"}},
+        taps=[{"name": "early", "after": {"block": 0}}], tables=[{"name": "outer"}, {"name": "middle"}], wires=[
+            {"name": "long", "source": "early", "at": [{"block": 2}], "add": {"init": 1.0}},
+            {"name": "outer", "source": "outer", "to": "value", "at": [{"block": 0}, {"block": 2}],
+             "keep": {"init": 0.5}, "add": {"init": 0.5}},
+            {"name": "middle", "source": "middle", "to": "value", "at": [{"block": 1}], "keep": {"init": 0.8},
+             "add": {"init": 0.2}},
+        ]),
+    "value_residual_gates": model(
+        depth=3, attention__kv_heads=2, taps=[{"name": "v1", "after": {"block": 0}, "of": "value"}, {"name": "x0"}],
+        tables=[{"name": "words"}], wires=[
+            {"name": "first", "source": "v1", "to": "value", "at": [{"first": 1}],
+             "keep": {"code": "1 - c", "init": 0.5, "key": "share"}, "add": {"code": "c", "init": 0.5, "key": "share"}},
+            {"name": "word", "source": "words", "to": "value", "at": [{"block": -1}], "add": {
+                "code": "2 * sigmoid(z)", "per": "head", "reads": ["here", "source"], "channels": 3}},
+            {"name": "token", "to": "value", "source": "self", "shift": 2, "at": [{"block": 0}],
+             "add": {"per": "channel"}},
+            {"name": "into", "to": "attention", "keep": {"code": "c + 2", "init": -1.5}},
+            {"name": "gate", "to": "ffn", "source": "attention", "at": [{"share": 0.5}], "add": {
+                "code": "c + a * tanh(z) * (block + 1)", "params": {"a": {"kind": "linear", "value": 0.6}},
+                "per": "channel", "reads": ["x0"], "channels": 5}},
+            {"name": "out", "to": "head", "source": "x0", "shift": 1, "keep": {"init": 1.0}, "add": {
+                "code": "c * cos(z)", "init": 0.1, "reads": ["words", "source"], "channels": 4}},
+        ]),
+    "two_lanes": model(
+        depth=3, bias=True, taps=[{"name": "lane", "after": {"block": 0}}, {"name": "put", "after": {"block": 1},
+                                                                           "of": "ffn"}],
+        blocks=[{"name": "late", "at": [{"first": 1}], "set": {"ffn": {"reads": "lane"}}},
+                {"name": "last", "at": [{"block": -1}], "set": {"attention": {"writes": ["lane", "stream"]},
+                                                                "ffn": {"writes": []}}}],
+        wires=[
+            {"name": "a0", "source": "attention", "site": "between", "at": [{"block": 1}],
+             "keep": {"init": 1.05, "key": "shared"}, "add": {"init": 1.0}},
+            {"name": "a1", "source": "attention", "to": "lane", "site": "between", "at": [{"block": 1}],
+             "keep": {"init": 1.05, "key": "shared"}, "add": {"init": 1.5}},
+            {"name": "f0", "source": "ffn", "site": "after", "at": [{"first": 1}], "add": {"init": 1.0}},
+            {"name": "f1", "source": "ffn", "to": "lane", "site": "after", "at": [{"block": 1}], "add": {"init": 1.0}},
+            {"name": "mean", "source": "lane", "site": "after", "at": [{"block": -1}], "keep": {"code": "0.5"},
+             "add": {"code": "0.5"}},
+            {"name": "again", "source": "put", "at": [{"block": 2}], "shift": 3, "add": {"init": 0.3}},
+            {"name": "loud", "to": "branch", "site": "between", "at": [{"block": 0}], "keep": {"init": 1.2}},
+        ]),
+    "bigrams": model(depth=1, position={"kind": "none"}, tables=[
+        {"name": "pair", "index": {"kind": "hash", "rows": 97, "signs": 13}, "channels": 6},
+        {"name": "far", "index": {"kind": "hash", "of": [1, 3], "rows": 61}},
+    ], wires=[
+        {"name": "pair", "source": "pair", "add": {"init": 0.1}},
+        {"name": "far", "source": "far", "to": "embedding", "add": {"code": "1"}},
+    ]),
     "dropped_branches": model(
         attention__dropped=[0], ffn__dropped=[1], norm={"kind": "layernorm", "gain": False, "placement": "sandwich"},
         embedding__tied=False, attention__heads=3, attention__head_dim=5,
     ),
     "depth_diffs": model(
-        depth=3, attention__window=4, position={"kind": "rotary"}, residual={
-            "value_embeddings": [{"name": "v", "blocks": [0, 2]}]},
+        depth=3, attention__window=4, position={"kind": "rotary"}, tables=[{"name": "v"}],
+        wires=[{"name": "v", "source": "v", "to": "value", "at": [{"block": 0}, {"block": 2}], "keep": {"init": 0.5},
+                "add": {"init": 0.5}}],
         blocks=[
             {"name": "long", "at": [{"block": 0}, {"block": -1}], "set": {
                 "attention": {"window": 0, "qk_norm": True, "scale": {"kind": "constant", "value": 0.3}},

@@ -26,7 +26,7 @@ LENGTH = TINY.data.length
 FULL = model(vocab=300, bias=True, ffn__ratio=3.0, norm={"kind": "layernorm", "eps": 1e-3})
 BARE = model(
     depth=3, position={"kind": "none"}, attention__dropped=[1], attention__kv_heads=4, attention__head_dim=4,
-    attention__windows=[LENGTH], head__z_loss=0.1, residual__saves=[{"name": "unread", "after": 1}],
+    attention__windows=[LENGTH], head__z_loss=0.1, taps=[{"name": "unread", "after": {"block": 0}}],
     ffn={"kind": "mlp", "activation": {"kind": "gelu", "approximate": False}, "dropped": [0]},
     norm={"kind": "layernorm", "bias": False, "gain": False, "eps": {"kind": "linear", "value": 1e-2, "floor": 0.1}},
 )
@@ -109,7 +109,7 @@ def test_the_config_says_what_the_recipe_does() -> None:
     ("alibi_geglu", 'model.position: {"kind": "alibi", "reach": 6.0}:', "learned() would do"),
     ("no_position_gate", 'model.attention.gate: {"kind": "sigmoid", "channels": 5}:', "null would do"),
     ("sandwich_smear", "model.ffn.activation: ", "gelu() would do"),
-    ("x0_skips", 'model.residual.branch: "depth_scaled":', "plain would do"),
+    ("x0_skips", "model.wires.skip: ", "absent would do"),
     ("unet_values", "model.attention.kv_heads: 2:", "null would do"),
     ("dropped_branches", "model.attention.head_dim: 5:", "null would do"),
     ("scheduled", "model.attention.scale: ", "inverse_sqrt() would do"),
@@ -123,7 +123,8 @@ def test_what_gpt2_lacks_is_named(name: str, path: str, would: str) -> None:
     ({"embedding__tied": False}, "model.embedding.tied: false:"), ({"attention__qk_norm": True}, "model.attention.qk_"),
     ({"head__softcap": {"kind": "tanh"}}, "model.head.softcap: "), ({"norm": {"kind": "rmsnorm"}}, "model.norm: "),
     ({"norm__placement": "sandwich"}, "model.norm.placement: "), ({"embedding__norm": True}, "model.embedding.norm: "),
-    ({"residual__scalars": {}}, "model.residual.scalars: "), ({"attention__softcap": 9.0}, "model.attention.softcap: "),
+    ({"attention__reads": "x0", "taps": [{"name": "x0"}]}, "model.attention.reads: "),
+    ({"attention__softcap": 9.0}, "model.attention.softcap: "),
     ({"attention__windows": [0, LENGTH - 1]}, "model.attention.windows: "), ({"ffn": {"kind": "glu"}}, "model.ffn: "),
 ])
 def test_one_change_from_gpt2_is_enough(changes: dict[str, Any], path: str) -> None:

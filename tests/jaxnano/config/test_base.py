@@ -41,7 +41,7 @@ for _ in range(500):
     ({"model": {"norm": {"kind": "rmsnorm", "colour": 1}}},
      "model.norm.colour: 1: no such field; kind, gain, placement, eps would do"),
     ({"model": {"depth": 0}}, "model.depth: 0: at least 1 would do"),
-    ({"model": {"residual": {"saves": [{"name": "My Save", "after": 1}]}}}, "]{0,30}$; my_save would do"),
+    ({"model": {"taps": [{"name": "My Save", "after": {"block": 1}}]}}, "]{0,30}$; my_save would do"),
     ({"optimizer": {"clip": "fast"}}, 'optimizer.clip: "fast": a number or a schedule would do'),
     ({"model": {"position": {"kind": "rope"}}},
      "model.position.kind: \"rope\": one of 'learned', 'rotary', 'alibi', 'none'"),

@@ -143,9 +143,9 @@ def test_the_table_and_the_cost_follow_the_blocks() -> None:
 
 
 def test_a_value_table_needs_values_of_its_width() -> None:
-    with pytest.raises(ConfigError, match="blocks whose values are as wide as the model's"):
+    with pytest.raises(ConfigError, match="wires.v.to: \"value\": v has 16 channels and value only 8"):
         blocks({"name": "few", "at": [{"block": 0}], "set": {"attention": {"kv_heads": 2}}},
-               residual__value_embeddings=[{"name": "v", "blocks": [0, 1]}])
+               tables=[{"name": "v"}], wires=[{"name": "v", "source": "v", "to": "value"}])
 
 
 def test_blocks_have_no_learned_positions_of_their_own() -> None:

@@ -48,13 +48,12 @@ def test_every_traced_number_can_be_a_schedule_and_is_resolved() -> None:
     """Each traced field of a large recipe in turn becomes a formula; `at` must then hold its value."""
     full = edited(TINY, {
         "model.position": {"kind": "alibi"}, "model.head": {"softcap": {"kind": "tanh"}, "z_loss": 1e-3},
-        "model.residual": {"scalars": {}, "saves": [{"name": "x0", "after": 0}],
-                           "injections": [{"name": "skip", "source": "x0", "before": [1]}],
-                           "value_embeddings": [{"name": "ve", "blocks": [0]}]},
-        "model.embedding.smear": {}, "optimizer.wrapper": {"kind": "ema_nesterov"},
+        "model.wires": [{"name": "smear", "source": "self", "to": "embedding", "shift": 1,
+                         "add": {"code": "c * sigmoid(z)"}}],
+        "optimizer.wrapper": {"kind": "ema_nesterov"},
         "optimizer.readout": {"kind": "tail_ema"},
     })
-    read_once = re.compile(r"init|residual.scalars")
+    read_once = re.compile(r"init")
     paths = [leaf for leaf in leaves(full) if not read_once.search(leaf.path)]
     assert len(paths) > 15
     recipe = full
@@ -89,9 +88,9 @@ def test_a_schedule_is_held_inside_the_range_of_its_field() -> None:
     assert float(at(recipe, hypers(recipe, 10), 0.5).optimizer.groups[0].lr) == 0
 
 
-@pytest.mark.parametrize("path", ["model.init.std", "model.init.head_std", "model.residual.scalars.branch"])
+@pytest.mark.parametrize("path", ["model.init.std", "model.init.head_std", "model.wires.fade.keep.init"])
 def test_initial_values_take_no_schedule(path: str) -> None:
-    scaled = edited(TINY, {"model.residual.scalars": {}})
+    scaled = edited(TINY, {"model.wires": [{"name": "fade", "keep": {"init": 1.0}}]})
     with pytest.raises(ConfigError, match=f"{path}: .*: a number would do"):
         edited(scaled, {path: {"kind": "cosine", "value": 1.0}})
 

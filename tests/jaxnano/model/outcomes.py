@@ -48,7 +48,7 @@ def _program(recipe: Recipe, params: Any, batch_BxM: jax.Array, values: Any) -> 
         return pull(jnp.zeros_like(x_BxLxD).at[0, t].set(weights_LxD[t]))[0]
 
     tables = [d_LxVxD for path, d_LxVxD in jax.vmap(slopes)(jnp.arange(length)).items()
-              if path == "embedding/token" or path.startswith("value_embeddings/")]
+              if path == "embedding/token" or path.startswith("tables/") and d_LxVxD.shape[1] == recipe.model.vocab]
     jacobian_LxL = sum(jnp.abs(d_LxVxD).sum(-1)[:, tokens_BxL[0]] for d_LxVxD in tables)
     plain = head.logits(x_BxLxD, weight, bias, cfg.model)
     return loss, metrics["loss"], grads, plain, cached_LxBxV.swapaxes(0, 1), jacobian_LxL

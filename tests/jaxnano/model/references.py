@@ -7,6 +7,7 @@ progress. Batch and position are explicit loops where that says most plainly wha
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,17 @@ FORMULAS = {
         lambda x: np.minimum(np.clip(x, 0, None) ** 3, 4 * np.abs(x)) + np.tanh(x) / 8,
     "a * progress": lambda progress, a: a * progress,
     "a * x / maximum(norm(x), 1e-06)": lambda x, a: a * x / max(math.sqrt(x @ x), 1e-6),
+    "c": lambda c: c,
+    "1": lambda: 1.0,
+    "0.5": lambda: 0.5,
+    "c + 2": lambda c: c + 2,
+    "1 - c": lambda c: 1 - c,
+    "1 / sqrt(2 * depth)": lambda depth: (2 * depth) ** -0.5,
+    "c * sigmoid(z)": lambda c, z: c / (1 + np.exp(-z)),
+    "2 * c * sigmoid(z)": lambda c, z: 2 * c / (1 + np.exp(-z)),
+    "2 * sigmoid(z)": lambda z: 2 / (1 + np.exp(-z)),
+    "c * cos(z)": lambda c, z: c * np.cos(z),
+    "c + a * tanh(z) * (block + 1)": lambda c, z, block, a: c + a * np.tanh(z) * (block + 1),
     "x / sqrt(mean(x * x) + 1e-06)": lambda x: x / math.sqrt((x * x).mean() + 1e-6),
     "x": lambda x: x,
     "s + distance * a": lambda s, distance, a, **_: s + distance * a,
@@ -72,8 +84,10 @@ def sigmoid(x: Array) -> Array:
     return 1 / (1 + np.exp(-x))
 
 
-DEFAULTS = {"glu": {"ratio": 8 / 3, "activation": {"kind": "silu"}}, "alibi": {"reach": 8.0},  # of kinds that a block
-            "vectors": {"rank": 1, "channels": 12, "hidden": 0, "window": 0}}  # changes to
+DEFAULTS = {  # of kinds that a block changes to
+    "glu": {"ratio": 8 / 3, "activation": {"kind": "silu"}, "reads": "stream", "writes": ["stream"]},
+    "alibi": {"reach": 8.0}, "vectors": {"rank": 1, "channels": 12, "hidden": 0, "window": 0},
+}
 
 
 def merged(tree: Any, change: Any) -> Any:
@@ -85,6 +99,29 @@ def merged(tree: Any, change: Any) -> Any:
     return tree | {key: merged(tree.get(key), value) for key, value in change.items()}
 
 
+def blocks(at: Any, depth: int) -> list[int]:
+    """The blocks of places."""
+    if at == "all":
+        return list(range(depth))
+    found: list[int] = []
+    for p in at:
+        if p["share"] is not None:
+            found.append(int(p["share"] * depth))
+        elif p["block"] is not None:
+            found.append(p["block"] % depth)
+        else:
+            found += range(p["first"] or 0, depth if p["last"] is None else p["last"] % depth + 1, p["every"] or 1)
+    return found
+
+
+def sign(vector: int, channel: int, channels: int) -> float:
+    """A bit of MurmurHash3's finaliser, in whole numbers of any size."""
+    h = (vector * channels + channel) % 2**32
+    h = (h ^ h >> 16) * 0x85EBCA6B % 2**32
+    h = (h ^ h >> 13) * 0xC2B2AE35 % 2**32
+    return -1.0 if (h ^ h >> 16) & 1 else 1.0
+
+
 def tree(model: dict[str, Any], block: int) -> dict[str, Any]:
     """The model as one block has it; a branch that it lacks is None."""
     depth, found = model["depth"], dict(model)
@@ -93,8 +130,7 @@ def tree(model: dict[str, Any], block: int) -> dict[str, Any]:
         found["attention"] = model["attention"] | {"window": pattern[block % len(pattern)]}
     found |= {name: None for name in ("attention", "ffn") if block in model[name]["dropped"]}
     for diff in model["blocks"]:
-        places = [int(p["share"] * depth) if p["share"] is not None else p["block"] % depth for p in diff["at"]]
-        found = merged(found, diff["set"]) if block in places else found
+        found = merged(found, diff["set"]) if block in blocks(diff["at"], depth) else found
     return found
 
 
@@ -116,12 +152,8 @@ class Reference:
         return x @ self.p[path] + self.p.get(f"{path}_bias", 0.0)
 
     def embed(self, tokens: Array) -> Array:
-        node, raw = self.m["embedding"], self.p["embedding/token"][tokens]
-        x = raw.copy()
-        if node["smear"]:
-            weight, scale = self.p["embedding/smear/weight"], self.p["embedding/smear/scale"]
-            for t in range(1, len(tokens)):
-                x[t] += scale * sigmoid(raw[t, : len(weight)] @ weight) * raw[t - 1]
+        node, x = self.m["embedding"], self.p["embedding/token"][tokens]
+        x = self.wired("embedding", x, x)
         if self.m["position"]["kind"] == "learned":
             x += self.p["embedding/position"][: len(tokens)]
         return self.norm(x, "embedding/norm") if node["norm"] else x
@@ -225,11 +257,10 @@ class Reference:
     def attention(self, x: Array, tokens: Array, block: int) -> Array:
         a, path = self.m["attention"], f"blocks_{block}/attention"
         heads, groups, n = a["heads"], a["kv_heads"] or a["heads"], a["interleaved"]
-        q, k, v = (self.linear(x, f"{path}/{name}") for name in "qkv")
-        for table in self.m["residual"]["value_embeddings"]:
-            if block in table["blocks"]:
-                own, other = self.p[f"{path}/mix_{table['name']}_value"], self.p[f"{path}/mix_{table['name']}_table"]
-                v = own * v + other * self.p[f"value_embeddings/{table['name']}"][tokens]
+        seen = self.wired("attention", x, x, block)
+        q, k, v = (self.linear(seen, f"{path}/{name}") for name in "qkv")
+        self.known["value"] = v
+        v = self.wired("value", v, x, block)
         q, k, v = ([self.shaped(part, name, whole, block) for part in np.split(y, count, axis=1)]
                    for y, name, whole, count in ((q, "q", "query", heads), (k, "k", "key", groups),
                                                  (v, "v", "value", groups)))
@@ -244,8 +275,7 @@ class Reference:
         if a["gate"]:
             gate = sigmoid(x[:, : a["gate"]["channels"]] @ self.p[f"{path}/output_gate"])
             outputs = [output * gate[:, [h]] for h, output in enumerate(outputs)]
-        y = self.linear(np.concatenate(outputs, axis=1), f"{path}/o")
-        return y / math.sqrt(2 * self.m["depth"]) if self.m["residual"]["branch"] == "depth_scaled" else y
+        return self.linear(np.concatenate(outputs, axis=1), f"{path}/o")
 
     def ffn(self, x: Array, block: int) -> Array:
         node, path = self.m["ffn"], f"blocks_{block}/ffn"
@@ -256,36 +286,110 @@ class Reference:
             hidden = activate(hidden, node["activation"])
         return self.linear(hidden, f"{path}/down")
 
-    def join(self, x: Array, y: Array, path: str) -> Array:
-        if self.m["norm"]["placement"] == "sandwich":
-            y = self.norm(y, f"{path}_post_norm")
-        return self.p.get(f"{path}_stream", 1.0) * x + self.p.get(f"{path}_branch", 1.0) * y
+    def lookup(self, table: dict[str, Any], tokens: Array) -> Array:
+        """A table's rows."""
+        rows, index = self.p[f"tables/{table['name']}"], table["index"]
+        if index["kind"] == "token":
+            return rows[tokens]
+        found = []
+        for t in range(len(tokens)):
+            if t < max(index["of"]):
+                grams, row = [int(tokens[t - k]) if k <= t else 0 for k in index["of"]], len(rows) - 1
+            else:
+                grams = [int(tokens[t - k]) for k in index["of"]]
+                row = (36313 * grams[0] ^ 27191 * grams[1]) % (len(rows) - 1)  # no product wraps here
+            vector = (grams[0] ^ grams[1]) % index["signs"] if index["signs"] else 0
+            signs = [sign(vector, i, rows.shape[1]) if index["signs"] else 1.0 for i in range(rows.shape[1])]
+            found.append(rows[row] * signs)
+        return np.stack(found)
 
-    def inject(self, x: Array, saved: dict[str, Array], block: int) -> Array:
-        for wire in self.m["residual"]["injections"]:
-            if block in wire["before"]:
-                path = f"inject_{wire['name']}_{block}"
-                weight, scale = self.p.get(f"{path}/weight"), self.p[f"{path}/scale"]
-                share = scale if weight is None else 2 * scale * sigmoid(x[:, : len(weight)] @ weight)[:, None]
-                x = x + share * saved[wire["source"]]
+    def wired(self, to: str, x: Array, here: Array, block: int = -1, site: str = "before") -> Array:
+        """x after the wires that go to it at a site of a block; -1 is the embedding, the depth the features."""
+        depth = self.m["depth"]
+        for wire in self.m["wires"]:
+            inner = to not in ("embedding", "head") and block not in blocks(wire["at"], depth)
+            if (wire["to"], wire["site"]) != (to, site) or inner or self.m.get(wire["source"], 0) is None:
+                continue
+            source = np.zeros((len(x), 1)) if wire["source"] is None else self.known.get(wire["source"], x)
+            shift = wire["shift"]
+            moved = np.concatenate([np.zeros((shift, source.shape[1])), source[: len(x) - shift]])
+            moved = np.concatenate([moved, np.zeros((len(x), x.shape[1] - moved.shape[1]))], axis=1)
+            known = {**self.known, "here": here if to in ("value", "branch") else x, "source": moved}
+            y = x * (self.coefficient(wire, "keep", known, block) if wire["keep"] else 1.0)
+            x = y + moved * self.coefficient(wire, "add", known, block) if wire["source"] else y
         return x
+
+    def coefficient(self, wire: dict[str, Any], part: str, known: dict[str, Array], block: int) -> Array:
+        """[L, C], or what stretches to it."""
+        node, depth = wire[part], self.m["depth"]
+        place = {-1: "embedding", depth: "features"}.get(block, f"blocks_{block}")
+        name = node["key"] or f"{wire['name']}_{part}"
+        scope: dict[str, Any] = {"depth": depth, "block": block}
+        words = re.findall(r"[a-z]+", node["code"])
+        if "c" in words:
+            scope["c"] = self.p[f"{place}/wire_{name}"]
+        if "z" in words:
+            read = np.concatenate([known[other][:, : node["channels"]] for other in node["reads"]], axis=1)
+            weight = self.p[f"{place}/gate_{name}"]
+            scope["z"] = read @ (weight if weight.ndim == 2 else weight[:, None])
+        told = {key: value for key, value in scope.items() if key in words}
+        value = np.atleast_1d(value_of(node, self.progress, **told))
+        if node["per"] == "head" and value.size > 1:
+            value = np.repeat(value, self.width_of_a_head(), axis=-1)
+        return value
+
+    def width_of_a_head(self) -> int:
+        return self.m["attention"]["head_dim"] or self.m["width"] // self.m["attention"]["heads"]
+
+    def streams(self, block: int, site: str) -> None:
+        """Wires to streams, in the order of the list."""
+        whole = self.m["wires"]
+        for wire in whole:
+            if wire["to"] == "stream" or wire["to"] in [tap["name"] for tap in self.m["taps"]]:
+                self.m["wires"] = [wire]
+                if wire["to"] in self.known:
+                    x = self.known[wire["to"]]
+                    self.known[wire["to"]] = self.wired(wire["to"], x, x, block, site)
+        self.m["wires"] = whole
+
+    def join(self, branch: str, y: Array, h: Array, block: int, site: str) -> None:
+        """What a branch put out goes to its streams, plainly where no wire of its own leads there."""
+        if self.m["norm"]["placement"] == "sandwich":
+            y = self.norm(y, f"blocks_{block}/{branch}_post_norm")
+        self.known[branch] = y = self.wired("branch", y, h, block, site)
+        own = [w["to"] for w in self.m["wires"] if w["source"] == branch and block in blocks(w["at"], self.m["depth"])]
+        for name in set(self.m[branch]["writes"]) - set(own):
+            self.known[name] = self.known[name] + y
+
+    def tap(self, block: int) -> None:
+        for tap in self.m["taps"]:
+            after = -1 if tap["after"] == "embedding" else blocks([tap["after"]], self.m["depth"])[0]
+            if after == block:
+                self.known[tap["name"]] = self.known[tap["of"]]
 
     def logits(self, tokens: Array) -> Array:
         """[L, V] of one row of tokens [L]."""
-        x, saved, whole = self.embed(tokens), {}, self.m
-        for block in range(whole["depth"] + 1):
-            self.m = whole
-            saved |= {save["name"]: x for save in self.m["residual"]["saves"] if save["after"] == block}
-            x = self.inject(x, saved, block)
-            if block == self.m["depth"]:
-                break
+        whole = self.m
+        self.known = {table["name"]: self.lookup(table, tokens) for table in whole["tables"]}
+        self.known["stream"] = self.embed(tokens)
+        self.tap(-1)
+        for block in range(whole["depth"]):
             path, self.m = f"blocks_{block}", tree(whole, block)
+            self.streams(block, "before")
             if self.m["attention"]:
-                y = self.attention(self.norm(x, f"{path}/attention_norm"), tokens, block)
-                x = self.join(x, y, f"{path}/attention")
+                h = self.norm(self.known[self.m["attention"]["reads"]], f"{path}/attention_norm")
+                self.join("attention", self.attention(h, tokens, block), h, block, "before")
+            self.streams(block, "between")
             if self.m["ffn"]:
-                x = self.join(x, self.ffn(self.norm(x, f"{path}/ffn_norm"), block), f"{path}/ffn")
-        x = self.norm(x, "final_norm")
+                h = self.norm(self.known[self.m["ffn"]["reads"]], f"{path}/ffn_norm")
+                self.join("ffn", self.ffn(self.wired("ffn", h, h, block), block), h, block, "between")
+            self.streams(block, "after")
+            self.tap(block)
+            for name in ("attention", "ffn", "value"):
+                self.known.pop(name, None)
+        self.m = whole
+        x = self.norm(self.known["stream"], "final_norm")
+        x = self.wired("head", x, x, whole["depth"])
         tied = self.m["embedding"]["tied"]
         z = x @ (self.p["embedding/token"].T if tied else self.p["head/weight"]) + self.p.get("head/bias", 0.0)
         if cap := self.m["head"]["softcap"]:

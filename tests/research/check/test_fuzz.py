@@ -8,7 +8,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from jaxnano.config import model, optimizer, schedule
+from jaxnano.config import model, optimizer, schedule, wires
 from jaxnano.config.base import Node, dump_full
 from jaxnano.config.edit import read
 from jaxnano.config.recipe import recipe_id
@@ -35,12 +35,11 @@ def kinds(data: Any) -> set[str]:
 def test_the_draw_reaches_every_kind_and_every_optional_node() -> None:
     rng = np.random.default_rng(3)
     drawn = [dump_full(random_recipe(rng, TRACK.base_recipe)) for _ in range(250)]
-    declared = {kind for module in (model, optimizer, schedule) for node in vars(module).values()
+    declared = {kind for module in (model, optimizer, schedule, wires) for node in vars(module).values()
                 if isinstance(node, type) and issubclass(node, Node) and "kind" in node.model_fields
                 for kind in get_args(node.model_fields["kind"].annotation)}
     assert declared - set().union(*map(kinds, drawn)) == set()
-    optional = ("saves", "injections", "value_embeddings", "scalars")
-    assert any(all(recipe["model"]["residual"][part] for part in optional) for recipe in drawn)
+    assert any(all(recipe["model"][part] for part in ("taps", "tables", "wires", "blocks")) for recipe in drawn)
 
 
 def test_one_seed_draws_one_recipe() -> None:
@@ -55,7 +54,7 @@ def test_random_recipes_train_three_finite_steps(seed: int) -> None:
 
 def test_a_recipe_that_overflows_is_told_from_one_that_trains() -> None:
     assert not trains(edited(SHALLOW, {
-        "model.init.std": 2.0, "model.residual.scalars": {"stream": 10.0, "branch": 10.0},
+        "model.init.std": 2.0, "model.wires": [{"name": "loud", "keep": {"init": 10.0}}],
         "model.ffn": {"kind": "mlp", "activation": {"kind": "expression", "code": "1 / 0 * x"}},
     }))
 

@@ -57,7 +57,7 @@ RECIPES = {
     "a schedule without decay": (*FEW, "optimizer.groups.rest.lr={kind: constant, value: 0.01, warmup: 0.1}"),
     "no attention": (*FEW, "model.attention.dropped=[0]", "model.attention.softcap=30.0",
                      "model.init.attention_std=0.1", "model.position={kind: rotary}",
-                     "model.residual.branch=depth_scaled"),
+                     "model.wires=[{name: quiet, to: branch, keep: {code: 'a * c', params: {a: 0.5}}}]"),
     "no FFN": (*FEW, "model.ffn.dropped=[0]", "model.init.ffn_std=0.3",
                "model.ffn.activation={kind: expression, code: x * sigmoid(a * x), params: {a: 1.5}}"),
     "own deviations": (*FEW, "model.init.attention_std=0.1", "model.init.ffn_std=0.1"),

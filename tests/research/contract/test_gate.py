@@ -78,7 +78,7 @@ def test_limits_name_the_number_and_the_most(gate):
     ({"model": {"ffn": {"kind": "moe"}}}, "model.ffn"),
     ({"optimizer": {"clip": -1.0}}, "optimizer.clip"),
     ({"optimizer": {"clip": float("nan")}}, "optimizer.clip"),
-    ({"model": {"residual": {"injections": [{"name": "a", "source": "nowhere", "before": [1]}]}}}, "model.residual"),
+    ({"model": {"wires": [{"name": "a", "source": "nowhere"}]}}, "model.wires.a.source"),
     ({"model": {"attention": {"heads": 5}}}, "model"),
     ([1, 2], ""),
     ("recipe", ""),
@@ -102,15 +102,15 @@ def test_the_base_and_what_was_remembered_are_known(gate):
     assert f"the same recipe as {recipe_id(recipe)}" in refused(gate.judge(recipe))[""].rule
 
 
-SAVE = '{"name": "s", "after": 0}'
+TAP = 'model.taps=[{"name": "s"}]'
 SAME = {
     "explicit multi-head": ["model.attention.kv_heads=4"],
     "explicit head dim": ["model.attention.head_dim=16"],
     "windows as long as the text": ["model.attention.windows=[64]"],
     "windows longer than the text": ["model.attention.windows=[100, 0]"],
-    "a save nobody reads": [f"model.residual.saves=[{SAVE}]"],
-    "a wire that ends nowhere": [f"model.residual.saves=[{SAVE}]",
-                                 'model.residual.injections=[{"name": "w", "source": "s", "before": []}]'],
+    "a tap nobody reads": [TAP],
+    "a wire between taps that nobody reads": [TAP, 'model.wires=[{"name": "w", "source": "s", "to": "s"}]'],
+    "a table nobody reads": ['model.tables=[{"name": "t"}]'],
     "blocks of windows that are not there": ["model.attention.window_block=16"],
     "a window that blocks round to the text": ["model.attention.window=40", "model.attention.window_block=32"],
     "a ratio that rounds to the same width": ["model.ffn.ratio=4.001"],
@@ -119,8 +119,7 @@ OTHER = {
     "fewer key heads": ["model.attention.kv_heads=2"],
     "a window within the text": ["model.attention.windows=[63]"],
     "one window within the text": ["model.attention.windows=[0, 32]"],
-    "a save that is read": [f"model.residual.saves=[{SAVE}]",
-                            'model.residual.injections=[{"name": "w", "source": "s", "before": [2]}]'],
+    "a tap that is read": [TAP, 'model.wires=[{"name": "w", "source": "s", "at": [{"block": -1}]}]'],
     "a wider ffn": ["model.ffn.ratio=4.1"],
     "heads in turns": ["model.attention.interleaved=2"],
     "shared weights": ["model.attention.mix_weights={kind: matrix}"],
