@@ -34,7 +34,7 @@ class Gpt(nn.Module):
         start = jnp.zeros((), jnp.int32) if cache is None else cache["position"]
         positions_L = start + jnp.arange(tokens_BxL.shape[1])
         row, since_B = self._row(tokens_BxL, positions_L, cache)
-        shifts = [None] * (m.depth + 2) if cache is None else cache["shifts"]
+        shifts: list[Any] = [None] * (m.depth + 2) if cache is None else cache["shifts"]
         tables, last = {}, None if cache is None else cache["tokens"]
         if m.tables:
             tables, last = Tables(m, name="tables")(tokens_BxL, positions_L, last, dtype)

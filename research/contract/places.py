@@ -20,6 +20,7 @@ from jaxnano.config.optimizer import Group, View
 from jaxnano.config.recipe import Recipe
 from jaxnano.config.schedule import PLACE, Constant, FormulaSchedule, Schedule
 from jaxnano.config.transforms import GIVEN, STEP, FormulaStep, TakeStep
+from jaxnano.config.wires import Coefficient
 from research.contract.probe import along, made_up
 
 CURVES = {"gelu": "x / 2 * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x ** 3)))", "silu": "x * sigmoid(x)",
@@ -81,6 +82,8 @@ def _place(path: str, name: str, kind: type[Node], value: Any) -> Place | None:
             return None
         code, size = _shape(value)
         return Place(path, kind, PLACE, ("progress",), "progress", code, _numbers(value), size)
+    if kind is Coefficient and value is None:
+        return None  # to keep nothing of a stream is no place to begin
     if issubclass(kind, Formula) and kind.place.names and not issubclass(kind, View):
         return _formula_place(path, kind, value)
     return None

@@ -20,6 +20,7 @@ from jaxnano.config.edit import show
 from jaxnano.config.expression import ELEMENTWISE, ExpressionError, is_free, parse
 from jaxnano.config.recipe import Recipe
 from jaxnano.config.transforms import FREE, FormulaStep
+from jaxnano.config.wires import Coefficient
 from jaxnano.model.specs import specs
 from jaxnano.optim.build import update_cost
 from research.contract.algebra import ANY, simplified
@@ -90,7 +91,7 @@ class Invent:
         edits = []
         for field in fields:
             for item in found.get(field, ()):
-                new = item | {name: f"{item[name]}_{mark}" for name in ("name", "source", "to") if item.get(name) in own}
+                new = item | {key: f"{item[key]}_{mark}" for key in ("name", "source", "to") if item.get(key) in own}
                 edits.append(IdeaEdit(path=f"model.{field}.{new['name']}", new=new))
         if not edits:
             return None
@@ -151,10 +152,13 @@ def _part(place: Place, code: str, params: Mapping[str, float]) -> Part:
     if place.node is FormulaStep:
         name = f"invented_{mark}" if place.after else where[-1]
         path, new = ".".join([*where[:-1], name]), {"name": name} | new
-    edit = IdeaEdit(path=path, new=new, after=place.after)
+    edits = (IdeaEdit(path=path, new=new, after=place.after),)
+    if place.node is Coefficient:  # which is more than its formula
+        told = {name: value for name, value in new.items() if value != getattr(place, name)}
+        edits = tuple(IdeaEdit(path=f"{path}.{name}", new=value) for name, value in told.items())
     short = ".".join(piece for piece in where if piece not in ("model", "optimizer", "groups", "chain", "invented"))
     numbers = ", ".join(f"{name} = {value:.3g}" for name, value in params.items())
-    return Part(name=f"invented {short} {mark}", edits=(edit,), why=f"{code}{' with ' + numbers if numbers else ''} in "
+    return Part(name=f"invented {short} {mark}", edits=edits, why=f"{code}{' with ' + numbers if numbers else ''} in "
                 f"the place of {place.code}")
 
 

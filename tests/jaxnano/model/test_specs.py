@@ -72,8 +72,8 @@ def test_draws_have_the_mean_and_the_deviation_they_state(kind: str) -> None:
 def test_initial_values_of_gains_biases_scalars_and_gates() -> None:
     params = gpt.init(jax.random.key(0), RECIPES["x0_skips"], hypers(RECIPES["x0_skips"], 10))
     assert np.all(np.asarray(params["final_norm/gain"]) == 1) and np.all(np.asarray(params["final_norm/bias"]) == 0)
-    assert params["inject_skip_1/scale"] == 0 and params["inject_gated_1/scale"] == 0.5
-    assert np.all(np.asarray(params["inject_gated_1/weight"]) == 0)
+    assert params["blocks_1/wire_skip_add"] == 0 and params["blocks_1/wire_gated_add"] == 0.5
+    assert np.all(np.asarray(params["blocks_1/gate_gated_add"]) == 0)
 
 
 def test_rules_say_the_initial_values_of_the_parameters_that_they_match_first() -> None:

@@ -23,6 +23,7 @@ from research.show.report import write_report
 
 TRACK = load_track("tiny")
 BASE = TRACK.base_recipe
+WIRES = ("model.taps", "model.tables", "model.wires")
 
 
 def known(parts, worth, track=TRACK):
@@ -67,8 +68,9 @@ def test_inventions_are_of_many_places_and_their_numbers_can_be_tuned(brought):
     kinds = {path.partition(".invented")[0].partition("_")[0] for path in (edit.path for edit in edits)}
     assert {"model.ffn.activation", "model.head.logits", "model.attention.output", "model.attention.logit"} <= kinds
     assert any(".lr" in kind for kind in kinds) and any(".chain" in kind for kind in kinds)
-    assert any(edit.path.startswith("model.residual") for edit in edits)
-    assert sum(bool(edit.new.get("params")) for edit in edits if "code" in edit.new) > len(edits) / 2
+    assert any(edit.path.startswith(WIRES) for edit in edits)
+    formulas = [edit.new for edit in edits if isinstance(edit.new, dict) and "code" in edit.new]
+    assert sum(bool(new.get("params")) for new in formulas) > len(edits) / 2
 
 
 def test_it_follows_from_view_and_generator():
@@ -78,7 +80,7 @@ def test_it_follows_from_view_and_generator():
 
 
 def test_frozen_places_stay_as_they_are():
-    track = TRACK.model_copy(update={"frozen": (*TRACK.frozen, "model.attention", "model.residual", "optimizer")})
+    track = TRACK.model_copy(update={"frozen": (*TRACK.frozen, "model.attention", *WIRES, "optimizer")})
     for proposal, _ in rounds(lambda recipe: -0.05, 12, track):
         assert not any(overlap(edit.path, path) for edit in proposal.parts[-1].edits for path in track.frozen)
 
@@ -91,7 +93,7 @@ def activation(recipe):
 
 def test_a_planted_formula_is_found_and_bred():
     """A world in which an activation is worth the more the nearer it comes to one that nobody knows."""
-    others = [path for path in ("model.attention", "model.residual", "model.head", "optimizer")]
+    others = ["model.attention", *WIRES, "model.head", "optimizer"]
     track = TRACK.model_copy(update={"frozen": (*TRACK.frozen, *others)})
     place = next(place for place in places(BASE) if place.path == "model.ffn.activation")
     goal = values(place, "relu(x) * (1 + 0.5 * tanh(x)) + 0.3 * x", {})
