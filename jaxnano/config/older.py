@@ -25,9 +25,10 @@ def is_older(recipe: Mapping[str, Any]) -> bool:
 
 def translated(text: str | bytes | bytearray) -> str | bytes | bytearray:
     """JSON of a recipe of any version in the words of this one; what is no recipe stays as it is."""
-    if not any((word if isinstance(text, str) else word.encode()) in text for word in ('"residual"', '"smear"')):
+    told = text if isinstance(text, str) else text.decode("utf-8", "replace")
+    if '"residual"' not in told and '"smear"' not in told:
         return text
-    data = json.loads(text)
+    data = json.loads(told)
     try:
         return json.dumps(_recipe(data)) if isinstance(data, dict) and is_older(data) else text
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):

@@ -78,7 +78,7 @@ class Coefficient(Formula):
 
     def trained(self) -> set[str]:
         """Which of c and z the formula has."""
-        return expression.names(self.code, self.place._replace(names=None)) & {"c", "z"}
+        return {"c", "z"} & expression.names(self.code, self.place._replace(names=None))
 
 
 class Wire(Node):
