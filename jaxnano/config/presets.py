@@ -98,7 +98,7 @@ def check(chain: Sequence[Node], params: Iterable[str], partners: Iterable[str] 
     clashes = []  # a name taken by a line, or by one that a preset stands for
     for item, step in [(one, step) for one in chain for step in expand(one)]:
         place, own = f"chain.{name_of(item)}", set(getattr(step, "params", ()))
-        keeps = set(step.writes) if isinstance(step, t.Average | t.Factors) else set()
+        keeps = set(step.writes) if isinstance(step, t.KEEPS) else set()
         if missing := sorted(step.reads - known):
             near = "".join(f"; {name} would do" for name in get_close_matches(missing[0], known, 1))
             raise refuse(place, missing[0], f"no such name above this line; known: {', '.join(sorted(known))}{near}")
@@ -112,6 +112,13 @@ def check(chain: Sequence[Node], params: Iterable[str], partners: Iterable[str] 
         raise own[0]
     if sum(isinstance(step, t.TakeStep) for step in steps_of(chain)) > 1:
         raise refuse("chain", [name_of(item) for item in chain], "one line at most takes the step, as hyperball does")
+    made = {step.name: type(step) for item in chain for step in expand(item) if isinstance(step, t.KEEPS)}
+    for item in chain:
+        for step in expand(item):
+            kind = t.Triangles if isinstance(step, t.Whiten) else t.Factors
+            for field in ("by", "basis"):
+                if (by := getattr(step, field, None)) and made.get(by) is not kind:
+                    raise refuse(f"chain.{name_of(item)}.{field}", by, f"a line of kind {kind_of(kind)} would do")
     ahead = {step.name for item in chain for step in expand(item) if isinstance(step, t.Factors) and step.ahead}
     for item in chain:
         if any(getattr(step, "basis", None) in ahead for step in expand(item)):

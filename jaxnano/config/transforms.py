@@ -247,6 +247,33 @@ class Root(_Step):
     dropped: bool = False
 
 
+class Triangles(_Step):
+    """Triangular Kronecker factors Q, R that whiten a matrix x: each step fits them to this x. `whiten` reads them.
+
+    Source: Li 2024, arXiv:2402.04553 (PSGD); modded-nanogpt track 3, 20260527_psgd.
+    """
+
+    kind: Literal["triangles"]
+    name: str = Field(pattern=NAME)
+    of: str = "g"
+    rate: Annotated[Traced, Range(0.0, 1.0)] = 1.0
+
+    @property
+    def draws(self) -> bool:
+        """They are fitted against Gaussian numbers."""
+        return True
+
+
+class Whiten(_Step):
+    """Q^T Q x R^T R with the triangles of `by`."""
+
+    kind: Literal["whiten"]
+    name: str = Field(pattern=NAME)
+    by: str
+    of: str = "u"
+    into: str = Field(default="u", pattern=NAME)
+
+
 class Polar(_Step):
     """Pushes all singular values of a matrix towards 1 by odd polynomials, and keeps its singular vectors.
 
@@ -283,8 +310,9 @@ class TakeStep(_Step):
         return ("W",)
 
 
-STEPS = (Average, FormulaStep, Factors, Rotate, Root, Polar, TakeStep)
-Step = Average | FormulaStep | Factors | Rotate | Root | Polar | TakeStep
+STEPS = (Average, FormulaStep, Factors, Rotate, Root, Triangles, Whiten, Polar, TakeStep)
+Step = Average | FormulaStep | Factors | Rotate | Root | Triangles | Whiten | Polar | TakeStep
+KEEPS = (Average, Factors, Triangles)  # lines that keep something from step to step
 
 
 def _tag(value: Any) -> str | None:
@@ -297,7 +325,8 @@ Transform = Annotated[
     | Annotated[Normuon, Tag("normuon")] | Annotated[Decay, Tag("decay")]
     | Annotated[CautiousDecay, Tag("cautious_decay")] | Annotated[Hyperball, Tag("hyperball")]
     | Annotated[Average, Tag("average")] | Annotated[FormulaStep, Tag("formula")] | Annotated[Factors, Tag("factors")]
-    | Annotated[Rotate, Tag("rotate")] | Annotated[Root, Tag("root")] | Annotated[Polar, Tag("polar")]
+    | Annotated[Rotate, Tag("rotate")] | Annotated[Root, Tag("root")] | Annotated[Triangles, Tag("triangles")]
+    | Annotated[Whiten, Tag("whiten")] | Annotated[Polar, Tag("polar")]
     | Annotated[TakeStep, Tag("step")],
     Discriminator(_tag),
 ]

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from jaxnano.config import transforms as t
 from jaxnano.config.base import name_of
-from jaxnano.config.expression import ExpressionError, evaluate, measure, names
+from jaxnano.config.expression import DRAWN, ExpressionError, evaluate, measure, names
 from jaxnano.optim import kronecker
 from jaxnano.optim.pieces import Cut, cut_of, join, joined_shape, split, split_shape
 from jaxnano.optim.polar import polar_flops, polar_leaves
@@ -35,10 +35,10 @@ class Moments(NamedTuple):
 
 
 class Bases(NamedTuple):
-    """Of factors: updates so far, and the factors by path."""
+    """Of factors or triangles: updates so far, and they by path."""
 
     count: jax.Array
-    factors: dict[str, kronecker.Factors]
+    factors: dict[str, Any]
 
 
 class Chain(NamedTuple):
@@ -84,6 +84,11 @@ def line(step: t.Step) -> Line:
             act = partial(kronecker.root, power=step.power, floor=step.floor, dropped=step.dropped)
             return Line(partial(_matrices, step, act),
                         lambda shapes: _matrix(step.of, shapes, lambda shape: 2.0 * kronecker.rotation_flops(shape)))
+        case t.Triangles():
+            return Line(partial(_triangles, step), partial(_triangles_cost, step), _triangles_init)
+        case t.Whiten():
+            return Line(partial(_matrices, step, kronecker.whiten),
+                        lambda shapes: _matrix(step.of, shapes, lambda shape: 2.0 * kronecker.rotation_flops(shape)))
         case t.Polar():
             return Line(partial(_polar, step), lambda shapes: _matrix(
                 step.of, shapes, lambda shape: polar_flops(shape, step.coefficients), stack=True))
@@ -112,7 +117,7 @@ def build_chain(steps: Sequence[t.Step], scalars: Mapping[str, Any], axes: Mappi
     def init(params: Params, bits: jax.Array | None = None) -> dict[str, Any]:
         costs = {path: dict(costs_of(steps, w.shape, scalars, axes.get(path, ""), links)) for path, w in params.items()}
         kept = {step.name: one.init(params, {path: costs[path][step.name] for path in params})
-                for step, one in lines if isinstance(step, KEEPS)}
+                for step, one in lines if isinstance(step, t.KEEPS)}
         seed = bits_of(params) if bits is None else bits
         return {**kept, **({KEY: jax.random.key_data(jax.random.key(seed))} if draws else {})}
 
@@ -140,7 +145,7 @@ def build_chain(steps: Sequence[t.Step], scalars: Mapping[str, Any], axes: Mappi
     return Chain(init, update)
 
 
-KEEPS = (t.Average, t.Factors)
+FIT = 1 << 20  # of a line's draws, the one that triangles are fitted against; its formula's are counted from 0
 KEY = "_key"  # no line of a chain can be called this
 
 
@@ -302,6 +307,29 @@ def _advanced(step: t.Factors, scopes: Scopes, old: Bases, riders: Mapping[str, 
     return Bases(old.count + 1, factors), moved
 
 
+def _triangles_init(params: Params, costs: dict[str, Cost]) -> Bases:
+    return Bases(jnp.zeros([], jnp.int32), {path: kronecker.blank(w) for path, w in params.items()})
+
+
+def _triangles(step: t.Triangles, scopes: Scopes, old: Bases) -> Bases:
+    """Triangles fitted to this update's value too, in scope of the lines below."""
+    name, found = zlib.crc32(step.name.encode()), {}
+    for paths in _by_shape(scopes):
+        keys = [jax.random.fold_in(jax.random.fold_in(scopes[path]["noise"], name), FIT) for path in paths]
+        x, v, f = _stack([(value := _value(step, scopes[path]), jax.random.normal(key, value.shape, value.dtype),
+                           old.factors[path]) for path, key in zip(paths, keys, strict=True)])
+        f = kronecker.fit(f, x, v, step.rate, old.count == 0)
+        found |= {path: jax.tree.map(lambda leaf, i=i: leaf[i], f) for i, path in enumerate(paths)}
+    for path, scope in scopes.items():
+        scope[step.name] = found[path]
+    return Bases(old.count + 1, found)
+
+
+def _triangles_cost(step: t.Triangles, shapes: Shapes) -> Cost:
+    shape, flops, _ = _matrix(step.of, shapes, kronecker.fit_flops)
+    return Cost(shape, flops + DRAWN * math.prod(shape), sum(size * size for size in shape))
+
+
 def _decay(step: t.Average | t.Factors, scope: Mapping[str, Any]) -> Any:
     return scope[step.decay] if isinstance(step.decay, str) else step.decay
 
@@ -317,7 +345,7 @@ def _stack(trees: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def _matrices(step: t.Rotate | t.Root, act: Callable[..., jax.Array], scopes: Scopes, _: None) -> None:
+def _matrices(step: t.Rotate | t.Root | t.Whiten, act: Callable[..., jax.Array], scopes: Scopes, _: None) -> None:
     """Act on a formula's value with the factors of all leaves, one shape at a time."""
     for paths in _by_shape(scopes):
         f, x = _stack([(scopes[path][step.by], _value(step, scopes[path])) for path in paths])

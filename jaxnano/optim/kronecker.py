@@ -22,6 +22,13 @@ class Factors(NamedTuple):
     right_values: jax.Array  # n
 
 
+class Triangles(NamedTuple):
+    """Of one matrix (m, n), or of a stack of them: upper triangles that whiten what they are fitted to; 0 before."""
+
+    left: jax.Array  # m, m
+    right: jax.Array  # n, n
+
+
 def init(x: jax.Array) -> Factors:
     """Empty factors of a matrix."""
     m, n = x.shape
@@ -122,3 +129,56 @@ def advance_flops(shape: tuple[int, ...], every: int) -> float:
     """
     m, n = shape
     return rotation_flops(shape) + 2.0 * (m * m + n * n) + (2.0 + 8.0 / 3.0) * (m**3 + n**3) / every
+
+
+def blank(x: jax.Array) -> Triangles:
+    """Triangles of a matrix that were fitted to nothing yet."""
+    return Triangles(*(jnp.zeros((size, size), x.dtype) for size in x.shape))
+
+
+def fit(f: Triangles, x: jax.Array, v: jax.Array, rate: Any, first: jax.Array) -> Triangles:
+    """One step of the triangles Q, R: towards Q^T Q x R^T R with the second moments of Gaussian numbers.
+
+    Args: x, v: [k, m, n], what is to be whitened, and Gaussian numbers. first: whether to start from a multiple of the
+        identity that fits the size of x.
+    Source: Li 2024, arXiv:2402.04553, steps on triangular matrices; modded-nanogpt track 3, 20260527_psgd.
+    """
+    size = jnp.maximum(jnp.mean(x**4, axis=(-2, -1), keepdims=True), 1e-24) ** (-1 / 32)
+    left, right = (jnp.where(first, size * jnp.eye(q.shape[-1], dtype=q.dtype)[None], q) for q in f)
+    most = [jnp.max(jnp.abs(q), axis=(-2, -1), keepdims=True) for q in (left, right)]
+    balance = jnp.sqrt(most[1] / most[0])
+    left, right = left * balance, right / balance
+    a = _product(_product(left, x), right.mT)
+    b = _one_by_one(_under, (right, _one_by_one(_under, (left, v)).mT)).mT
+    return Triangles(_fitted(left, _product(a, a.mT), _product(b, b.mT), rate),
+                     _fitted(right, _product(a.mT, a), _product(b.mT, b), rate))
+
+
+def whiten(f: Triangles, x: jax.Array) -> jax.Array:
+    """Q^T Q x R^T R."""
+    return _product(_product(f.left.mT, _product(_product(f.left, x), f.right.mT)), f.right)
+
+
+def _under(q_x: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Q^-T x."""
+    return jax.scipy.linalg.solve_triangular(*q_x, trans=1)
+
+
+def _fitted(q: jax.Array, more: jax.Array, less: jax.Array, rate: Any) -> jax.Array:
+    return q - rate / _largest(more + less) * _product(jnp.triu(more - less), q)
+
+
+def _largest(h: jax.Array) -> jax.Array:
+    """The largest eigenvalue of a positive matrix, from below: two iterations from its longest column."""
+    scale = jnp.maximum(jnp.max(jnp.abs(h), axis=(-2, -1), keepdims=True), jnp.finfo(h.dtype).tiny)
+    h = h / scale
+    longest = jnp.argmax(jnp.sum(h * h, axis=-2), axis=-1)[..., None, None]
+    x = _product(h, jnp.take_along_axis(h, longest, axis=-1))
+    x = x / jnp.linalg.norm(x, axis=-2, keepdims=True)
+    return scale * jnp.linalg.norm(_product(h, x), axis=-2, keepdims=True)
+
+
+def fit_flops(shape: tuple[int, ...]) -> float:
+    """Of one step of triangles: a product from both sides, two solutions, four Gram products, a triangle's product."""
+    m, n = shape
+    return 3.5 * rotation_flops(shape) + 2.0 * (m**3 + n**3)

@@ -127,7 +127,7 @@ class Trial:
         return [found for k, step in enumerate(self.steps) if (found := self._line_told(k, step, k in blind))]
 
     def _line_told(self, k: int, step: Any, blind: bool) -> Any:
-        static = isinstance(step, t.Factors | t.Rotate | t.Root)
+        static = isinstance(step, t.Factors | t.Rotate | t.Root | t.Triangles | t.Whiten)
         pieces, basis = getattr(step, "pieces", None), getattr(step, "basis", None)
         if not (blind or static or pieces or basis):
             return None
@@ -162,16 +162,17 @@ class Trial:
                 self._average(k, step, scope, kept, seed)
             case t.FormulaStep() | t.Polar():
                 self._maybe_in_pieces(k, step, scope, seed)
-            case t.Factors():
-                before = sum(isinstance(other, t.Factors) for other in self.steps[:k])
+            case t.Factors() | t.Triangles():
+                before = sum(isinstance(other, t.Factors | t.Triangles) for other in self.steps[:k])
                 scope[step.name] = _turns(before, seed[1], scope["W"].shape[-2:])
             case t.Rotate():
                 left, right, *_ = scope[step.by]
                 left, right = (left, right.T) if step.back else (left.T, right)
                 scope[step.into] = left @ self._value(k, scope, seed) @ right
-            case t.Root():
+            case t.Root() | t.Whiten():
                 left, right, *sizes, _ = scope[step.by]
-                power = float(traced(step.power, None)) if _fixed(step.power) else -0.3
+                power = getattr(step, "power", 1.0)
+                power = float(traced(power, None)) if _fixed(power) else -0.3
                 left, right = ((turn * size**power) @ turn.T for turn, size in zip((left, right), sizes, strict=True))
                 scope[step.into] = left @ self._value(k, scope, seed) @ right
             case t.TakeStep():

@@ -85,7 +85,7 @@ def optimizer(table_shapes, progress, steps, **fields):
     cfg = validate(Optimizer, {"clip": None, **fields, "groups": [
         {"name": "all", "roles": ["matrix", "embedding", "head", "gain", "bias", "scalar", "gate"], "lr": 0.1,
          "chain": chain, **clock}]})
-    table = {path: Spec(shape, "matrix", Initial("zeros"), "DD") for path, shape in table_shapes.items()}
+    table = {path: Spec(shape, "matrix", Initial("normal", 0.1), "DD") for path, shape in table_shapes.items()}
     return build(at(cfg, values_of(cfg), jnp.float32(progress)), table, progress, jnp.float32(steps))
 
 

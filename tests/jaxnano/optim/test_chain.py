@@ -206,7 +206,7 @@ def test_a_parameter_of_the_group_is_shared_and_used():
         group(ADAM, params={"mu": 0.5})
 
 
-TABLE = {"blocks_0/ffn/up": Spec((4, 8), "matrix", Initial("zeros"), "DF"),
+TABLE = {"blocks_0/ffn/up": Spec((4, 8), "matrix", Initial("normal", 0.1), "DF"),
          "blocks_0/ffn/up_bias": Spec((8,), "bias", Initial("zeros"), "F"),
          "gate": Spec((3, 2), "gate", Initial("zeros"), "CH")}
 

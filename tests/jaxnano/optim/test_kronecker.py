@@ -152,3 +152,56 @@ def test_an_average_cannot_live_in_bases_that_go_ahead():
               {"kind": "rotate", "name": "turn", "by": "q", "into": "p"},
               {"kind": "average", "name": "v", "of": "p * p", "decay": 0.9, "basis": "q"},
               {"name": "ratio", "code": "p / sqrt(v)"}, {"kind": "rotate", "name": "back", "by": "q", "back": True})
+
+
+def fitted(q, more, less):
+    """A step of one triangle, its size told from below by the longest column's two images."""
+    h = more + less
+    x = h @ h[:, np.argmax((h * h).sum(0))]
+    return q - np.triu(more - less) @ q / np.linalg.norm(h @ x / np.linalg.norm(x))
+
+
+def triangles(x, v, q, r):
+    """PSGD's step in float64: the triangles after x against Gaussian v."""
+    balance = np.sqrt(np.abs(r).max() / np.abs(q).max())
+    q, r = q * balance, r / balance
+    a, b = q @ x @ r.T, np.linalg.inv(q).T @ v @ np.linalg.inv(r)
+    return fitted(q, a @ a.T, b @ b.T), fitted(r, a.T @ a, b.T @ b)
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (6, 6)])
+def test_triangles_are_fitted_as_defined(shape):
+    rng = np.random.default_rng(2)
+    x, v = rng.standard_normal((2, 2, *shape)) * np.reshape([0.01, 1.0], (2, 1, 1, 1))
+    found = kronecker.blank(jnp.zeros(shape))
+    found, (q, r) = jax.tree.map(lambda leaf: leaf[None], found), (None, None)
+    for t in range(2):
+        found = kronecker.fit(found, *(jnp.asarray(y[t][None], jnp.float32) for y in (x, v)), 1.0, jnp.asarray(t == 0))
+        size = (x[0] ** 4).mean() ** (-1 / 32)
+        q, r = triangles(x[t], v[t], *((size * np.eye(n) for n in shape) if t == 0 else (q, r)))
+        for one, other in zip(found, (q, r), strict=True):
+            np.testing.assert_allclose(one[0], other, rtol=2e-3, atol=2e-3 * np.abs(other).max())
+            assert np.all(np.tril(np.asarray(one[0]), -1) == 0)
+    white = kronecker.whiten(found, jnp.asarray(x[1][None], jnp.float32))[0]
+    expected = q.T @ q @ x[1] @ r.T @ r
+    np.testing.assert_allclose(white, expected, rtol=5e-3, atol=5e-3 * np.abs(expected).max())
+
+
+def test_triangles_come_to_whiten_what_they_see():
+    """Gradients of uneven rows and columns: what comes out at last is far evener than what went in."""
+    rng, shape = np.random.default_rng(4), (6, 8)
+    rows, columns = np.geomspace(0.1, 10, 6)[:, None], np.geomspace(3, 0.3, 8)
+    grads = {"w": (rng.standard_normal((200, *shape)) * rows * columns).astype(np.float32)}
+    found = directions(grads, {"kind": "triangles", "name": "q", "rate": 0.5},
+                       {"kind": "whiten", "name": "w", "by": "q", "of": "g"})["w"][120:]
+    before, after = grads["w"][120:].std(0), found.std(0)
+    assert before.max() / before.min() > 100 and after.max() / after.min() < 3
+
+
+def test_what_reads_factors_names_a_line_of_its_kind():
+    q, m = {"kind": "factors", "name": "q"}, {"kind": "average", "name": "m", "decay": 0.9}
+    for chain, kind in (([m, {"kind": "root", "name": "r", "by": "m"}], "factors"),
+                        ([q, {"kind": "whiten", "name": "r", "by": "q", "of": "g"}], "triangles"),
+                        ([{"kind": "triangles", "name": "q"}, {"kind": "rotate", "name": "r", "by": "q"}], "factors")):
+        with pytest.raises(ConfigError, match=f"a line of kind {kind} would do"):
+            group(*chain)

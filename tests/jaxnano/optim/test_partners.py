@@ -26,7 +26,7 @@ CIRCUIT = [
      "(norm(W) ** 2 + norm(other_W) ** 2 + 2 * minimum(fan_in, fan_out) * eps)"},
 ]
 SHAPES = {f"blocks_{i}/attention/{name}": shape for i in range(2) for name, shape in (("v", (8, 12)), ("o", (12, 8)))}
-TABLE = {path: Spec(shape, "matrix", Initial("zeros"), "DH" if path.endswith("v") else "HD")
+TABLE = {path: Spec(shape, "matrix", Initial("normal", 0.1), "DH" if path.endswith("v") else "HD")
          for path, shape in SHAPES.items()}
 
 

@@ -90,6 +90,8 @@ OTHER_CHAINS = [
     *([{"kind": "factors", "name": "q", **how}, {"kind": "root", "name": "r", "by": "q", "of": "g", **power}]
       for how, power in (({}, {}), ({"ahead": True}, {}), ({"ahead": True, "every": 9}, {}), ({}, {"power": -0.26}),
                          ({"of": "2 * g"}, {}), ({}, {"dropped": True}), ({}, {"floor": 2e-6}))),
+    *([{"kind": "triangles", "name": "q", **how}, {"kind": "whiten", "name": "w", "by": "q", "of": "g"}]
+      for how in ({}, {"rate": 0.9}, {"of": "g + 0.1 * noise()"})),
     [AVERAGE, line("m / (1 - pow(m_decay, steps))")], [AVERAGE, line("m / (1 - pow(m_decay, steps / 2))")],
     # what no probe comes to: thresholds far away, guards against nothing, a moment of the run, a branch never taken
     [*MUON, line(NORMED)], [*MUON, line(NORMED.replace("1e-30", "1e-29"))],
