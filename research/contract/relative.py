@@ -4,6 +4,7 @@
     {path: model.attention.heads, new: {times: 0.5}}                          half of the base's
     {path: model.attention.window, new: {times: 0.25, of: data.length}}       rounded down, or up to a `multiple`
     {path: model.attention.dropped, new: {from: 0.5, times: 1, of: model.depth}}   the later half of the blocks
+    {path: phases.late, new: {..., set: {optimizer: {groups: {"*": {lr: {peak: 2}}}}}}}   every rate, or its peak, twice
 """
 
 from __future__ import annotations
@@ -60,11 +61,31 @@ def _number(new: Any, path: str, base: Recipe) -> Any:
                 return times * value
             multiple = more.get("multiple")
             return -int(-times * value // multiple) * multiple if multiple else int(times * value + EDGE)
+        case {"set": change, **more} if path.startswith("phases."):
+            return {**more, "set": _inside(change, "", base)}
         case dict():
             return {key: _number(item, path, base) for key, item in new.items()}
         case list():
             return [_number(item, path, base) for item in new]
     return new
+
+
+def _inside(new: Any, path: str, base: Recipe) -> Any:
+    """What a phase sets, with every share put to its number; path: the place in the base."""
+    match new:
+        case {"peak": factor}:
+            match found := read(base, path):
+                case {"value": value}:
+                    return {**found, "value": factor * value}
+                case int() | float():
+                    return factor * found
+            raise ConfigError([Problem(path, found, "a number, or a schedule that has a peak")])
+        case {"*": item}:
+            names = [str(name_of(one)) for one in read(base, path)]
+            return {name: _inside(item, f"{path}.{name}", base) for name in names}
+        case dict() if "times" not in new:
+            return {key: _inside(item, f"{path}.{key}" if path else key, base) for key, item in new.items()}
+    return _number(new, path, base)
 
 
 def _value(base: Recipe, path: str) -> Any:

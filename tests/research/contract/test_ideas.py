@@ -17,7 +17,7 @@ from research.contract import idea
 from research.contract import techniques as listed
 from research.contract.gate import Gate
 from research.contract.idea import Idea, ideas, part
-from research.contract.part import IdeaEdit
+from research.contract.part import IdeaEdit, Part
 from research.contract.proposal import build
 from research.contract.relative import resolved
 from research.contract.techniques import standing, techniques
@@ -87,6 +87,22 @@ def test_relative_edits_are_numbers_of_the_base():
     for path, new in (("optimizer.groups.*.chain.lion.b1", 0.5), ("model.norm", {"times": 2})):
         with pytest.raises(ConfigError):
             one(tiny, path, new)
+
+
+def test_what_a_phase_sets_is_relative_to_the_same_places_of_the_base():
+    tiny, large = (load(CONFIGS / f"{name}.yaml") for name in ("gpt2-tiny", "track3-124m"))
+    change = {"optimizer": {"groups": {"*": {"lr": {"peak": 1.5}}}}, "data": {"batch": {"times": 2}},
+              "model": {"attention": {"window": {"times": 0.5, "of": "data.length"}}}}
+    edit = IdeaEdit(path="phases.late", new={"name": "late", "start": 0.5, "set": change})
+    (one,), (other,) = ([e.new for e in resolved(edit, base)] for base in (tiny, large))
+    rates = {group.name: group.lr.value for group in large.optimizer.groups}
+    assert list(rates) == ["matrices", "embedding", "head", "rest"]
+    assert other["set"] == {"data": {"batch": 1024}, "model": {"attention": {"window": 512}}, "optimizer": {"groups": {
+        name: {"lr": {"kind": "trapezoid", "value": 1.5 * rate, "cooldown": 0.7}} for name, rate in rates.items()}}}
+    assert one["set"]["data"] == {"batch": 16} and one["set"]["optimizer"]["groups"].keys() == {"matrices", "rest"}
+    plain = build(tiny, [Part(name="flat", edits=(IdeaEdit(path="optimizer.groups.matrices.lr", new=0.25),))])
+    (flat,) = resolved(edit, plain)
+    assert flat.new["set"]["optimizer"]["groups"]["matrices"] == {"lr": 0.375}
 
 
 def test_every_technique_names_ideas_or_what_is_missing(tmp_path, monkeypatch):
