@@ -80,7 +80,8 @@ def test_places_are_paths_that_can_be_read() -> None:
 
 
 def test_the_command_judges_what_nodes_and_lanes_bring(capsys):
-    assert fuzz.main(["--random", "12", "--train", "1", "--corrupt", "8", "--formulas", "40", "--seed", "3"]) == 0
+    assert fuzz.main(["--random", "12", "--train", "1", "--corrupt", "8", "--formulas", "40", "--seed", "3",
+                      "--causality", "0"]) == 0
     said = capsys.readouterr().out
     assert "random: 12, accepted" in said and "trained: 1, not finite 0" in said and "hostile formulas: 40" in said
 
