@@ -38,14 +38,16 @@ END_OF_TEXT, NUL = 50256, 0  # what stands between documents, of GPT-2's tokens 
 # What may differ: sizes, what only training reads, and what GPT-2 can hold as zeros or ones.
 FREE = (
     "vocab", "width", "depth", "bias", "init", "attention.heads", "attention.dropped", "ffn.ratio", "ffn.dropped",
-    "ffn.activation.approximate", "norm.gain", "norm.bias", "norm.eps", "taps", "tables", "head.z_loss",
+    "ffn.activation.approximate", "norm.gain", "norm.bias", "norm.eps", "taps", "tables", "head.z_loss", "head.targets",
 )
 
 
 def misfit(recipe: Recipe) -> Problem | None:
     """The first thing in a recipe that GPT-2 does not have, or None if it can be exported."""
-    m = shipped(recipe).model
+    m, documents = shipped(recipe).model, recipe.data.documents
     a, plain = m.attention, {}
+    if documents is not None and documents.mask:
+        return Problem("data.documents.mask", True, "GPT-2 attends from one document to another; false would do")
     if m.kv_heads == a.heads:
         plain["kv_heads"] = None
     if m.head_dim * a.heads == m.width:

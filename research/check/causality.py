@@ -57,7 +57,7 @@ def formula(rng: np.random.Generator, place: Signature, needed: tuple[str, ...])
 
 
 def dense(rng: np.random.Generator) -> dict[str, Any]:
-    """Plain data of a model of two blocks with a formula in each place of attention, and whatever else it knows."""
+    """Plain data of two blocks with a formula in each place of attention, wires, and whatever else attention knows."""
     def pick(*items: Any) -> Any:
         return items[int(rng.integers(len(items)))]
 
@@ -72,7 +72,11 @@ def dense(rng: np.random.Generator) -> dict[str, Any]:
                 "position": pick({"kind": "rotary"}, {"kind": "alibi"}, {"kind": "none"})}
 
     blocks = [{"name": f"block{i}", "at": [{"block": i}], "set": block()} for i in range(2)]
-    change = {"depth": 2, "blocks": blocks, "embedding": {"smear": pick(None, {"channels": 4, "init": 0.5})}}
+    add = {"code": "c * z", "channels": 4, "init": 0.5}
+    wires = [{"name": "smear", "source": "self", "to": "embedding", "shift": pick(1, 2), "add": add},
+             {"name": "skip", "source": "x0", "to": pick("stream", "attention", "ffn"), "shift": pick(0, 1), "add": add},
+             {"name": "stay", "to": "stream", "keep": {**add, "per": pick("one", "channel")}}]
+    change = {"depth": 2, "blocks": blocks, "taps": [{"name": "x0", "after": "embedding"}], "wires": wires}
     return dump_full(validate(Recipe, dump(BASE) | {"model": dump(BASE.model) | change}))
 
 

@@ -162,6 +162,9 @@ RECIPES: dict[str, Recipe] = {
     ),
     "mixed_heads_documents": edited(TINY, {
         "data.documents": {"most": 5, "separator": 200}, "model.attention.kv_heads": 2,
+        "model.head": {"z_loss": 0.01, "targets": [
+            {"name": "third", "shift": 3, "weight": {"kind": "linear", "value": 0.5}}, {"name": "next", "shift": 1},
+            {"name": "last", "shift": 16, "weight": 2.0}]},
         "model.attention.mix_scores": {"kind": "matrix"}, "model.attention.window": 9,
         "model.attention.mix_weights": {"kind": "vectors", "channels": 7, "rank": 2},
         "model.position": {"kind": "rotary"},
@@ -169,9 +172,6 @@ RECIPES: dict[str, Recipe] = {
             "mix_scores": {"kind": "vectors", "hidden": 5}, "window_block": 4,
             "mix_weights": {"channels": 16, "rank": 1, "window": 3}}}}],
     }),
-    "targets_further_on": model(depth=1, head={"z_loss": 0.01, "targets": [
-        {"name": "third", "shift": 3, "weight": {"kind": "linear", "value": 0.5}}, {"name": "next", "shift": 1},
-        {"name": "last", "shift": 16, "weight": 2.0}]}),
     "init_rules": model(bias=True, embedding__tied=False, init__rules=[
         {"name": "loud", "of": ["*/ffn/up"], "draw": "normal", "params": {"a": 0.3},
          "code": "a * (1 - a * block / (depth - 1))"},

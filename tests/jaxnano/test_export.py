@@ -144,3 +144,10 @@ def test_without_safetensors_a_line_says_what_to_install(tmp_path: Path, monkeyp
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
     with pytest.raises(ValueError, match=r'pip install "jaxnano\[safetensors\]" would do'):
         export.export(str(tmp_path), str(tmp_path / "out"))
+
+
+def test_a_model_that_keeps_documents_apart_is_refused_and_what_only_training_asks_for_is_not() -> None:
+    apart = edited(TINY, {"data.documents": {"most": 4}})
+    assert str(export.misfit(apart)).startswith("data.documents.mask: true: GPT-2 attends")
+    aligned = {"data.documents": {"mask": False, "align": True}, "model.head.targets": [{"name": "two", "shift": 2}]}
+    assert export.misfit(edited(TINY, aligned)) is None

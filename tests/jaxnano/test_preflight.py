@@ -86,6 +86,38 @@ def test_a_batch_in_pieces_and_remat_need_less_memory() -> None:
     assert least_accumulate(recipe, 10**9, "gpu") is None
 
 
+def test_attention_costs_what_its_queries_may_see() -> None:
+    """By hand: L 16, H 4, K 4, two blocks; three times a forward pass, two FLOPs a multiplication."""
+    def more(changes: dict[str, Any]) -> float:
+        found = [preflight(edited(TINY, {f"model.attention.{name}": new for name, new in change.items()}))
+                 for change in ({}, changes)]
+        return (found[1].model_flops_per_token - found[0].model_flops_per_token) / 3 / 2
+
+    seen = 4 * 4 * 4  # a key, scored and weighed, by all heads
+    assert more({"interleaved": 2}) == 16 * seen
+    assert more({"window": 5}) == (5 - 16) * seen and more({"window": 5, "window_block": 4}) == (8 - 16) * seen
+    assert more({"mix_scores": {"kind": "matrix"}}) == 2 * 4 * 4 + 16 * 2 * 4 * 4
+    vectors = 2 * 2 * (5 * 4 + 4)  # two maps of five channels with a bias
+    assert more({"mix_weights": {"kind": "vectors", "channels": 5}}) == vectors + 16 * 4 * 4
+    assert more({"mix_weights": {"kind": "vectors", "channels": 5, "window": 3}}) == vectors + 3 * 4 * 4 + 3 * seen
+
+
+def test_weights_that_the_model_sees_in_halves_are_held_twice() -> None:
+    plain, halves = (preflight(edited(TINY, {"train.weights": kind})) for kind in ("float32", "upper_half"))
+    assert halves.parameter_bytes - plain.parameter_bytes == 4 * (256 * 16 + 16 * 16 + 2 * 12 * 16 * 16)
+    assert preflight(edited(TINY, {"train.weights": "bfloat16"})) == plain
+
+
+def test_what_no_kernel_says_keeps_its_scores() -> None:
+    recipe = edited(load(CONFIGS / "track3-124m.yaml"), {"model.attention.window": 512})
+    fused = preflight(recipe).activation_bytes
+    for changes in ({"model.attention.window_block": 128}, {"data.documents": {}},
+                    {"model.attention.mix_weights": {"kind": "matrix"}}):
+        assert preflight(edited(recipe, changes)).activation_bytes > 1.2 * fused, changes
+    apart = edited(recipe, {"data.documents": {}})  # which the TPU's kernel can say
+    assert preflight(apart, platform="tpu").activation_bytes == preflight(recipe, platform="tpu").activation_bytes
+
+
 def test_the_command_prints_a_table_or_json(capsys: pytest.CaptureFixture[str]) -> None:
     config = str(CONFIGS / "gpt2-tiny.yaml")
     assert main([config]) == 0

@@ -36,7 +36,8 @@ def greedy(recipe: Recipe, params: Any, prompt: list[int], tokens: int) -> list[
     return text[len(prompt):]
 
 
-@pytest.mark.parametrize("name", ["gpt2", "windows_inclusive_rotary_swiglu", "sandwich_smear"])
+@pytest.mark.parametrize("name", ["gpt2", "windows_inclusive_rotary_swiglu", "sandwich_smear",
+                                  "mixed_heads_documents"])
 def test_greedy_text_is_that_of_the_plain_model(name: str) -> None:
     recipe = RECIPES[name]
     params, prompt = random_params(recipe), [7, 200, 31, 4, 4]
