@@ -74,7 +74,8 @@ def dense(rng: np.random.Generator) -> dict[str, Any]:
     blocks = [{"name": f"block{i}", "at": [{"block": i}], "set": block()} for i in range(2)]
     add = {"code": "c * z", "channels": 4, "init": 0.5}
     wires = [{"name": "smear", "source": "self", "to": "embedding", "shift": pick(1, 2), "add": add},
-             {"name": "skip", "source": "x0", "to": pick("stream", "attention", "ffn"), "shift": pick(0, 1), "add": add},
+             {"name": "skip", "source": "x0", "to": pick("stream", "attention", "ffn"), "shift": pick(0, 1),
+              "add": add},
              {"name": "stay", "to": "stream", "keep": {**add, "per": pick("one", "channel")}}]
     change = {"depth": 2, "blocks": blocks, "taps": [{"name": "x0", "after": "embedding"}], "wires": wires}
     return dump_full(validate(Recipe, dump(BASE) | {"model": dump(BASE.model) | change}))

@@ -20,7 +20,7 @@ from jaxnano.cli import report_errors
 from jaxnano.config.recipe import Recipe, at, hypers
 from jaxnano.model import gpt
 from jaxnano.model.specs import specs
-from tests.jaxnano.recipes import RECIPES, TINY, model
+from tests.jaxnano.recipes import RECIPES, TINY, edited, model
 
 LENGTH = TINY.data.length
 FULL = model(vocab=300, bias=True, ffn__ratio=3.0, norm={"kind": "layernorm", "eps": 1e-3})
