@@ -56,8 +56,7 @@ def preflight(recipe: Recipe, accumulate: int = 1, platform: str = "gpu") -> Cos
     Args: accumulate: pieces a batch is taken in. platform: cpu, gpu or tpu; decides dtype and attention kernel.
     Raises: ConfigError for a chain that a parameter's shape does not fit, or a phase that carries what is not there.
     """
-    parts = phases.checked(recipe)
-    costs = [_cost(part.recipe, accumulate, platform) for part in parts]
+    costs = stage_costs(recipe, accumulate, platform)
     if len(costs) == 1:
         return costs[0]
     shares, tokens = [share for share, _ in shares_of(recipe)], tokens_per_step(recipe)
@@ -71,6 +70,13 @@ def preflight(recipe: Recipe, accumulate: int = 1, platform: str = "gpu") -> Cos
         optimizer_flops_per_step=mean(c.optimizer_flops_per_step for c in costs))
 
 
+def stage_costs(recipe: Recipe, accumulate: int = 1, platform: str = "gpu") -> list[Cost]:
+    """The cost of each stage of a recipe, as the mean of its own steps. Args, Raises: as of `preflight`."""
+    parts = phases.checked(recipe)
+    ends = [part.start for part in parts[1:]] + [1.0]
+    return [_cost(part.recipe, accumulate, platform, (part.start, end)) for part, end in zip(parts, ends, strict=True)]
+
+
 def tokens_per_step(recipe: Recipe) -> float:
     """Tokens of a step, the mean over a run."""
     return sum(share * part.data.batch * part.data.length for share, part in shares_of(recipe))
@@ -79,14 +85,16 @@ def tokens_per_step(recipe: Recipe) -> float:
 def run_flops(recipe: Recipe, total_steps: int) -> float:
     """Training FLOPs of so many steps, phases beginning where they do in a run."""
     run = phases.legs(recipe, total_steps)
-    counts = phases.lengths(run, total_steps)
-    return sum(n * _cost(leg.recipe).flops_per_step for n, leg in zip(counts, run, strict=True) if n)
+    spans = [(leg.first / total_steps, (leg.first + n) / total_steps, n, leg.recipe)
+             for n, leg in zip(phases.lengths(run, total_steps), run, strict=True) if n]
+    return sum(n * _cost(part, span=(since, until)).flops_per_step for since, until, n, part in spans)
 
 
 def steps_for(recipe: Recipe, flops: float) -> int:
     """The most steps whose training FLOPs are within a budget, at least one."""
     found = max(1, int(flops / preflight(recipe).flops_per_step))
     if recipe.phases:  # which begin with a call, so the mean is only about right
+        found = max(1, int(found * flops / run_flops(recipe, found)))
         while run_flops(recipe, found + 1) <= flops:
             found += 1
         while found > 1 and run_flops(recipe, found) > flops:
@@ -94,10 +102,10 @@ def steps_for(recipe: Recipe, flops: float) -> int:
     return found
 
 
-def _cost(recipe: Recipe, accumulate: int = 1, platform: str = "gpu") -> Cost:
-    """Of a recipe without phases."""
+def _cost(recipe: Recipe, accumulate: int = 1, platform: str = "gpu", span: tuple[float, float] = (0.0, 1.0)) -> Cost:
+    """Of a recipe without phases, which trains so between two shares of the run."""
     table = specs(recipe)
-    update, parameters = update_cost(recipe.optimizer, table), parameter_count(table)
+    update, parameters = update_cost(recipe.optimizer, table, span), parameter_count(table)
     return Cost(
         parameters=parameters,
         model_flops_per_token=3.0 * forward_flops_per_token(recipe, table),

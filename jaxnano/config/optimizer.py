@@ -72,15 +72,15 @@ class Group(Node):
         if self.accumulate and self.every == 1:
             raise refuse("accumulate", True, "with every: 1 no step is left out; every: 2 would do")
         ends = [end for span in self.frozen for end in span]
-        if ends != sorted(set(ends)) or not all(0 <= end <= 1 for end in ends) or self.moving <= 0:
+        if ends != sorted(set(ends)) or not all(0 <= end <= 1 for end in ends) or self.moving() <= 0:
             raise refuse("frozen", self.frozen, "shares of the run, each span after the one before and apart from it, "
                          "and not the whole run; [[0.0, 0.1]] would do")
         return self
 
-    @property
-    def moving(self) -> float:
-        """The share of the run's steps in which the group moves."""
-        return (1.0 - sum(end - start for start, end in self.frozen)) / self.every
+    def moving(self, since: float = 0.0, until: float = 1.0) -> float:
+        """The share of the steps in which the group moves, of the whole run's or of those in a part of it."""
+        frozen = sum(max(0.0, min(end, until) - max(start, since)) for start, end in self.frozen)
+        return (1.0 - frozen / (until - since)) / self.every
 
     @property
     def steps(self) -> list[Step]:

@@ -129,9 +129,10 @@ class UpdateCost(NamedTuple):
     floats: int
 
 
-def update_cost(cfg: nodes.Optimizer, table: Table) -> UpdateCost:
+def update_cost(cfg: nodes.Optimizer, table: Table, span: tuple[float, float] = (0.0, 1.0)) -> UpdateCost:
     """The cost of one step of all parameters.
 
+    Args: span: the shares of the run between which the steps lie that this is the mean of.
     Raises: ConfigError for a chain that a parameter's shape does not fit, with the group, the line and the parameter.
     """
     flops, floats, kept = 0.0, 0, nodes.remembered(cfg)
@@ -144,7 +145,7 @@ def update_cost(cfg: nodes.Optimizer, table: Table) -> UpdateCost:
         for path in paths:
             shape, axes = table[path].shape, table[path].axes
             if (group.name, shape, axes) not in found:
-                found[group.name, shape, axes] = _chain_cost(group, steps, path, shape, axes)
+                found[group.name, shape, axes] = _chain_cost(group, steps, path, shape, axes, span)
             own, memory = found[group.name, shape, axes], _memory_cost(kept, path, shape)
             flops, floats = flops + own.flops + memory.flops, floats + own.floats + memory.floats
     return UpdateCost(flops, floats)
@@ -158,14 +159,15 @@ def _refuse_zeros(group: nodes.Group, table: Table) -> None:
             raise ConfigError([Problem(f"optimizer.groups.{group.name}.chain.hyperball", path, rule)])
 
 
-def _chain_cost(group: nodes.Group, steps: Any, path: str, shape: tuple[int, ...], axes: str) -> UpdateCost:
+def _chain_cost(group: nodes.Group, steps: Any, path: str, shape: tuple[int, ...], axes: str,
+                span: tuple[float, float]) -> UpdateCost:
     try:
         costs = [cost for _, cost in costs_of(steps, shape, ("lr", "progress", "steps", *group.params), axes,
                                                [partner.name for partner in group.partners])]
     except ExpressionError as error:
         raise ConfigError([Problem(f"optimizer.groups.{group.name}.chain", path, str(error))]) from None
     size = math.prod(shape) if group.accumulate else 0
-    return UpdateCost(group.moving * sum(c.flops for c in costs) + size, size + sum(c.floats for c in costs))
+    return UpdateCost(group.moving(*span) * sum(c.flops for c in costs) + size, size + sum(c.floats for c in costs))
 
 
 def _memory_cost(cfg: nodes.Optimizer, path: str, shape: tuple[int, ...]) -> UpdateCost:

@@ -10,10 +10,9 @@ from typing import Any, get_args
 
 from jaxnano.config.base import ConfigError, Problem, finite, is_under, kind_of, validate
 from jaxnano.config.edit import Diff, apply, diff, differences, show
-from jaxnano.config.recipe import Recipe, beside, recipe_id, shipped
+from jaxnano.config.recipe import Recipe, beside, recipe_id, shipped, stages
 from jaxnano.config.schedule import Schedule
-from jaxnano.cost import preflight
-from jaxnano.phases import checked
+from jaxnano.cost import Cost, stage_costs
 from research.contract.behaviour import SHOWN, behaviour, idle, needless, stuck
 from research.contract.part import Part
 from research.contract.proposal import build, dead
@@ -114,12 +113,12 @@ class Gate:
             yield Problem(path, edits.get(path), f"nothing reads it: {why}")
 
     def _limits(self, recipe: Recipe):
-        for stage in checked(recipe):  # each phase keeps them
-            for problem in self._limited(stage.recipe):
+        for stage, cost in zip(stages(recipe), stage_costs(recipe), strict=True):  # each phase keeps them
+            for problem in self._limited(cost):
                 yield problem._replace(path=f"phases.{stage.name}.set." * bool(stage.name) + problem.path)
 
-    def _limited(self, recipe: Recipe):
-        cost, base, limits = preflight(recipe), self.track.base_cost, self.track.limits
+    def _limited(self, cost: Cost):
+        base, limits = self.track.base_cost, self.track.limits
         most = int(base.parameters * limits.parameters)
         if cost.parameters > most:
             yield Problem("model", cost.parameters, f"parameters are at most {most:,}, {limits.parameters:g} x the "

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from jaxnano.config.base import validate
-from jaxnano.config.recipe import Recipe, structure_id
+from jaxnano.config.recipe import Recipe, stages, structure_id
 from jaxnano.cost import preflight
 from research.contract.part import BASE, OUTSIDE, Part, Proposal, promises
 from research.contract.track import Track
@@ -25,7 +25,7 @@ SEEDS = 8  # common seeds 0 .. 7 of the search
 
 @dataclass(frozen=True)
 class Arm:
-    """An accepted recipe. structure: what it compiles. flops: of a step. base is number 0."""
+    """An accepted recipe. structure: what it compiles, so many programs. flops: of a step. base is number 0."""
 
     recipe_id: str
     name: str
@@ -35,6 +35,7 @@ class Arm:
     lane: str
     structure: str
     flops: float
+    programs: int = 1
 
 
 @dataclass
@@ -60,7 +61,8 @@ class Belief:
         candidate = Candidate(features(self.track.base_recipe, recipe), self._promise(proposal))
         cost = preflight(recipe)
         return Arm(rid, proposal.name, recipe, proposal.parts, candidate, proposal.lane,
-                   structure_id(recipe), cost.flops_per_step)
+                   structure_id(recipe), cost.flops_per_step,
+                   len({structure_id(stage.recipe) for stage in stages(recipe)}))
 
     def _promise(self, proposal: Proposal) -> dict[str, float]:
         """What the parts promise together, nats, by who was the first to promise each."""

@@ -34,6 +34,7 @@ class Flight:
     messages_s: list[float] = field(default_factory=list)
     tokens_per_s: float = 0.0
     first_message_s: float | None = None
+    begins: tuple[float, ...] = ()
     cancelled: watch.Finding | None = None
     audited: watch.Finding | None = None
 
@@ -82,7 +83,8 @@ class Dispatcher:
         self.executor.submit(worker, Job(id=trial.key, attempt=attempt, dir=str(folder), target=TARGET, about=about,
                                          args=args))
         self._new.discard(worker)
-        self.flights[worker] = Flight(trial, decision.purpose, attempt, time.monotonic(), predicted_s)
+        self.flights[worker] = Flight(trial, decision.purpose, attempt, time.monotonic(), predicted_s,
+                                      begins=tuple(phase.start for phase in arm.recipe.phases))
         self.flights[worker].first_message_s = max(min(PATIENCE_S.values()), min(prices.first_message_s(arm), left_s))
 
     def handle(self, message: Message) -> None:
@@ -128,7 +130,7 @@ class Dispatcher:
             if flight.cancelled is not None:
                 continue
             running = watch.Running(flight.curve, flight.started_s, flight.predicted_s, flight.messages_s,
-                                    flight.first_message_s)
+                                    flight.first_message_s, flight.begins)
             judged = self.book.state.session.kills and flight.purpose == "search"
             references = self._references(flight.trial) if judged else []
             verdict = watch.watch(running, references, time.monotonic())

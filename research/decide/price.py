@@ -30,7 +30,7 @@ class Prices:
         seen = self._compiled.get(arm.structure)
         share = 1.0 if seen is None else IN_MEMORY if worker in seen else ON_DISK  # another worker's program is on disk
         trained_s = self.budget_s(arm, horizon) or self.snapshot.belief.steps(arm, horizon) * arm.flops * self._flop_s
-        return trained_s + share * self.compile_s + START_S
+        return trained_s + share * arm.programs * self.compile_s + START_S
 
     def wall_s(self, arm: Arm, horizon: float, worker: int) -> float:
         """Predicted seconds until a run begun now is over: its device-seconds, as slow as this machine is."""

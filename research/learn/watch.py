@@ -55,13 +55,21 @@ class WatchConfig:
 @dataclass(frozen=True)
 class Running:
     """A trial in flight, times in seconds on one clock: its start, each message's arrival, and how long it should
-    take. first_message_s: how long it may be silent at its start, compiling; by default the configuration's."""
+    take. first_message_s: how long it may be silent at its start, compiling; by default the configuration's. begins:
+    progress at which about its phases begin, which compile too."""
 
     curve: Curve
     started_s: float
     predicted_s: float
     messages_s: Sequence[float] = field(default_factory=tuple)
     first_message_s: float | None = None
+    begins: Sequence[float] = ()
+
+    @property
+    def compiles(self) -> bool:
+        """Whether it may be compiling after its last message: a phase begins, or, with all trained, the evaluation."""
+        before, last = [0.0, *(progress for progress, _ in self.curve)][-2:]
+        return last >= 1.0 or any(abs(last - begin) <= last - before + 1e-9 for begin in self.begins)
 
 
 @dataclass(frozen=True)
@@ -138,18 +146,20 @@ def _late(running: Running, now_s: float, config: WatchConfig) -> Finding | None
         return Finding("stalled", f"no message in the first {since_s:.0f} s") if since_s > first_s else None
     intervals = np.diff(np.asarray(running.messages_s, float)).tolist()
     patience_s = max(config.stall_floor_s, config.stall_intervals * median(intervals) if intervals else first_s)
-    if running.curve and running.curve[-1][0] >= 1.0:  # trained: evaluating compiles, and reports nothing
+    if running.curve and running.compiles:
         patience_s = max(patience_s, first_s)
     if (silence_s := now_s - running.messages_s[-1]) > patience_s:
         return Finding("stalled", f"silent for {silence_s:.0f} s, {patience_s:.0f} s allowed")
     return None
 
 
-def _broken(curve: Curve, config: WatchConfig) -> Finding | None:
-    points = np.asarray(curve, float).reshape(-1, 2)
+def _broken(running: Running, config: WatchConfig) -> Finding | None:
+    points = np.asarray(running.curve, float).reshape(-1, 2)
     bad = np.flatnonzero(~np.isfinite(points[:, 1]))
     if len(bad):
         return Finding("nan", f"loss is {points[bad[0], 1]} at progress {points[bad[0], 0]:.2f}")
+    begun = [begin for begin in running.begins if len(points) and begin < points[-1, 0]]
+    points = points[points[:, 0] > max(begun, default=0.0)]  # a phase may begin with what is untrained
     if len(points) < 3:
         return None
     best, last = float(points[:, 1].min()), float(points[-3:, 1].min())  # one bad step is not divergence
@@ -165,7 +175,7 @@ def watch(running: Running, references: Sequence[Reference], now_s: float, confi
 
     Args: running: the trial. references: finished runs at the same horizon and seed. now_s: on the trial's clock.
     """
-    verdict = _broken(running.curve, config) or _late(running, now_s, config)
+    verdict = _broken(running, config) or _late(running, now_s, config)
     if verdict or not running.curve:
         return verdict or Finding("ok")
     progress = running.curve[-1][0]

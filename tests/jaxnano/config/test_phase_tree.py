@@ -123,6 +123,13 @@ def test_names_of_phases_are_unique() -> None:
         phased({**HALF, "set": {"data": {"batch": 4}}}, {**HALF, "start": 0.6, "set": {"data": {"batch": 8}}})
 
 
+def test_there_are_as_many_phases_as_compile_in_reasonable_time() -> None:
+    many = [{"name": f"p{i}", "start": (i + 1) / 20, "set": {"data": {"batch": 4 + i}}} for i in range(17)]
+    assert len(phased(*many[:16]).phases) == 16
+    with pytest.raises(ConfigError, match="phases: .*: at most 16 items would do"):
+        phased(*many)
+
+
 def test_phases_begin_with_a_call_and_the_last_one_always_runs() -> None:
     assert first_steps(THREE, 400) == (0, 100, 200, 300)
     assert first_steps(THREE, 97) == (0, 20, 50, 70)  # 24.25, 48.5 and 72.75

@@ -134,7 +134,7 @@ def test_a_clock_that_makes_no_sense_is_refused(fields, message):
 
 
 def test_the_share_of_steps_in_which_a_group_moves():
-    assert isinstance(node := group(*CHAIN, every=2, frozen=[[0.0, 0.5]]), Group) and node.moving == 0.25
+    assert isinstance(node := group(*CHAIN, every=2, frozen=[[0.0, 0.5]]), Group) and node.moving() == 0.25
 
 
 def test_steps_of_the_run_are_in_scope_of_a_group_that_rests_in_some():

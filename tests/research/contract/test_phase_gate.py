@@ -89,6 +89,27 @@ def test_cheaper_phases_buy_steps_and_every_run_keeps_the_budget(recipe):
     assert TRACK.steps(recipe, 1.0) > TRACK.full_steps == TRACK.steps(BASE, 1.0)
 
 
+def by_turns(count):
+    """SOAP for matrices in so many phases, each of which says that it rests in all the others."""
+    def still(i):
+        return {"frozen": [[start, end] for start, end in ((0.0, i / count), ((i + 1) / count, 1.0)) if start < end]}
+
+    groups = dump(BASE)["optimizer"]["groups"]
+    groups[0] |= {"roles": ["matrix"], "chain": [{"kind": "soap"}], **(still(0) if count > 1 else {})}
+    groups[1] |= {"roles": ["gain", "bias", "scalar", "gate", "embedding", "head"]}
+    return phased(*((i / count, {"optimizer": {"groups": {"matrices": still(i)}}}) for i in range(1, count)),
+                  optimizer={"groups": groups})
+
+
+def test_a_group_that_rests_in_other_phases_costs_what_it_does_in_its_own():
+    """Else ten phases would hide nine tenths of what an optimizer costs, and train half as long again."""
+    for horizon in (0.25, 1.0):
+        assert TRACK.steps(by_turns(10), horizon) <= 1.15 * TRACK.steps(by_turns(1), horizon)
+    assert preflight(by_turns(4)).flops_per_step == pytest.approx(preflight(by_turns(1)).flops_per_step)
+    alone = Gate(TRACK.model_copy(update={"limits": TRACK.limits.model_copy(update={"step_flops": 1.5})}))
+    assert not alone.judge(by_turns(1)).accepted and not alone.judge(by_turns(4)).accepted
+
+
 def test_a_phase_that_does_as_the_one_before_is_none():
     far = {"model": {"attention": {"window": 64}}}  # as long as the text
     assert behaviour(phased((0.5, far))) == behaviour(BASE)

@@ -1,10 +1,13 @@
 """The belief is a function of the ledger alone: the same prefix gives the same arms, posterior and decision."""
 
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from sessions import Story
 
+from jaxnano.config.base import dump, validate
+from jaxnano.config.recipe import Recipe, recipe_id
 from research.contract.idea import ideas, part
 from research.contract.part import Proposal
 from research.contract.proposal import build
@@ -38,9 +41,6 @@ def test_arms_are_in_the_order_of_their_proposals_whichever_was_judged_first(sto
     """A proposal of another process may wait for its verdict while the loop's own go on."""
     late, soon = (build(story.track.base_recipe, [part(ideas()[n])]) for n in ("swiglu", "rmsnorm"))
     grown = Belief(story.track)
-    from jaxnano.config.base import dump
-    from jaxnano.config.recipe import recipe_id
-
     for name, recipe in (("late", late), ("soon", soon)):
         proposal = Proposal(name=name, parts=(), hypothesis="", lane="catalogue")
         story.write("proposal", recipe_id(recipe), {"proposal": proposal, "recipe": dump(recipe)})
@@ -84,6 +84,21 @@ def test_the_price_of_a_run_grows_with_its_horizon_and_falls_once_compiled(story
     assert found.seconds(arm, 0.25, 1) > found.seconds(arm, 0.25, 0)  # worker 1 has yet to load the program
     story.start(Trial(fresh, 0.25, 0))
     assert story.prices().seconds(new, 0.25, 0) < found.seconds(new, 0.25, 0)
+
+
+def test_a_run_with_phases_is_priced_with_all_of_its_programs(story):
+    phases = [{"name": f"p{i}", "start": start, "set": change} for i, (start, change) in enumerate((
+        (0.2, {"model": {"attention": {"window": 8}}}), (0.4, {"optimizer": {"clip": 0.5}}),
+        (0.6, {"model": {"attention": {"window": 0}}}), (0.8, {"model": {"ffn": {"ratio": 2.0}}})))]
+    recipe = validate(Recipe, dump(story.track.base_recipe) | {"phases": phases})
+    proposal = Proposal(name="phased", parts=(), hypothesis="", lane="catalogue")
+    story.write("proposal", recipe_id(recipe), {"proposal": proposal, "recipe": dump(recipe)})
+    story.write("verdict", recipe_id(recipe), {"accepted": True})
+    prices = story.prices()
+    arm = prices.snapshot.by_id[recipe_id(recipe)]
+    assert arm.programs == 3  # as the second phase's is the first's, and the third's that of the start
+    one = prices.seconds(replace(arm, programs=1), 1.0, 0)
+    assert prices.seconds(arm, 1.0, 0) == pytest.approx(one + 2 * prices.compile_s)
 
 
 def test_a_worker_whose_process_was_replaced_has_to_load_its_programs_again(story):

@@ -106,3 +106,20 @@ def test_a_slow_compile_is_waited_for_where_it_is_known_to_be_slow():
     assert watch(compiling, [], 200.0).kind == "ok"
     assert watch(compiling, [], 1801.0).kind == "stalled"
     assert watch(Running((), 0.0, 10.0), [], 130.0).kind == "stalled"
+
+
+@pytest.mark.parametrize(("begins", "kind"), [((), "stalled"), ((0.5,), "stalled"), ((0.034,), "ok"), ((0.026,), "ok")])
+def test_a_phase_that_begins_is_waited_for_as_it_compiles(begins, kind):
+    running = _running([5.5, 5.0, 4.5])
+    assert watch(running, [], 24.0).kind == "stalled"
+    phased = Running(running.curve, 0.0, 10.0, running.messages_s, 60.0, begins)
+    assert watch(phased, [], 24.0).kind == kind
+    assert watch(phased, [], 64.0).kind == "stalled"
+
+
+def test_a_phase_may_begin_worse_than_the_one_before_ended_but_not_get_worse():
+    losses = [5.5, 4.0, 3.0, 4.6, 4.7, 4.8]
+    assert watch(_running(losses), [], 3.1).kind == "diverged"
+    for more, begin, kind in (([], 0.03, "ok"), ([5.6, 5.7, 5.8], 0.03, "diverged"), ([], 0.9, "diverged")):
+        running = _running(losses + more)
+        assert watch(Running(running.curve, 0.0, 10.0, running.messages_s, begins=(begin,)), [], 3.1).kind == kind
