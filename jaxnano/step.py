@@ -112,11 +112,16 @@ def program(recipe: Recipe, mesh: Mesh | None = None, accumulate: int = 1) -> Pr
 
     Raises: ValueError if the batch does not divide into `accumulate` pieces over the mesh.
     """
+    check_rows(recipe, mesh, accumulate)
+    return _program(Structure(structure_id(recipe), mesh, accumulate, recipe))
+
+
+def check_rows(recipe: Recipe, mesh: Mesh | None, accumulate: int, phase: str = "") -> None:
+    """Raises: ValueError if the batch, of a phase, does not divide into `accumulate` pieces over the mesh."""
     rows = accumulate * (1 if mesh is None else sharding.batch_shards(mesh))
     if recipe.data.batch % rows:
-        raise UserError(f"data.batch: {recipe.data.batch} rows are not divisible by {accumulate} piece(s) on "
-                        f"{rows // accumulate} device(s); a multiple of {rows} would do")
-    return _program(Structure(structure_id(recipe), mesh, accumulate, recipe))
+        raise UserError(f"{f'phases.{phase}.set.' * bool(phase)}data.batch: {recipe.data.batch} rows are not divisible "
+                        f"by {accumulate} piece(s) on {rows // accumulate} device(s); a multiple of {rows} would do")
 
 
 @lru_cache(maxsize=8)
@@ -213,7 +218,9 @@ def run(
     def begin(leg: int) -> tuple[Any, Program]:
         return hypers(legs[leg].recipe, total_steps), program(legs[leg].recipe, mesh, pieces[leg])
 
-    here = phases.leg_of(legs, 0 if state is None else int(state.step) - 1)
+    for leg, count in zip(legs, pieces, strict=True):  # now, and not when it begins
+        check_rows(leg.recipe, mesh, count, leg.stage.name)
+    here = 0 if state is None else phases.leg_of(legs, int(state.step) - 1)
     values, compiled = begin(here)
     if state is None:
         state = compiled.init(np.uint32(seeds(seed)[0]), values)

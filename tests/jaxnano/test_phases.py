@@ -13,6 +13,7 @@ import pytest
 
 from jaxnano import data, evaluate, phases, sample, sharding, step
 from jaxnano.checkpoint import Checkpoints, load
+from jaxnano.cli import UserError
 from jaxnano.config.base import ConfigError
 from jaxnano.config.edit import ABSENT
 from jaxnano.config.recipe import Recipe, hypers, stages, trained
@@ -104,6 +105,20 @@ def test_the_step_before_a_seam_is_as_without_phases(whole: Any) -> None:
     same = edited(THREE, {"phases.untied.set.data": {"length": 16, "batch": 4}})
     assert run(same, 20)[1] == losses
     assert_same(run(same, 20)[0][20][0], states[20][0])
+
+
+def test_a_phase_that_begins_with_the_run_still_begins_as_carry_says() -> None:
+    """Short runs round its begin to 0: without carry there, they would be of another kind than long ones."""
+    change = {"name": "untied", "set": {"model": {"embedding": {"tied": False}}}, "carry": CARRY}
+    early, late = (run(phased({**change, "start": start}, base=BASE), 10) for start in (0.05, 0.9))
+    assert early[1][0] == late[1][0] and "head/weight" in early[0][10][0].optimizer.params
+
+
+def test_a_batch_that_cannot_be_divided_is_refused_before_the_first_step() -> None:
+    recipe = phased({**HALF, "set": {"data": {"batch": 12}}}, base=BASE)
+    batches = step.batches_of(recipe, STEPS, 0, data.load(recipe.data))
+    with pytest.raises(UserError, match=r"phases\.half\.set\.data\.batch: 12 rows .* a multiple of 8 would do"):
+        next(step.run(recipe, STEPS, 0, batches, accumulate=8))
 
 
 def moved(recipe: Recipe) -> tuple[Any, Any, Recipe]:
