@@ -18,7 +18,7 @@ from jaxnano.checkpoint import Checkpoints
 from jaxnano.cli import UserError
 from jaxnano.config.base import validate
 from jaxnano.config.recipe import Recipe, hypers, shares_of, stages
-from jaxnano.cost import least_accumulate
+from jaxnano.cost import Cost, least_accumulate, preflight, stage_costs
 from jaxnano.device import device_bytes, use_compile_cache
 from research.execute import Cancelled, Report
 from research.machine import fingerprint
@@ -26,6 +26,7 @@ from research.machine import fingerprint
 TARGET = "research.execute.trial:run_job"
 MEMORY_SHARE = 0.9  # of a device's memory, which a step may fill by the estimate
 TIMED_SHARE = 0.01  # of the training time, for each of two timings of a step
+NEVER = 1000  # steps from one move of a group to the next, of which no timing sees the first
 WARM = ("research.execute.trial",)  # what a worker imports before its first job
 
 
@@ -107,9 +108,31 @@ def steps_within(recipe: Recipe, seconds: float, accumulate: Sequence[int], corp
 
     Args: accumulate: pieces of each stage's batch. clock: seconds.
     """
-    step_s = sum(share * _timed_step(part, seconds, k, corpus, clock)
-                 for (share, part), k in zip(shares_of(recipe), accumulate, strict=True))
+    step_s = 0.0
+    for (share, part), cost, k in zip(shares_of(recipe), stage_costs(recipe), accumulate, strict=True):
+        timed = [_timed_step(one, seconds, k, corpus, clock) for one in paces(part)]
+        step_s += share * (timed[0] + moving(part, cost) * (timed[-1] - timed[0]))
     return max(1, int(seconds / step_s))
+
+
+def paces(recipe: Recipe) -> list[Recipe]:
+    """A recipe as it trains where its groups with clocks all rest, and where none does: few steps tell neither.
+
+    In the few that are timed a group of every third step, or one that rests then, might never move.
+    """
+    def paced(every: int) -> Recipe:
+        groups = tuple(group if group.every == 1 and not group.frozen else group.model_copy(
+            update={"every": every, "frozen": (), "accumulate": False}) for group in recipe.optimizer.groups)
+        return recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"groups": groups})})
+
+    clocks = any(group.every > 1 or group.frozen for group in recipe.optimizer.groups)
+    return [paced(NEVER), paced(1)] if clocks else [recipe]
+
+
+def moving(recipe: Recipe, cost: Cost) -> float:
+    """How much of the difference between its two paces a step takes in the mean. cost: of the stage."""
+    still, *busy = (preflight(one).optimizer_flops_per_step for one in paces(recipe))
+    return (cost.optimizer_flops_per_step - still) / (busy[0] - still) if busy and busy[0] > still else 1.0
 
 
 def _timed_step(recipe: Recipe, seconds: float, accumulate: int, corpus: data.Corpus,

@@ -10,10 +10,13 @@ from stand_in import MICRO
 from jaxnano import checkpoint, data, evaluate, step
 from jaxnano.config.base import dump, validate
 from jaxnano.config.recipe import Recipe, hypers, recipe_id
+from jaxnano.cost import preflight
+from jaxnano.model.specs import specs
+from jaxnano.optim.build import members
 from research.contract.track import load_track
 from research.contract.trial import Trial
 from research.execute import Cancelled
-from research.execute.trial import Pace, run_job, steps_within
+from research.execute.trial import Pace, moving, paces, run_job, steps_within
 
 STEPS = 25
 
@@ -84,6 +87,26 @@ def test_a_budget_of_seconds_decides_the_steps(recipe, job):
     assert timed["curve"][-1][0] == 1.0 and timed["outcome"] == "completed"
     again = run_job(job(total_steps=timed["steps"]), lambda values: None)
     assert (again["loss"], again["curve"]) == (timed["loss"], timed["curve"])  # timing has left no trace
+
+
+def test_a_group_s_clock_hides_none_of_what_it_costs_from_the_timing(recipe):
+    """Which sees few steps, none of them perhaps one in which the group moves."""
+    groups = dump(recipe)["optimizer"]["groups"]
+    groups[0] |= {"every": 3, "accumulate": True, "frozen": [[0.25, 0.5]], "chain": [{"kind": "adam"}]}
+    clocked = validate(Recipe, dump(recipe) | {"optimizer": {"groups": groups}})
+    batches, held = next(step.batches_of(clocked, 1, 0, data.load(clocked.data))), members(
+        clocked.optimizer, specs(clocked))[groups[0]["name"]]
+    for pace, moves in zip(paces(clocked), (False, True), strict=True):
+        compiled, values = step.program(pace), hypers(pace, 1)
+        before = compiled.init(np.uint32(0), values).optimizer.params
+        for count in (1, 5):
+            state, _ = compiled.steps(compiled.init(np.uint32(0), values), batches, np.int32(count), values)
+            changed = {path for path, w in state.optimizer.params.items() if (np.array(w) != before[path]).any()}
+            assert changed.issuperset(held) if moves else changed.isdisjoint(held)
+    groups[0]["accumulate"] = False
+    clocked = validate(Recipe, dump(recipe) | {"optimizer": {"groups": groups}})
+    assert moving(clocked, preflight(clocked)) == pytest.approx(0.25, rel=0.01)
+    assert paces(recipe) == [recipe] and moving(recipe, preflight(recipe)) == 1.0
 
 
 def test_a_run_with_phases_reports_all_of_them_and_its_loss_is_the_last_one_s(recipe, job):
