@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, ValidationInfo, field_validator
 from jaxnano.config.base import Node, Range
 from jaxnano.config.depth import Places
 from jaxnano.config.expression import Signature
-from jaxnano.config.formulas import HeadInput, Logit, Output
+from jaxnano.config.formulas import Frequency, HeadInput, Logit, Output
 from jaxnano.config.partial import partial
 from jaxnano.config.schedule import Traced, formula
 from jaxnano.config.transforms import NAME
@@ -114,6 +114,7 @@ class Rotary(Node):
     base: Annotated[Traced, Range(10.0, 1e7, "log")] = 10000.0
     fraction: float = Field(default=1.0, gt=0.0, le=1.0)
     spacing: Literal["exclusive", "inclusive"] = "exclusive"
+    frequency: Frequency | None = None
 
 
 class Alibi(Node):

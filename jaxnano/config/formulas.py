@@ -64,6 +64,13 @@ class HeadInput(Formula):
     gain: bool = False
 
 
+class Frequency(Formula):
+    """Rotary's radians per position from f, those of its base, for each pair that turns. YaRN is one."""
+
+    place = Signature(("f",))
+    needed = ("f",)
+
+
 class Logits(Formula):
     """Logits from z, elementwise; softcap is a preset of it."""
 

@@ -166,6 +166,9 @@ class Recipe(Node):
             if target.shift > self.data.length:
                 raise refuse(f"model.head.targets.{target.name}.shift", target.shift, f"rows have {self.data.length} "
                              f"tokens to predict; {self.data.length} would do")
+        for path, value, _ in walk(self.model, "model"):
+            if isinstance(value, schedule.FormulaSchedule) and "horizon" in schedule.reads(value.code):
+                raise refuse(path, value.code, "a trained model has no horizon; progress would do")
         if self.model.init.zero_projections:
             for group in self.optimizer.groups:
                 if "matrix" in group.roles and any(item.kind == "hyperball" for item in group.chain):
@@ -329,7 +332,8 @@ def _traced(value: Any, span: Range, hypers: Mapping[str, Any], progress: Any, p
     if finite(value):
         return hypers[path]
     if isinstance(value, Node):
-        scheduled = schedule.evaluate(at(value, hypers, progress, path), jnp.asarray(progress, jnp.float32))  # type: ignore[arg-type]
+        now: Any = at(value, hypers, progress, path)
+        scheduled = schedule.evaluate(now, jnp.asarray(progress, jnp.float32), hypers["total_steps"])
         return jnp.clip(scheduled, span.low, span.high)
     return value
 

@@ -13,15 +13,26 @@ from jaxnano.config.base import Node, Range, refuse
 
 _ANY = Range(-1e7, 1e7)  # the field it stands in is narrower
 _SHARE = Range(0.0, 1.0)
-PLACE = expression.Signature(("progress",))
+PLACE = expression.Signature(("progress", "horizon"))
 
 
 class _Shape(Node):
-    """What every schedule has: a peak, a linear warm-up, and a floor as a share of the peak."""
+    """What every schedule has: a peak, a linear warm-up, and a floor as a share of the peak.
+
+    between: shares of the run, [from, to], that it runs between; before and after it is as at their ends.
+    """
 
     value: Annotated[float, _ANY]
     warmup: Annotated[float, Range(0.0, 0.9)] = 0.0
     floor: Annotated[float, _SHARE] = 0.0
+    between: tuple[float, float] | None = None
+
+    @field_validator("between")
+    @classmethod
+    def _in_order(cls, between: tuple[float, float] | None) -> tuple[float, float] | None:
+        if between is not None and not 0 <= between[0] < between[1] <= 1:
+            raise refuse("", between, "shares of the run, the first below the second; [0.0, 0.5] would do")
+        return None if between == (0.0, 1.0) else between
 
 
 class Constant(_Shape):
@@ -66,7 +77,7 @@ def formula(code: str, info: ValidationInfo, place: expression.Signature, needed
 
 
 class FormulaSchedule(Node):
-    """An expression in `progress` and named parameters."""
+    """An expression in progress and named parameters; in the optimizer also in horizon, the run's steps."""
 
     kind: Literal["expression"]
     params: Annotated[dict[str, float], _ANY] = Field(default_factory=dict)
@@ -75,7 +86,15 @@ class FormulaSchedule(Node):
     @field_validator("code")
     @classmethod
     def _canonical(cls, code: str, info: ValidationInfo) -> str:
-        return formula(code, info, PLACE, ("progress",))
+        found = formula(code, info, PLACE)
+        if not reads(found) & {*PLACE.names}:  # type: ignore[misc]
+            raise refuse("", code, "column 1: progress is not used")
+        return found
+
+
+def reads(code: str) -> frozenset[str]:
+    """The names that a schedule's formula reads."""
+    return expression.names(code, PLACE._replace(names=None))
 
 
 Schedule = Constant | Linear | Cosine | Trapezoid | PowerCool | FormulaSchedule
@@ -104,13 +123,19 @@ else:
     ]
 
 
-def evaluate(schedule: Schedule, progress: Any) -> Any:
-    """The scheduled value at `progress` (0..1, traced); the node's numbers may be traced too. NumPy's alone stay so."""
+def evaluate(schedule: Schedule, progress: Any, horizon: Any = None) -> Any:
+    """The scheduled value at `progress` (0..1, traced); the node's numbers may be traced too. NumPy's alone stay so.
+
+    horizon: the run's steps, where the schedule may read them.
+    """
     xp: Any = np if isinstance(progress, np.ndarray) else jnp
     if isinstance(schedule, FormulaSchedule):
-        values = {**schedule.params, "progress": progress}
+        values = {**schedule.params, "progress": progress} | ({} if horizon is None else {"horizon": horizon})
         value = expression.evaluate(schedule.code, values)
         return value if xp is np else jnp.asarray(value, jnp.float32)
+    if schedule.between is not None:
+        first, last = schedule.between
+        progress = xp.clip((progress - first) / (last - first), 0.0, 1.0)
     warm = xp.where(progress < schedule.warmup, progress / xp.maximum(schedule.warmup, 1e-6), 1.0)
     after = xp.clip((progress - schedule.warmup) / xp.maximum(1.0 - schedule.warmup, 1e-6), 0.0, 1.0)
     left = xp.maximum(1.0 - progress, 0.0)

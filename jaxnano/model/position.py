@@ -17,6 +17,8 @@ def frequencies(cfg: Rotary, head_dim: int) -> jax.Array:
     index = jnp.arange(turning, dtype=jnp.float32)
     power = index / max(turning - 1, 1) if cfg.spacing == "inclusive" else index / turning
     turn = jnp.exp(-power * jnp.log(jnp.asarray(cfg.base, jnp.float32)))
+    if cfg.frequency is not None:
+        turn = jnp.broadcast_to(cfg.frequency.apply(f=turn), turn.shape)
     return jnp.concatenate([turn, jnp.zeros(pairs - turning, jnp.float32)])
 
 

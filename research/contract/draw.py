@@ -28,6 +28,7 @@ FORMULAS: dict[type[formulas.Formula], tuple[str, ...]] = {
                      "where(distance - 4 * a, s, b * s)"),
     formulas.Output: ("y - a * dot(y, v) / maximum(dot(v, v), 1e-6) * v", "y + a * v", "y / (a + norm(y))",
                       "y * (1 + a * cos(y, v)) + b * mean(y)"),
+    formulas.Frequency: ("f * (a + b * clip(f, 0, 1)) / 4", "pow(f, a / 3)"),
     formulas.HeadInput: ("a * x / (b + norm(x))", "x - a * mean(x)", "x / (1 + a * abs(x))"),
     wires.Coefficient: ("c", "2 * c * sigmoid(z)", "1 + a * tanh(z + c)", "a - block / depth / 4", "c * sigmoid(z)"),
     formulas.Logits: ("a * sigmoid((z + b) / a)", "10 * a * tanh(z / a / 10)", "z / (1 + abs(z) / (10 * a))"),
@@ -39,6 +40,7 @@ DIRECTED = (
     ("floor", "u * maximum(1, a * norm(W) / maximum(norm(u), 1e-30))"), ("bound", "u / maximum(1, a * norm(u))"),
     ("agree", "u * where(u * g, 1, a)"), ("jitter", "u + 0.01 * a * norm(u) * noise()"),
 )
+SHAPES = (schedule.Constant, schedule.Linear, schedule.Cosine, schedule.Trapezoid, schedule.PowerCool)
 SCHEDULES = ("a * (1 - progress)", "a * exp(-3 * progress ** 2)", "maximum(a - progress, a / 2)")
 
 
@@ -68,6 +70,7 @@ class Draw:
             (model.Model, "blocks"): self.diffs,
             (model.Head, "targets"): self.targets,
             (model.Init, "rules"): self.init_rules,
+            **{(kind, "between"): lambda: self.pick((None, None, [0.2, 0.7])) for kind in SHAPES},
             (wires.Coefficient, "channels"): lambda: int(rng.integers(1, 5)),
             (wires.Coefficient, "reads"): lambda: self.pick((["here"], ["here"], ["source"], ["here", "source"])),
             (wires.Coefficient, "per"): lambda: self.pick(("one", "one", "channel")),
@@ -110,8 +113,7 @@ class Draw:
             return self.number(span)
         if self.chance(0.2):
             return {"kind": "expression", "code": self.pick(SCHEDULES), "params": {"a": self.number(span)}}
-        shapes = (schedule.Constant, schedule.Linear, schedule.Cosine, schedule.Trapezoid, schedule.PowerCool)
-        return self.node(self.pick(shapes)) | {"value": self.number(span)}
+        return self.node(self.pick(SHAPES)) | {"value": self.number(span)}
 
     def node(self, kind: type[Node]) -> dict[str, Any]:
         """A node: required fields always, the others in half of the cases."""

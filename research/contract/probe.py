@@ -54,7 +54,7 @@ def along(value: Any, span: Range | None, progress: np.ndarray) -> Any:
     """A traced field's value at some progress, of a number itself."""
     if not isinstance(value, Schedule):
         return _three(value, span) if finite(value) else value
-    found = np.broadcast_to(evaluate(_rounded(value, span), progress), progress.shape)
+    found = np.broadcast_to(evaluate(_rounded(value, span), progress, horizons(progress.shape)), progress.shape)
     return np.clip(found, span.low, span.high) if span else found
 
 
@@ -89,8 +89,9 @@ def _curve(text: str, span: Range | None) -> Any:
         blind: list[Any] = []
         if isinstance(schedule, FormulaSchedule):
             found = felt(schedule.code, tuple(sorted(_rounded(schedule, None).params.items())))
-            blind += [] if all(moves(values, reckon(found.tree, {"progress": GRID, **found.moved(i, GRID.shape)}))
-                               for i in range(len(found.rest))) else [found.text({"progress": "progress"})]
+            told = {"progress": GRID, "horizon": horizons(GRID.shape)}
+            blind += [] if all(moves(values, reckon(found.tree, {**told, **found.moved(i, GRID.shape)}))
+                               for i in range(len(found.rest))) else [found.text({})]
         for name, value in schedule:
             if finite(value) and not (isinstance(schedule, Constant) and name == "floor"):
                 there = np.broadcast_to(evaluate(_rounded(schedule, span, (name, MOVED)), GRID), GRID.shape)
@@ -175,6 +176,12 @@ def felt(code: str, numbers: tuple[tuple[str, float], ...]) -> Felt:
     tree, called = loose(short), {node.func for node in ast.walk(short) if isinstance(node, ast.Call)}
     names = (node.id for node in ast.walk(short) if isinstance(node, ast.Name) and node not in called)
     return Felt(short, tree, tuple(rest), tuple(bent), frozenset(names))
+
+
+@lru_cache(maxsize=64)
+def horizons(shape: tuple[int, ...]) -> np.ndarray:
+    """Steps of runs, another for each place."""
+    return np.random.default_rng([5, *shape]).uniform(100.0, 1e4, shape)
 
 
 @lru_cache(maxsize=64)

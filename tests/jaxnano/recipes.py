@@ -42,7 +42,8 @@ RECIPES: dict[str, Recipe] = {
     ),
     "windows_inclusive_rotary_swiglu": model(
         attention__heads=2, attention__windows=[4, 0], ffn={"kind": "glu"},
-        position={"kind": "rotary", "base": 1024.0, "fraction": 0.5, "spacing": "inclusive"},
+        position={"kind": "rotary", "base": 1024.0, "fraction": 0.5, "spacing": "inclusive",
+                  "frequency": {"code": "f / 2 + a", "params": {"a": {"kind": "linear", "value": 0.1}}}},
     ),
     "alibi_geglu": model(
         depth=1, bias=True, position={"kind": "alibi", "reach": 6.0}, norm={"kind": "rmsnorm", "gain": False},

@@ -11,7 +11,7 @@ from jaxnano.config.file import load, save
 from jaxnano.config.recipe import Recipe, recipe_id, structure_id
 from tests.jaxnano.recipes import RECIPES, TINY, edited, model
 
-GOLDEN = {"plain": "b7a23df9cf5f6caf", "full": "345361b4e54ac814"}
+GOLDEN = {"plain": "b7a23df9cf5f6caf", "full": "d0476d352fc817ba"}
 
 
 def test_defaults_are_frozen() -> None:

@@ -34,6 +34,9 @@ HALF_DECAY = {"kind": "expression", "code": "a * (1 - progress / 2)", "params": 
     (Trapezoid(kind="trapezoid", value=2.0, warmup=0.1, cooldown=0.2, floor=0.1), [0, 1, 2, 2, 1.1, 0.2]),
     (PowerCool(kind="power_cool", value=2.0, cooldown=0.5, power=2.0), [2, 2, 2, 2, 0.08, 0]),
     (PowerCool(kind="power_cool", value=2.0), [2, 2, 2, 2 * (0.5 / 0.8) ** 1.2, 2 * (0.1 / 0.8) ** 1.2, 0]),
+    (Linear(kind="linear", value=2.0, between=(0.2, 0.9)), [2, 2, 2, 2 * 0.4 / 0.7, 0, 0]),
+    (Cosine(kind="cosine", value=4.0, warmup=0.5, floor=0.5, between=(0.0, 0.4)), [0, 1, 4, 2, 2, 2]),
+    (Trapezoid(kind="trapezoid", value=2.0, cooldown=0.5, between=(0.5, 1.0)), [2, 2, 2, 2, 0.8, 0]),
     (FormulaSchedule(kind="expression", code="a * (1 - progress) ** 2", params={"a": 2.0}),
      [2, 1.805, 1.28, 0.5, 0.02, 0]),
 ])
@@ -78,6 +81,21 @@ def _numbers(node: Any, path: str = "") -> Any:
                     yield from _numbers(item, f"{here}.{getattr(item, 'name', None) or item.kind}")
         elif isinstance(value, jax.Array):
             yield here, value
+
+
+def test_a_formula_of_the_optimizer_may_read_the_horizon() -> None:
+    recipe = edited(TINY, {"optimizer.groups.matrices.lr": {"kind": "expression", "params": {"a": 0.5},
+                                                            "code": "a / sqrt(horizon) * (1 - progress)"}})
+    for steps in (100, 400):
+        lr = jax.jit(lambda values: at(recipe, values, 0.5).optimizer.groups[0].lr)(hypers(recipe, steps))
+        assert float(lr) == pytest.approx(0.5 / steps**0.5 / 2, rel=1e-6)
+    with pytest.raises(ConfigError, match="model.attention.softcap: .*: a trained model has no horizon; progress"):
+        edited(TINY, {"model.attention.softcap": {"kind": "expression", "code": "5 + horizon / 1000"}})
+    for steps in ((0.5, 0.5), (0.6, 0.4), (-0.1, 0.5), (0.5, 1.1)):
+        with pytest.raises(ConfigError, match=r"between: .*the first below the second; \[0.0, 0.5\] would do"):
+            edited(TINY, {"optimizer.clip": {"kind": "linear", "value": 1.0, "between": list(steps)}})
+    whole = edited(TINY, {"optimizer.clip": {"kind": "linear", "value": 1.0, "between": [0.0, 1.0]}})
+    assert whole == edited(TINY, {"optimizer.clip": {"kind": "linear", "value": 1.0}})
 
 
 def test_a_schedule_is_held_inside_the_range_of_its_field() -> None:

@@ -25,6 +25,7 @@ FORMULAS = {
     "0.5": lambda: 0.5,
     "c + 2": lambda c: c + 2,
     "1 - c": lambda c: 1 - c,
+    "f / 2 + a": lambda f, a: f / 2 + a,
     "1 / sqrt(2 * depth)": lambda depth: (2 * depth) ** -0.5,
     "c * sigmoid(z)": lambda c, z: c / (1 + np.exp(-z)),
     "2 * c * sigmoid(z)": lambda c, z: 2 * c / (1 + np.exp(-z)),
@@ -50,6 +51,8 @@ def number(value: Any, progress: float) -> float:
     if value["kind"] == "expression":
         return FORMULAS[value["code"]](progress=progress, **value["params"])
     warmup, floor = value["warmup"], value["floor"]
+    first, last = value["between"] or (0.0, 1.0)
+    progress = min(max((progress - first) / (last - first), 0.0), 1.0)
     rise = progress / warmup if progress < warmup else 1.0
     done = max(0.0, (progress - warmup) / (1 - warmup))
     fall = {
@@ -163,7 +166,10 @@ class Reference:
         node, pairs = self.m["position"], x_LxK.shape[1] // 2
         turning, base = round(node["fraction"] * pairs), number(node["base"], self.progress)
         last = turning - 1 if node["spacing"] == "inclusive" else turning
-        speed = np.array([base ** (-i / last) if i < turning else 0.0 for i in range(pairs)])
+        speed = np.array([base ** (-i / last) for i in range(turning)])
+        if node["frequency"] is not None:
+            speed = np.array([value_of(node["frequency"], self.progress, f=f) for f in speed])
+        speed = np.concatenate([speed, np.zeros(pairs - turning)])
         turned = (x_LxK[:, :pairs] + 1j * x_LxK[:, pairs:]) * np.exp(1j * np.outer(np.arange(len(x_LxK)), speed))
         return np.concatenate([turned.real, turned.imag], axis=1)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxnano.config.block import Alibi, NoPosition, Rotary
+from jaxnano.config.formulas import Frequency
 from jaxnano.model.position import alibi_slopes, frequencies, rotate
 
 
@@ -16,6 +17,9 @@ from jaxnano.model.position import alibi_slopes, frequencies, rotate
     (Rotary(kind="rotary", base=1000.0, spacing="inclusive"), [1, 0.1, 0.01, 0.001]),
     (Rotary(kind="rotary", base=1024.0, fraction=0.5, spacing="inclusive"), [1, 1 / 1024, 0, 0]),
     (Rotary(kind="rotary", fraction=0.01), [1, 0, 0, 0]),
+    (Rotary(kind="rotary", base=1e4, fraction=0.75, frequency=Frequency(code="f / 2 + a", params={"a": 3.0})),
+     [3.5, 3 + 0.5 * 1e4 ** (-1 / 3), 3 + 0.5 * 1e4 ** (-2 / 3), 0]),
+    (Rotary(kind="rotary", frequency=Frequency(code="0 * f + 2")), [2, 2, 2, 2]),
 ])
 def test_frequencies(node: Rotary, expected: list[float]) -> None:
     np.testing.assert_allclose(frequencies(node, 8), expected, rtol=1e-5)
