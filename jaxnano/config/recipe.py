@@ -167,7 +167,7 @@ class Recipe(Node):
                 raise refuse(f"model.head.targets.{target.name}.shift", target.shift, f"rows have {self.data.length} "
                              f"tokens to predict; {self.data.length} would do")
         for path, value, _ in walk(self.model, "model"):
-            if isinstance(value, schedule.FormulaSchedule) and "horizon" in schedule.reads(value.code):
+            if isinstance(value, schedule.FormulaSchedule) and value.needs_horizon:
                 raise refuse(path, value.code, "a trained model has no horizon; progress would do")
         if self.model.init.zero_projections:
             for group in self.optimizer.groups:

@@ -77,7 +77,10 @@ def formula(code: str, info: ValidationInfo, place: expression.Signature, needed
 
 
 class FormulaSchedule(Node):
-    """An expression in progress and named parameters; in the optimizer also in horizon, the run's steps."""
+    """An expression in progress and named parameters; in the optimizer also in horizon, the run's steps.
+
+    A parameter that is called horizon, as in recipes of old, is one.
+    """
 
     kind: Literal["expression"]
     params: Annotated[dict[str, float], _ANY] = Field(default_factory=dict)
@@ -86,15 +89,16 @@ class FormulaSchedule(Node):
     @field_validator("code")
     @classmethod
     def _canonical(cls, code: str, info: ValidationInfo) -> str:
-        found = formula(code, info, PLACE)
-        if not reads(found) & {*PLACE.names}:  # type: ignore[misc]
+        own = "horizon" in info.data.get("params", {})
+        found = formula(code, info, PLACE._replace(names=("progress",)) if own else PLACE)
+        if not expression.names(found, PLACE._replace(names=None)) & {"progress", *(() if own else ("horizon",))}:
             raise refuse("", code, "column 1: progress is not used")
         return found
 
-
-def reads(code: str) -> frozenset[str]:
-    """The names that a schedule's formula reads."""
-    return expression.names(code, PLACE._replace(names=None))
+    @property
+    def needs_horizon(self) -> bool:
+        """Whether its value depends on the run's steps."""
+        return "horizon" in expression.names(self.code, PLACE._replace(names=None)) - self.params.keys()
 
 
 Schedule = Constant | Linear | Cosine | Trapezoid | PowerCool | FormulaSchedule
@@ -130,7 +134,7 @@ def evaluate(schedule: Schedule, progress: Any, horizon: Any = None) -> Any:
     """
     xp: Any = np if isinstance(progress, np.ndarray) else jnp
     if isinstance(schedule, FormulaSchedule):
-        values = {**schedule.params, "progress": progress} | ({} if horizon is None else {"horizon": horizon})
+        values = {**({} if horizon is None else {"horizon": horizon}), **schedule.params, "progress": progress}
         value = expression.evaluate(schedule.code, values)
         return value if xp is np else jnp.asarray(value, jnp.float32)
     if schedule.between is not None:

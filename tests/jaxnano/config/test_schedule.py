@@ -91,6 +91,9 @@ def test_a_formula_of_the_optimizer_may_read_the_horizon() -> None:
         assert float(lr) == pytest.approx(0.5 / steps**0.5 / 2, rel=1e-6)
     with pytest.raises(ConfigError, match="model.attention.softcap: .*: a trained model has no horizon; progress"):
         edited(TINY, {"model.attention.softcap": {"kind": "expression", "code": "5 + horizon / 1000"}})
+    old = {"kind": "expression", "code": "horizon * progress", "params": {"horizon": 3}}
+    own = edited(TINY, {"optimizer.clip": old})
+    assert float(at(own, hypers(own, 100), 0.5).optimizer.clip) == 1.5  # a name that recipes of old may have
     for steps in ((0.5, 0.5), (0.6, 0.4), (-0.1, 0.5), (0.5, 1.1)):
         with pytest.raises(ConfigError, match=r"between: .*the first below the second; \[0.0, 0.5\] would do"):
             edited(TINY, {"optimizer.clip": {"kind": "linear", "value": 1.0, "between": list(steps)}})

@@ -12,7 +12,7 @@ from jaxnano.config.base import ConfigError, Node, read_yaml
 from jaxnano.config.file import load
 from jaxnano.config.model import Model
 from jaxnano.config.optimizer import Optimizer
-from jaxnano.config.recipe import Recipe
+from jaxnano.config.recipe import Recipe, stages
 from research.contract import idea
 from research.contract import techniques as listed
 from research.contract.gate import Gate
@@ -186,7 +186,8 @@ def unreached(recipes: Iterable[Recipe]) -> set[Choice]:
     """Choices the tree offers below model and optimizer that none of the recipes makes."""
     offered = {choice for root in (Model, Optimizer) for choice in offers(root, set())}
     assert len(offered) > 140
-    return offered - {choice for r in recipes for root in (r.model, r.optimizer) for choice in made(root)}
+    whole = [part.recipe for recipe in recipes for part in stages(recipe)]
+    return offered - {choice for r in whole for root in (r.model, r.optimizer) for choice in made(root)}
 
 
 def offers(node: type[Node], seen: set[type]) -> Iterator[Choice]:
@@ -202,15 +203,15 @@ def offers(node: type[Node], seen: set[type]) -> Iterator[Choice]:
         options = [option for kind in kinds for option in (get_args(kind) if get_origin(kind) is Literal else ())]
         nodes = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Node)]
         if len(options) > 1:
-            yield from ((title(node), name, option) for option in options)
+            yield from ((owner(node, name), name, option) for option in options)
         if bool in kinds:
-            yield from ((title(node), name, flag) for flag in (False, True))
+            yield from ((owner(node, name), name, flag) for flag in (False, True))
         if type(None) in kinds:
-            yield from ((title(node), name, word) for word in ("absent", "present"))
+            yield from ((owner(node, name), name, word) for word in ("absent", "present"))
         if () in kinds:
-            yield title(node), name, "filled"
+            yield owner(node, name), name, "filled"
         for kind in nodes:
-            yield ("", "", title(kind)) if is_schedule(kind) else (title(node), name, title(kind))
+            yield ("", "", title(kind)) if is_schedule(kind) else (owner(node, name), name, title(kind))
             yield from offers(kind, seen)
 
 
@@ -218,7 +219,7 @@ def made(node: Node) -> Iterator[Choice]:
     """The choices an instance makes, named as `offers` does."""
     for name in type(node).model_fields:
         value = getattr(node, name)
-        place = title(type(node)), name
+        place = owner(type(node), name), name
         yield *place, "absent" if value is None else "present"
         if isinstance(value, tuple) and value:
             yield *place, "filled"
@@ -243,6 +244,11 @@ def flat(annotation: Any) -> Iterator[Any]:
         yield from flat(get_args(annotation)[0])
     else:
         yield annotation
+
+
+def owner(node: type, name: str) -> str:
+    """The node that brings a field: what several kinds have of one is a choice once."""
+    return title(next(kind for kind in reversed(node.__mro__) if name in vars(kind).get("__annotations__", {})))
 
 
 def title(node: type) -> str:
