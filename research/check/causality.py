@@ -77,7 +77,8 @@ def dense(rng: np.random.Generator) -> dict[str, Any]:
              {"name": "skip", "source": "x0", "to": pick("stream", "attention", "ffn"), "shift": pick(0, 1),
               "add": add},
              {"name": "stay", "to": "stream", "keep": {**add, "per": pick("one", "channel")}}]
-    change = {"depth": 2, "blocks": blocks, "taps": [{"name": "x0", "after": "embedding"}], "wires": wires}
+    change = {"depth": 2, "bias": pick(True, False), "embedding": {"tied": pick(True, False)}}
+    change |= {"blocks": blocks, "taps": [{"name": "x0", "after": "embedding"}], "wires": wires}
     return dump_full(validate(Recipe, dump(BASE) | {"model": dump(BASE.model) | change}))
 
 
@@ -122,6 +123,8 @@ def slopes(recipe: Recipe, seed: int = 0) -> np.ndarray:
     """
     rng, length, values = np.random.default_rng(seed), recipe.data.length, hypers(recipe, 10)
     params = {path: rng.normal(0, 0.3, spec.shape).astype(np.float32) for path, spec in specs(recipe).items()}
+    tables = [f"tables/{table.name}" for table in recipe.model.tables if table.index.kind == "token"]
+    read = ["embedding/token", *(path for path in tables if path in params)]
     tokens_1xL = jnp.asarray(rng.permutation(8)[None, :length])  # each once, so that a row is a place
     cotangents_LxD = rng.normal(size=(length, recipe.model.width)).astype(np.float32)
 
@@ -129,8 +132,8 @@ def slopes(recipe: Recipe, seed: int = 0) -> np.ndarray:
         x_1xLxD, pull = jax.vjp(lambda p: gpt.features(p, tokens_1xL, at(recipe, values, jnp.float32(0.5)))[0], params)
         one_LxLxD = jnp.eye(length)[:, :, None] * cotangents_LxD[None]
         pulled = jax.vmap(lambda d: pull(d[None].astype(x_1xLxD.dtype))[0])(one_LxLxD)
-        read = [d for path, d in pulled.items() if params[path].shape[:1] == (recipe.model.vocab,)]
-        return sum(jnp.abs(d_LxVxD).sum(-1)[:, tokens_1xL[0]] for d_LxVxD in read), jnp.isfinite(x_1xLxD).all()
+        found = sum(jnp.abs(pulled[path]).sum(-1)[:, tokens_1xL[0]] for path in read)
+        return found, jnp.isfinite(x_1xLxD).all()
 
     program = jax.jit(run).lower(params, values).compile(compiler_options={"xla_backend_optimization_level": "0"})
     found, finite = program(params, values)
