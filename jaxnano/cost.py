@@ -16,7 +16,7 @@ from jaxnano.config.wires import acting, columns, places
 from jaxnano.model.backend import kernel
 from jaxnano.model.head import CHUNK_LOGITS
 from jaxnano.model.specs import Table, parameter_count, specs
-from jaxnano.optim.build import update_cost
+from jaxnano.optim.build import members, moments_asked, update_cost
 
 
 @dataclass(frozen=True)
@@ -106,16 +106,24 @@ def _cost(recipe: Recipe, accumulate: int = 1, platform: str = "gpu", span: tupl
     """Of a recipe without phases, which trains so between two shares of the run."""
     table = specs(recipe)
     update, parameters = update_cost(recipe.optimizer, table, span), parameter_count(table)
+    moments = _moments(recipe, table)
     return Cost(
         parameters=parameters,
-        model_flops_per_token=3.0 * forward_flops_per_token(recipe, table),
+        model_flops_per_token=3.0 * forward_flops_per_token(recipe, table) + 2.0 * moments,
         optimizer_flops_per_step=update.flops,
         tokens_per_step=recipe.data.batch * recipe.data.length,
         parameter_bytes=4 * parameters + _seen_bytes(recipe, table),
         optimizer_bytes=4 * update.floats,
-        gradient_bytes=4 * parameters * (1 if accumulate == 1 else 2),
+        gradient_bytes=4 * (parameters + moments) * (1 if accumulate == 1 else 2),
         activation_bytes=_activation_bytes(recipe, accumulate, platform),
     )
+
+
+def _moments(recipe: Recipe, table: Table) -> int:
+    """Numbers of the second moments of inputs that chains read, each a sum over tokens."""
+    held = members(recipe.optimizer, table)
+    return sum(math.prod(shape) for group in recipe.optimizer.groups
+               for shape in moments_asked(group, table, held[group.name]).values())
 
 
 def _seen_bytes(recipe: Recipe, table: Table) -> int:

@@ -24,7 +24,7 @@ from jaxnano.cli import UserError
 from jaxnano.config.recipe import STEPS_PER_CALL, Recipe, at, hypers, structure_id
 from jaxnano.model import gpt
 from jaxnano.model.specs import specs
-from jaxnano.optim.build import build
+from jaxnano.optim.build import blanks, build
 from jaxnano.optim.memory import Updater
 from jaxnano.optim.precision import with_weights
 
@@ -59,7 +59,7 @@ def init_state(recipe: Recipe, init_seed: jax.Array, values: Any) -> TrainState:
 def train_step(recipe: Recipe, state: TrainState, batch_BxM: jax.Array, values: Any, accumulate: int = 1):
     """One step: (state, tokens [B, L+1], hypers) -> (state, metrics). accumulate: pieces the batch is taken in."""
     cfg, optimizer = optimizer_at(recipe, state.step, values)
-    params = optimizer.grad_params(state.optimizer)
+    params = optimizer.grad_params(state.optimizer) | blanks(cfg.optimizer, specs(recipe))
     grad = jax.value_and_grad(gpt.loss, has_aux=True)
     if accumulate == 1:
         (_, metrics), grads = grad(params, batch_BxM, cfg)

@@ -71,6 +71,8 @@ class Group(Node):
     def _clocked(self) -> Group:
         if self.accumulate and self.every == 1:
             raise refuse("accumulate", True, "with every: 1 no step is left out; every: 2 would do")
+        if self.accumulate and any("inputs" in step.reads for step in self.steps):
+            raise refuse("accumulate", True, "inputs are those of one step; false would do")
         ends = [end for span in self.frozen for end in span]
         if ends != sorted(set(ends)) or not all(0 <= end <= 1 for end in ends) or self.moving() <= 0:
             raise refuse("frozen", self.frozen, "shares of the run, each span after the one before and apart from it, "

@@ -98,7 +98,7 @@ def check(chain: Sequence[Node], params: Iterable[str], partners: Iterable[str] 
     clashes = []  # a name taken by a line, or by one that a preset stands for
     for item, step in [(one, step) for one in chain for step in expand(one)]:
         place, own = f"chain.{name_of(item)}", set(getattr(step, "params", ()))
-        keeps = set(step.writes) if isinstance(step, t.KEEPS) else set()
+        keeps = set(step.writes) if isinstance(step, t.KEEPS) and not isinstance(step, t.Solve) else set()
         if missing := sorted(step.reads - known):
             near = "".join(f"; {name} would do" for name in get_close_matches(missing[0], known, 1))
             raise refuse(place, missing[0], f"no such name above this line; known: {', '.join(sorted(known))}{near}")
@@ -115,7 +115,7 @@ def check(chain: Sequence[Node], params: Iterable[str], partners: Iterable[str] 
     made = {step.name: type(step) for item in chain for step in expand(item) if isinstance(step, t.KEEPS)}
     for item in chain:
         for step in expand(item):
-            kind = t.Triangles if isinstance(step, t.Whiten) else t.Factors
+            kind = {t.Whiten: t.Triangles, t.Solve: t.Average}.get(type(step), t.Factors)
             for field in ("by", "basis"):
                 if (by := getattr(step, field, None)) and made.get(by) is not kind:
                     raise refuse(f"chain.{name_of(item)}.{field}", by, f"a line of kind {kind_of(kind)} would do")

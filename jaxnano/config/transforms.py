@@ -2,7 +2,8 @@
 
 In scope of a step's formulas: g the gradient, u the direction (g at first), W the parameter, W0 what it was before this
 update, lr, progress, steps (of the run, this one included), the group's params, and every name above the line; fan_in
-and fan_out where there is a matrix. noise() is a Gaussian number for each of the parameter's, new in every update.
+and fan_out where there is a matrix; inputs, second moments of what a map of a block is given, in blocks as wide as the
+stream. noise() is a Gaussian number for each of the parameter's, new in every update.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ BETA = Range(0.0, 0.99999, "decay")
 EPS = Range(1e-16, 1e-2, "log")
 FREE = Range(-1e6, 1e6, "signed")  # a number of a formula
 NAME = r"^[a-z][a-z0-9_]{0,30}$"
-GIVEN = ("g", "u", "W", "W0", "lr", "progress", "fan_in", "fan_out", "steps")  # before the first step
+GIVEN = ("g", "u", "W", "W0", "lr", "progress", "fan_in", "fan_out", "steps", "inputs")  # before the first step
 OF_PARTNERS = ("W", "W0", "g", "u")  # of a partner's scope, as NAME_W and so on
 STEP = Signature(None, reduces=True, draws=True)  # what its names are is known in the chain alone
 
@@ -247,6 +248,21 @@ class Root(_Step):
     dropped: bool = False
 
 
+class Solve(_Step):
+    """(C + (damping * mean of its diagonal + 1e-8) I)^-1 x: a matrix x by an average C of `inputs`, block by block.
+
+    The inverse is taken anew every so many updates. Source: arXiv:2604.01472; track 3, 20260505_newton_muon.
+    """
+
+    kind: Literal["solve"]
+    name: str = Field(pattern=NAME)
+    by: str
+    of: str = "u"
+    into: str = Field(default="u", pattern=NAME)
+    damping: Annotated[Traced, Range(1e-3, 10.0, "log")] = 0.2
+    every: int = Field(default=64, ge=1, le=1000)
+
+
 class Triangles(_Step):
     """Triangular Kronecker factors Q, R that whiten a matrix x: each step fits them to this x. `whiten` reads them.
 
@@ -310,9 +326,9 @@ class TakeStep(_Step):
         return ("W",)
 
 
-STEPS = (Average, FormulaStep, Factors, Rotate, Root, Triangles, Whiten, Polar, TakeStep)
-Step = Average | FormulaStep | Factors | Rotate | Root | Triangles | Whiten | Polar | TakeStep
-KEEPS = (Average, Factors, Triangles)  # lines that keep something from step to step
+STEPS = (Average, FormulaStep, Factors, Rotate, Root, Triangles, Whiten, Solve, Polar, TakeStep)
+Step = Average | FormulaStep | Factors | Rotate | Root | Triangles | Whiten | Solve | Polar | TakeStep
+KEEPS = (Average, Factors, Triangles, Solve)  # lines that keep something from step to step
 
 
 def _tag(value: Any) -> str | None:
@@ -326,7 +342,7 @@ Transform = Annotated[
     | Annotated[CautiousDecay, Tag("cautious_decay")] | Annotated[Hyperball, Tag("hyperball")]
     | Annotated[Average, Tag("average")] | Annotated[FormulaStep, Tag("formula")] | Annotated[Factors, Tag("factors")]
     | Annotated[Rotate, Tag("rotate")] | Annotated[Root, Tag("root")] | Annotated[Triangles, Tag("triangles")]
-    | Annotated[Whiten, Tag("whiten")] | Annotated[Polar, Tag("polar")]
+    | Annotated[Whiten, Tag("whiten")] | Annotated[Solve, Tag("solve")] | Annotated[Polar, Tag("polar")]
     | Annotated[TakeStep, Tag("step")],
     Discriminator(_tag),
 ]

@@ -14,7 +14,7 @@ from jaxnano.config.formulas import HeadInput
 from jaxnano.config.model import Model
 from jaxnano.model import backend
 from jaxnano.model.documents import Row
-from jaxnano.model.linear import declare, declare_linear, fused_linear
+from jaxnano.model.linear import declare, declare_linear, fused_linear, watched
 from jaxnano.model.norm import rms_normalize
 from jaxnano.model.position import alibi_slopes, frequencies, rotate, shift
 from jaxnano.model.wires import Wires
@@ -74,7 +74,7 @@ class Attention(nn.Module):
             y_BxLxHxK = y_BxLxHxK * gate_BxLxH[..., None]
         y = y_BxLxHxK.reshape(*y_BxLxHxK.shape[:2], heads * dim)
         weight, bias = declare_linear(self, "o", heads * dim, m.width, m.bias)
-        return backend.linear(y, weight, bias), cache
+        return backend.linear(watched(self, y, "o"), weight, bias), cache
 
     def _shaped(self, x_BxLxHxK: jax.Array, cfg: HeadInput | None, name: str) -> jax.Array:
         """Queries, keys or values after their formula and their gain."""
@@ -129,7 +129,7 @@ class Attention(nn.Module):
     def _project(self, x: jax.Array, queries: int, keys: int) -> list[jax.Array]:
         parts = [declare_linear(self, n, self.cfg.width, w, self.cfg.bias) for n, w in zip("qkv", (queries, keys, keys),
                                                                                          strict=True)]
-        return fused_linear(x, parts)
+        return fused_linear(watched(self, x, *"qkv"), parts)
 
 
 def interleave(y_BxLxHxK: jax.Array, heads: int) -> jax.Array:

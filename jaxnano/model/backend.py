@@ -40,6 +40,24 @@ def linear(x: jax.Array, w_DxF: jax.Array, b_F: jax.Array | None = None) -> jax.
 
 
 @jax.custom_vjp
+def watch(x: jax.Array, blank_NxKxK: jax.Array) -> jax.Array:
+    """x as it is. What is called its gradient by `blank` are the second moments of its channels over all tokens.
+
+    Args: x: [..., N * K]. blank_NxKxK: of anything; channels are taken in N blocks.
+    """
+    return x
+
+
+def _watch_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, blank = saved
+    x_MxNxK = x.reshape(-1, *blank.shape[:2]).astype(jnp.float32)
+    return gradient, jnp.einsum("mnk,mnj->nkj", x_MxNxK, x_MxNxK) / x_MxNxK.shape[0]
+
+
+watch.defvjp(lambda x, blank: (x, (x, blank)), _watch_backward)
+
+
+@jax.custom_vjp
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """Cross entropy of each token, in nats, computed in float32; of bfloat16 logits log-softmax is rounded to bfloat16.
 

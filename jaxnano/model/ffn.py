@@ -12,7 +12,7 @@ from jaxnano.config import expression
 from jaxnano.config.block import FormulaActivation, Gelu, Glu, ReluSquared, Silu
 from jaxnano.config.model import Model
 from jaxnano.model import backend
-from jaxnano.model.linear import declare_linear, fused_linear
+from jaxnano.model.linear import declare_linear, fused_linear, watched
 
 
 def activate(x: jax.Array, cfg: Any) -> jax.Array:
@@ -37,10 +37,11 @@ class Ffn(nn.Module):
     @nn.compact
     def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
         m, width = self.cfg, self.cfg.ffn_width
-        up = declare_linear(self, "up", m.width, width, m.bias)
+        up, x_BxLxD = declare_linear(self, "up", m.width, width, m.bias), watched(self, x_BxLxD, "up", "gate")
         if isinstance(m.ffn, Glu):
             gate_BxLxF, up_BxLxF = fused_linear(x_BxLxD, [declare_linear(self, "gate", m.width, width, m.bias), up])
             hidden_BxLxF = activate(gate_BxLxF, m.ffn.activation) * up_BxLxF
         else:
             hidden_BxLxF = activate(backend.linear(x_BxLxD, *up), m.ffn.activation)
-        return backend.linear(hidden_BxLxF, *declare_linear(self, "down", width, m.width, m.bias))
+        down = declare_linear(self, "down", width, m.width, m.bias)
+        return backend.linear(watched(self, hidden_BxLxF, "down"), *down)

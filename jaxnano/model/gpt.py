@@ -15,6 +15,7 @@ from jaxnano.model import backend, head, specs
 from jaxnano.model.block import Block
 from jaxnano.model.documents import Row, begins
 from jaxnano.model.embedding import Embedding
+from jaxnano.model.linear import INPUTS
 from jaxnano.model.norm import Norm
 from jaxnano.model.wires import Features, Tables, empty_shifts, looks_back
 
@@ -80,11 +81,16 @@ def init(key: jax.Array, recipe: Recipe, hypers: Mapping[str, Any]) -> Params:
 
 
 def features(params: Params, tokens_BxL: jax.Array, cfg: Recipe, cache: Cache | None = None) -> Any:
-    """Args: params: {path: array}. tokens_BxL: int. cfg: a resolved recipe (`at`). cache: from `empty_cache`.
+    """Args: params: {path: array}, and blanks of watched maps (optim/build.py). tokens_BxL: int. cfg: a resolved recipe
+        (`at`). cache: from `empty_cache`.
 
     Returns: features [B, L, D], the head's (weight [D, V], bias), the updated cache.
     """
-    variables = {"params": unflatten_dict(params, sep="/")}
+    end = specs.OF_INPUTS
+    blanks = {path.removesuffix(end): blank for path, blank in params.items() if path.endswith(end)}
+    variables = {"params": unflatten_dict({p: w for p, w in params.items() if not p.endswith(end)}, sep="/")}
+    if blanks:
+        variables[INPUTS] = unflatten_dict(blanks, sep="/")
     return Gpt(cfg).apply(variables, tokens_BxL, cache)
 
 

@@ -21,6 +21,17 @@ def declare_linear(module: nn.Module, name: str, inputs: int, outputs: int, bias
     return declare(module, name, inputs, outputs), declare(module, f"{name}_bias", outputs) if bias else None
 
 
+INPUTS = "inputs"  # the collection with a blank for each map whose inputs the optimizer asks about
+
+
+def watched(module: nn.Module, x: jax.Array, *names: str) -> jax.Array:
+    """What maps of these names are given: where the optimizer asks, its second moments are told as a gradient."""
+    for name in names:
+        if (blank := module.get_variable(INPUTS, name)) is not None:
+            x = backend.watch(x, blank)
+    return x
+
+
 def fused_linear(x: jax.Array, parts: list[tuple[jax.Array, Any]]) -> list[jax.Array]:
     """Several linear maps of one input as one matmul: parameters stay apart, for the optimizer's sake."""
     weight = jnp.concatenate([w for w, _ in parts], axis=1)

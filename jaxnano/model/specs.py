@@ -44,6 +44,7 @@ class Spec(NamedTuple):
 
 
 Table = dict[str, Spec]
+OF_INPUTS = "#inputs"  # after the path of a map: the second moments of what it is given
 KINDS = ("zeros", "constant", "normal", "uniform", "sign", "identity")
 ZEROS, ONES = Initial("zeros"), Initial("constant", 1.0)
 
@@ -184,6 +185,15 @@ def _branch(m: Model, block: int, name: str) -> Iterator[tuple[str, Spec]]:
     """What follows a branch: its sandwich norm."""
     if m.norm.placement == "sandwich":
         yield from _norm(m, f"blocks_{block}/{name}_post_norm", m.width)
+
+
+def moments_of(path: str, table: Table) -> tuple[int, int, int] | None:
+    """The shape of the second moments of a map's inputs, in blocks as wide as the stream; None for what is no map."""
+    if not re.fullmatch(r"blocks_\d+/(attention/[qkvo]|ffn/(up|gate|down))", path):
+        return None
+    inputs, width = table[path].shape[0], table["embedding/token"].shape[1]
+    size = width if inputs % width == 0 else inputs
+    return inputs // size, size, size
 
 
 def parameter_count(table: Table) -> int:

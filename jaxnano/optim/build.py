@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ from jaxnano.config import optimizer as nodes
 from jaxnano.config.base import ConfigError, Problem
 from jaxnano.config.expression import ExpressionError, measure
 from jaxnano.config.transforms import Hyperball
-from jaxnano.model.specs import Table
+from jaxnano.model.specs import OF_INPUTS, Table, moments_of
 from jaxnano.optim.chain import Chain, Link, Params, bits_of, build_chain, costs_of
 from jaxnano.optim.memory import Updater, with_memory
 
@@ -44,8 +45,8 @@ def build_chains(cfg: nodes.Optimizer, table: Table, progress: Any, done: Any) -
     parts = {name: paths for name, paths in members(cfg, table).items() if paths}
     chains = {group.name: clocked(group, build_chain(
         group.steps, {"lr": group.lr, "progress": progress, "steps": done, **group.params},
-        {path: table[path].axes for path in parts[group.name]}, links_of(group, table, parts[group.name])),
-        progress, done)
+        {path: table[path].axes for path in parts[group.name]}, links_of(group, table, parts[group.name]),
+        moments_asked(group, table, parts[group.name])), progress, done)
               for group in cfg.groups if group.name in parts}
 
     def init(params: Params) -> dict[str, Any]:
@@ -53,15 +54,32 @@ def build_chains(cfg: nodes.Optimizer, table: Table, progress: Any, done: Any) -
         return {name: chains[name].init({path: params[path] for path in paths}, bits) for name, paths in parts.items()}
 
     def update(grads: Params, state: dict[str, Any], params: Params, rest: Params) -> tuple[Params, dict[str, Any]]:
-        grads = grads if cfg.clip is None else clip_gradients(grads, cfg.clip)
+        moments = {path: x for path, x in grads.items() if path.endswith(OF_INPUTS)}
+        grads = {path: x for path, x in grads.items() if path not in moments}
+        grads = (grads if cfg.clip is None else clip_gradients(grads, cfg.clip)) | moments
         moved, new = {}, {}
         for name, paths in parts.items():
             given, ahead, before = ({path: tree[path] for path in paths} for tree in (grads, params, rest))
+            given |= {path + OF_INPUTS: grads[path + OF_INPUTS] for path in paths if path + OF_INPUTS in moments}
             part, new[name] = chains[name].update(given, state[name], ahead, before)
             moved |= part
         return {path: moved[path] for path in params}, new
 
     return Chain(init, update)
+
+
+def moments_asked(group: nodes.Group, table: Table, paths: Iterable[str]) -> dict[str, tuple[int, int, int]]:
+    """Shapes of the second moments of inputs that a group's chain reads, by path."""
+    if not any("inputs" in step.reads for step in group.steps):
+        return {}
+    return {path: shape for path in paths if (shape := moments_of(path, table)) is not None}
+
+
+def blanks(cfg: nodes.Optimizer, table: Table) -> Params:
+    """What the model is given beside its parameters, so that the gradient holds the moments that chains read."""
+    asked = [moments_asked(group, table, paths)
+             for group, paths in zip(cfg.groups, members(cfg, table).values(), strict=True)]
+    return {path + OF_INPUTS: jnp.zeros(shape) for shapes in asked for path, shape in shapes.items()}
 
 
 def links_of(group: nodes.Group, table: Table, paths: list[str]) -> dict[str, Link]:
@@ -136,17 +154,19 @@ def update_cost(cfg: nodes.Optimizer, table: Table, span: tuple[float, float] = 
     Raises: ConfigError for a chain that a parameter's shape does not fit, with the group, the line and the parameter.
     """
     flops, floats, kept = 0.0, 0, nodes.remembered(cfg)
-    found: dict[tuple[str, tuple[int, ...], str], UpdateCost] = {}
+    found: dict[Any, UpdateCost] = {}
     for group, paths in zip(cfg.groups, members(cfg, table).values(), strict=True):
         steps = group.steps
         links_of(group, table, paths)
+        asked = moments_asked(group, table, paths)
         if any(isinstance(item, Hyperball) for item in group.chain):
             _refuse_zeros(group, {path: table[path] for path in paths})
         for path in paths:
-            shape, axes = table[path].shape, table[path].axes
-            if (group.name, shape, axes) not in found:
-                found[group.name, shape, axes] = _chain_cost(group, steps, path, shape, axes, span)
-            own, memory = found[group.name, shape, axes], _memory_cost(kept, path, shape)
+            shape, axes, moments = table[path].shape, table[path].axes, asked.get(path)
+            key = (group.name, shape, axes, moments)
+            if key not in found:
+                found[key] = _chain_cost(group, steps, path, shape, axes, moments, span)
+            own, memory = found[key], _memory_cost(kept, path, shape)
             flops, floats = flops + own.flops + memory.flops, floats + own.floats + memory.floats
     return UpdateCost(flops, floats)
 
@@ -159,11 +179,11 @@ def _refuse_zeros(group: nodes.Group, table: Table) -> None:
             raise ConfigError([Problem(f"optimizer.groups.{group.name}.chain.hyperball", path, rule)])
 
 
-def _chain_cost(group: nodes.Group, steps: Any, path: str, shape: tuple[int, ...], axes: str,
+def _chain_cost(group: nodes.Group, steps: Any, path: str, shape: tuple[int, ...], axes: str, moments: Any,
                 span: tuple[float, float]) -> UpdateCost:
     try:
         costs = [cost for _, cost in costs_of(steps, shape, ("lr", "progress", "steps", *group.params), axes,
-                                               [partner.name for partner in group.partners])]
+                                               [partner.name for partner in group.partners], moments)]
     except ExpressionError as error:
         raise ConfigError([Problem(f"optimizer.groups.{group.name}.chain", path, str(error))]) from None
     size = math.prod(shape) if group.accumulate else 0

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxnano.config import transforms as t
 from jaxnano.config.base import name_of
 from jaxnano.config.expression import DRAWN, ExpressionError, evaluate, measure, names
+from jaxnano.model.specs import OF_INPUTS
 from jaxnano.optim import kronecker
 from jaxnano.optim.pieces import Cut, cut_of, join, joined_shape, split, split_shape
 from jaxnano.optim.polar import polar_flops, polar_leaves
@@ -61,7 +62,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Line(NamedTuple):
-    """What a step is: it writes into the scopes and returns what it keeps; what it costs; what it keeps at first."""
+    """A step: it writes into the scopes and returns what it keeps; what it costs; what it keeps at first."""
 
     run: Callable[[Scopes, Any], Any]
     cost: Callable[[Shapes], Cost]
@@ -76,7 +77,8 @@ def line(step: t.Step) -> Line:
         case t.FormulaStep():
             return Line(partial(_formula, step), lambda shapes: Cost(*measure(step.code, shapes)))
         case t.Factors():
-            return Line(partial(_factors, step), partial(_factors_cost, step), _factors_init)
+            return Line(partial(_factors, step), partial(_factors_cost, step),
+                        _kept(lambda w, cost: kronecker.init(w)))
         case t.Rotate():
             return Line(partial(_matrices, step, lambda f, x: kronecker.rotate(f, x, step.back)),
                         lambda shapes: _matrix(step.of, shapes, kronecker.rotation_flops))
@@ -85,10 +87,14 @@ def line(step: t.Step) -> Line:
             return Line(partial(_matrices, step, act),
                         lambda shapes: _matrix(step.of, shapes, lambda shape: 2.0 * kronecker.rotation_flops(shape)))
         case t.Triangles():
-            return Line(partial(_triangles, step), partial(_triangles_cost, step), _triangles_init)
+            return Line(partial(_triangles, step), partial(_triangles_cost, step),
+                        _kept(lambda w, cost: kronecker.blank(w)))
         case t.Whiten():
             return Line(partial(_matrices, step, kronecker.whiten),
                         lambda shapes: _matrix(step.of, shapes, lambda shape: 2.0 * kronecker.rotation_flops(shape)))
+        case t.Solve():
+            return Line(partial(_solve, step), partial(_solve_cost, step),
+                        _kept(lambda w, cost: kronecker.no_inverse(w, cost.floats)))
         case t.Polar():
             return Line(partial(_polar, step), lambda shapes: _matrix(
                 step.of, shapes, lambda shape: polar_flops(shape, step.coefficients), stack=True))
@@ -105,17 +111,19 @@ class Link(NamedTuple):
 
 
 def build_chain(steps: Sequence[t.Step], scalars: Mapping[str, Any], axes: Mapping[str, str] | None = None,
-                links: Mapping[str, Link] | None = None) -> Chain:
+                links: Mapping[str, Link] | None = None, moments: Shapes | None = None) -> Chain:
     """The functions of a resolved chain.
 
     Args: scalars: lr, progress and the group's params. axes: of parameters, by path. links: of partners, by name.
+        moments: shapes of those of inputs, by path.
     """
-    axes, links = axes or {}, links or {}
+    axes, links, moments = axes or {}, links or {}, moments or {}
     lines = [(step, line(step)) for step in steps]
     draws = any(step.draws for step in steps)
 
     def init(params: Params, bits: jax.Array | None = None) -> dict[str, Any]:
-        costs = {path: dict(costs_of(steps, w.shape, scalars, axes.get(path, ""), links)) for path, w in params.items()}
+        costs = {path: dict(costs_of(steps, w.shape, scalars, axes.get(path, ""), links, moments.get(path)))
+                 for path, w in params.items()}
         kept = {step.name: one.init(params, {path: costs[path][step.name] for path in params})
                 for step, one in lines if isinstance(step, t.KEEPS)}
         seed = bits_of(params) if bits is None else bits
@@ -124,6 +132,8 @@ def build_chain(steps: Sequence[t.Step], scalars: Mapping[str, Any], axes: Mappi
     def update(grads: Params, state: dict[str, Any], params: Params) -> tuple[Params, dict[str, Any]]:
         scopes = {path: {**scalars, **_fans(w.shape), "g": grads[path], "u": grads[path], "W": w, "W0": w}
                   for path, w in params.items()}
+        for path in moments:
+            scopes[path]["inputs"] = grads[path + OF_INPUTS]
         new = {}
         if draws:
             key, after = jax.random.split(jax.random.wrap_key_data(state[KEY]))
@@ -159,18 +169,21 @@ def bits_of(params: Params) -> jax.Array:
 
 
 def costs_of(steps: Sequence[t.Step], shape: tuple[int, ...], scalars: Iterable[str], axes: str = "",
-             partners: Iterable[str] = ()) -> Iterator[tuple[str, Cost]]:
-    """By step, in order: what each costs for a parameter of a shape and axes. partners: names of.
+             partners: Iterable[str] = (), moments: tuple[int, ...] | None = None) -> Iterator[tuple[str, Cost]]:
+    """By step, in order: what each costs for a parameter of a shape and axes. partners: names of. moments: of inputs.
 
     Raises: ExpressionError where a step needs a matrix, or leaves u or W without the parameter's shape.
     """
     shapes: dict[str, tuple[int, ...]] = {**dict.fromkeys((*scalars, *_fans(shape)), ()),
                                           **dict.fromkeys(("g", "u", "W", "W0"), shape)}
     shapes |= {f"{name}_{one}": shape for name in partners for one in t.OF_PARTNERS}
+    shapes |= {"inputs": moments} if moments else {}
     for step in steps:
         own = dict.fromkeys(getattr(step, "params", ()), ())
         try:
-            if fans := step.reads - shapes.keys():
+            if "inputs" in (fans := step.reads - shapes.keys()):
+                raise ExpressionError("inputs are those of attention's and the FFN's maps; another chain for the rest")
+            if fans:
                 raise ExpressionError(f"{min(fans)} is of a matrix; {shape} is the shape of none")
             if (pieces := getattr(step, "pieces", None)) is not None:
                 cut = cut_of(pieces, shape, axes)
@@ -256,8 +269,10 @@ def _formula(step: t.FormulaStep, scopes: Scopes, _: None) -> None:
         scope[step.into] = _value(step, scope)
 
 
-def _factors_init(params: Params, costs: dict[str, Cost]) -> Bases:
-    return Bases(jnp.zeros([], jnp.int32), {path: kronecker.init(w) for path, w in params.items()})
+def _kept(one: Callable[[jax.Array, Cost], Any]) -> Callable[[Params, dict[str, Cost]], Bases]:
+    """How a line begins that keeps `one` for each parameter."""
+    return lambda params, costs: Bases(jnp.zeros([], jnp.int32),
+                                       {path: one(w, costs[path]) for path, w in params.items()})
 
 
 def _factors(step: t.Factors, scopes: Scopes, old: Bases) -> Bases:
@@ -307,10 +322,6 @@ def _advanced(step: t.Factors, scopes: Scopes, old: Bases, riders: Mapping[str, 
     return Bases(old.count + 1, factors), moved
 
 
-def _triangles_init(params: Params, costs: dict[str, Cost]) -> Bases:
-    return Bases(jnp.zeros([], jnp.int32), {path: kronecker.blank(w) for path, w in params.items()})
-
-
 def _triangles(step: t.Triangles, scopes: Scopes, old: Bases) -> Bases:
     """Triangles fitted to this update's value too, in scope of the lines below."""
     name, found = zlib.crc32(step.name.encode()), {}
@@ -343,6 +354,22 @@ def _by_shape(scopes: Scopes) -> Iterable[list[str]]:
 
 def _stack(trees: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _solve(step: t.Solve, scopes: Scopes, old: Bases) -> Bases:
+    """x by inverses of moments, which are taken anew every so many updates."""
+    moments = {path: scope[step.by] for path, scope in scopes.items()}
+    found = kronecker.inverses(moments, old.factors, old.count % step.every == 0, step.damping)
+    for path, scope in scopes.items():
+        scope[step.into] = kronecker.blockwise(found[path], _value(step, scope))
+    return Bases(old.count + 1, found)
+
+
+def _solve_cost(step: t.Solve, shapes: Shapes) -> Cost:
+    if len(shape := shapes[step.by]) != 3 or shape[0] * shape[1] != shapes["W"][0]:
+        raise ExpressionError(f"{step.by} has shape {shape}; an average of inputs would do")
+    found = _matrix(step.of, shapes, lambda x: 2.0 * math.prod(shape) * (x[1] + shape[1] / step.every))
+    return found._replace(floats=math.prod(shape))
 
 
 def _matrices(step: t.Rotate | t.Root | t.Whiten, act: Callable[..., jax.Array], scopes: Scopes, _: None) -> None:

@@ -103,6 +103,35 @@ def _eigenvectors(f: Factors, where: jax.Array) -> Factors:
     return Factors(f.left, f.right, left_basis, right_basis, left_values, right_values)
 
 
+def no_inverse(w: jax.Array, numbers: int) -> jax.Array:
+    """Room for so many numbers of inverses, of blocks of which each input of w is in one."""
+    size = numbers // w.shape[0]
+    return jnp.zeros((w.shape[0] // size, size, size), w.dtype)
+
+
+def inverses(moments: dict[str, jax.Array], kept: dict[str, jax.Array], due: jax.Array, damping: Any
+             ) -> dict[str, jax.Array]:
+    """Of each matrix of each stack [k, n, n], with damping times its mean diagonal, and 1e-8, on the diagonal; else
+    those that are kept."""
+    found, sizes = {}, {}
+    for path, c in moments.items():
+        sizes.setdefault(c.shape[-1], []).append(path)
+    for size, paths in sizes.items():
+        c, was = (jnp.concatenate([tree[path] for path in paths]) for tree in (moments, kept))
+        more = damping * jnp.trace(c, axis1=-2, axis2=-1)[:, None, None] / size + 1e-8
+        c = c + more * jnp.eye(size, dtype=c.dtype)[None]
+        new, start = jax.lax.cond(due, lambda c, _: _one_by_one(jnp.linalg.inv, c), lambda _, was: was, c, was), 0
+        for path in paths:
+            found[path] = new[start : start + len(moments[path])]
+            start += len(moments[path])
+    return found
+
+
+def blockwise(a: jax.Array, x: jax.Array) -> jax.Array:
+    """The product of a matrix [k, n, n] in blocks along its diagonal with x [k * n, m]."""
+    return _product(a, x.reshape(len(a), -1, x.shape[-1])).reshape(x.shape)
+
+
 def _one_by_one(function: Any, x: jax.Array) -> Any:
     """A decomposition of each matrix of a stack.
 

@@ -47,8 +47,8 @@ def chain(group: Group, matrices: bool, vectors: bool) -> Any:
 @lru_cache(maxsize=1024)
 def _chain(text: _Text, matrices: bool, vectors: bool) -> Any:
     group = text.group
-    if len(group.partners) > 1:
-        return [text, matrices]
+    if len(group.partners) > 1 or any("inputs" in step.reads for step in group.steps):
+        return [text, matrices]  # which is not tried
     trials = [Trial(group, shape, moved=not i) for i, shape in enumerate(MATRICES * matrices + VECTORS * vectors)]
     with np.errstate(all="ignore"):
         seen = [trial.run(STEPS - bool(i)) for i, trial in enumerate(trials)]
@@ -127,7 +127,7 @@ class Trial:
         return [found for k, step in enumerate(self.steps) if (found := self._line_told(k, step, k in blind))]
 
     def _line_told(self, k: int, step: Any, blind: bool) -> Any:
-        static = isinstance(step, t.Factors | t.Rotate | t.Root | t.Triangles | t.Whiten)
+        static = isinstance(step, t.Factors | t.Rotate | t.Root | t.Triangles | t.Whiten | t.Solve)
         pieces, basis = getattr(step, "pieces", None), getattr(step, "basis", None)
         if not (blind or static or pieces or basis):
             return None
@@ -147,6 +147,7 @@ class Trial:
         params = {name: along(value, PARAMS, at) for name, value in self.group.params.items()}
         fans = dict(zip(("fan_in", "fan_out"), self.shapes[i], strict=True))
         clock = {"lr": along(self.group.lr, LR, at), "progress": at, "steps": TURNS[now][:, None, None]}
+        clock["inputs"] = _inputs(i, self.shapes[i][0], now)
         return {**params, **fans, **clock, "g": g, "u": g, "W": W, "W0": W}
 
     def _see(self, scopes: list[Scope]) -> None:
@@ -175,6 +176,8 @@ class Trial:
                 power = float(traced(power, None)) if _fixed(power) else -0.3
                 left, right = ((turn * size**power) @ turn.T for turn, size in zip((left, right), sizes, strict=True))
                 scope[step.into] = left @ self._value(k, scope, seed) @ right
+            case t.Solve():
+                scope[step.into] = _turns(0, seed[1], scope["W"].shape[-2:])[0] @ self._value(k, scope, seed)
             case t.TakeStep():
                 scope["W"] = scope["W"] - scope["lr"] * scope["u"]
             case _:
@@ -280,6 +283,12 @@ def _gradient(i: int, shape: tuple[int, int], now: int) -> np.ndarray:
     found[any_size] = rng.choice([-1, 1], shape) * 10.0 ** rng.uniform(-18, 2, shape)
     found[1] *= np.random.default_rng(i).random(shape) < 0.5  # a token that is never seen has no gradient
     return found
+
+
+@lru_cache(maxsize=64)
+def _inputs(i: int, size: int, now: int) -> np.ndarray:
+    x = np.random.default_rng([19, i, now]).standard_normal((len(SIZES), 9, size))
+    return x.mT @ x / 9
 
 
 @lru_cache(maxsize=64)
