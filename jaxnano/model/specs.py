@@ -70,7 +70,7 @@ def _ruled(path: str, table: Table, m: Model) -> Spec:
     fans = shape if len(shape) == 2 else (math.prod(shape),) * 2
     block, init = int(found[1]) if (found := re.match(r"blocks_(\d+)/", path)) else 0, spec.init
     for rule in rules:
-        value = rule.size(m.depth, block, *fans, init.value)
+        value = rule.size(m.depth, block, fans[0], fans[1], init.value)
         kind, mean = (init.kind, init.mean + rule.mean) if rule.draw == "same" else (rule.draw, rule.mean)
         init = Initial(kind, value, mean, f"{rule.key}/{block}" if rule.key else init.key)
     return spec._replace(init=init)

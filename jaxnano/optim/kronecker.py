@@ -132,7 +132,7 @@ def blockwise(a: jax.Array, x: jax.Array) -> jax.Array:
     return _product(a, x.reshape(len(a), -1, x.shape[-1])).reshape(x.shape)
 
 
-def _one_by_one(function: Any, x: jax.Array) -> Any:
+def _one_by_one(function: Any, x: Any) -> Any:
     """A decomposition of each matrix of a stack.
 
     On CPU a batched one waits, in a thread of the pool, for others of the pool: as many at once as there are threads

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ PRENORM = {"polar_express": (1.02, 1e-6)}  # before the first step X is divided 
 ORDINARY = (1.0, 1e-7)
 
 
-def polar(x: jax.Array, coefficients: str | Steps, prenorm: str = "frobenius", weights: Sequence[float] = (),
+def polar(x: Any, coefficients: str | Steps, prenorm: str = "frobenius", weights: Sequence[float] = (),
           dtype: DTypeLike | None = None) -> jax.Array:
     """Push all singular values of each matrix towards 1, keeping its singular vectors.
 
