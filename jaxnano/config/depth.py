@@ -55,10 +55,12 @@ def blocks_at(places: Places, depth: int, path: str = "at") -> tuple[int, ...]:
         raise refuse(path, [], "at least one place, or all")
     found: list[int] = []
     for place in places:
-        told, blocks = place.model_dump(exclude_none=True), place.at(depth)
+        blocks = place.at(depth)
         if not blocks or min(blocks) < 0 or max(blocks) >= depth:
-            raise refuse(path, told, f"no block of a model of depth {depth}; 0..{depth - 1}, -1, or a share would do")
+            raise refuse(path, place.model_dump(exclude_none=True), f"no block of a model of depth {depth}; "
+                         f"0..{depth - 1}, -1, or a share would do")
         if twice := sorted(set(blocks) & set(found)):
-            raise refuse(path, told, f"block {twice[0]} is among the places before it; once would do")
+            raise refuse(path, place.model_dump(exclude_none=True), f"block {twice[0]} is among the places before it; "
+                         "once would do")
         found += blocks
     return tuple(sorted(found))

@@ -45,7 +45,8 @@ def check(m: Any) -> None:
         for wire in acting(tree, place):
             _fits(m, tree, wire, place, known)
         _shared(tree, place)
-    for block in range(m.depth):
+    plain = all((node.reads, node.writes) == ("stream", ("stream",)) for node in (m.attention, m.ffn))
+    for block in range(m.depth if m.blocks or not plain else 0):
         _branches(m.block(block), block, known)
 
 
@@ -150,7 +151,7 @@ def _shared(tree: Any, place: int) -> None:
 
 def _branches(tree: Any, block: int, known: dict[str, int]) -> None:
     """What a block's branches read and write is there."""
-    for branch in OWN if tree.taps or known else OWN:
+    for branch in OWN:
         node = getattr(tree, branch)
         for part, names in () if node is None else (("reads", (node.reads,)), ("writes", node.writes)):
             if len(set(names)) < len(names):
@@ -165,9 +166,11 @@ def _branches(tree: Any, block: int, known: dict[str, int]) -> None:
 def live(m: Any) -> set[str]:
     """The taps and tables that something reads which reaches the features."""
     found: set[str] = set()
-    items = {item.name for item in (*m.taps, *m.tables)}
-    here = [wire for place, tree in places(m) for wire in acting(tree, place)] if m.wires else []
-    direct = {node.reads for block in range(m.depth) for node in map(m.block(block).__getattribute__, OWN) if node}
+    if not (items := {item.name for item in (*m.taps, *m.tables)}):
+        return found
+    there = [*places(m)]
+    here = [wire for place, tree in there for wire in acting(tree, place)]
+    direct = {node.reads for _, tree in there[1:-1] for node in (tree.attention, tree.ffn) if node is not None}
     while True:
         more = direct | {tap.of for tap in m.taps if tap.name in found}
         for wire in here:

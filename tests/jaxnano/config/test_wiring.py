@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from jaxnano.config.base import ConfigError
+from jaxnano.config.base import ConfigError, dump, validate
+from jaxnano.config.recipe import Recipe
 from tests.jaxnano.recipes import model
 
 X0, LATE = {"name": "x0"}, {"name": "late", "after": {"block": 0}}
@@ -65,3 +66,16 @@ def test_what_does_not_fit_is_refused_with_its_place(changes: dict[str, Any], me
     with pytest.raises(ConfigError) as caught:
         model(**changes)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [
+    {"wires": {"w": None}}, {"wires": {"w": {"shift": 0}}}, {"wires": {"w": {"add": {"params": {"a": 2.0}}}}},
+    {"taps": {"x0": {"after": {"block": 1}}}}, {"tables": {"t": {"channels": 4}}}, {"attention": {"reads": "x0"}},
+    {"ffn": {"writes": []}},
+])
+def test_what_is_evaluated_has_the_wires_that_were_trained(change: dict[str, Any]) -> None:
+    wired = model(taps=[X0], tables=[{"name": "t"}], wires=[
+        WIRE | {"source": "t", "shift": 1, "add": {"code": "a * c", "params": {"a": 1.0}}},
+        {"name": "x", "source": "x0"}])
+    with pytest.raises(ConfigError, match=r"evaluation\.set\.model\..*attention's windows alone may differ"):
+        validate(Recipe, dump(wired) | {"evaluation": {"set": {"model": change}}})
