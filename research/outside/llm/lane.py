@@ -50,7 +50,7 @@ class Settings(Node):
     tokens: int = Field(default=1_000_000, ge=1)
     cost: float | None = Field(default=None, gt=0)
     price: tuple[float, float] | None = None
-    prompt: int = Field(default=12_000, ge=8_000)
+    prompt: int = Field(default=14_000, ge=8_000)
     timeout_s: float = Field(default=120.0, gt=0)
     pause_s: float = Field(default=1.0, ge=0)
     runs: int = Field(default=4, ge=0)
