@@ -320,9 +320,12 @@ def leaves(node: Node) -> Iterator[Leaf]:
                 yield Leaf(place, float(number), peaks.get(place, span))
 
 
-def dump(node: Node) -> dict[str, Any]:
-    """Plain data with defaults omitted: the canonical form, which a new field with a default does not change."""
-    return json.loads(node.model_dump_json(exclude_defaults=True))
+def dump(node: Node, valid: bool = True) -> dict[str, Any]:
+    """Plain data with defaults omitted: the canonical form, which a new field with a default does not change.
+
+    Args: valid: whether the node is known to be; Pydantic warns of places that hold what they do not take.
+    """
+    return json.loads(node.model_dump_json(exclude_defaults=True, warnings=valid))
 
 
 def dump_full(node: Node) -> dict[str, Any]:

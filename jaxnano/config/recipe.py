@@ -152,7 +152,7 @@ class Recipe(Node):
                 raise refuse(f"evaluation.set.{path}", dump(value) if isinstance(value, Node) else value,
                              f"attention's windows alone may differ: {', '.join(windows)}")
         try:
-            validate(Model, dump(shipped(self).model))
+            validate(Model, dump(shipped(self).model, valid=False))
         except ConfigError as error:
             problem = error.problems[0]
             raise refuse(f"evaluation.set.model.{problem.path}", problem.value, problem.rule) from None
@@ -187,7 +187,7 @@ class Recipe(Node):
                 raise refuse(f"phases.{name}.start", start, f"the phase before begins at {before.start:g}; more "
                              "than that would do")
             try:
-                validate(Recipe, dump(recipe))
+                validate(Recipe, dump(recipe, valid=False))
             except ConfigError as error:
                 problem = error.problems[0]
                 raise refuse(f"phases.{name}.set.{problem.path}", problem.value, problem.rule) from None

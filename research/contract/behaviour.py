@@ -7,6 +7,7 @@ with the reason; a lane's proposal loses it.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any, get_args
 
 from jaxnano.config import wires, wiring
@@ -282,10 +283,9 @@ def _windows(m: Model, length: int) -> list[int | None]:
 
 
 def _targets(m: Model) -> list[Any]:
-    """What training predicts: how far ahead, and with which weight."""
-    span = traced_range(Target.model_fields["weight"])
-    found = sorted((target.shift, traced(target.weight, span)) for target in m.head.targets if target.weight != 0)
-    return found or [(1, traced(1.0, span))]
+    """What training predicts: how far ahead, and with which weight; nothing, if all of them are 0."""
+    span, targets = traced_range(Target.model_fields["weight"]), m.head.targets or [SimpleNamespace(shift=1, weight=1.0)]
+    return sorted((target.shift, traced(target.weight, span)) for target in targets if target.weight != 0)
 
 
 def _data(recipe: Recipe) -> dict[str, Any]:

@@ -92,6 +92,7 @@ def test_numbers_of_phases_are_no_structure_and_reach_the_stage() -> None:
     ({"set": {"data": {"path": "x"}}}, "no such field"), ({"set": {"evaluation": {}}}, "no such field; model, optimi"),
     ({"set": {"model": {"vocab": 64}}}, "phases.half.set.model.vocab: 64: embedded data has 256 tokens; 256 would do"),
     ({"set": {"model": {"width": 18}}}, "phases.half.set.model.attention.heads: 4: width 18 is not divisible"),
+    ({"set": {"model": {"ffn": None}}}, "phases.half.set.model.ffn: null: a map would do"),
     ({"set": {"model": None}}, "phases.half.set.model: null: a map of its fields would do"),
     ({"set": {"optimizer": {"groups": {"hidden": {"lr": 1.0}}}}},
      'phases.half.set.optimizer.groups.hidden: "hidden": no such item; matrices, rest would do'),

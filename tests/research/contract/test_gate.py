@@ -164,6 +164,7 @@ def test_names_and_order_of_targets_are_nothing():
         return behaviour(changed(f"model.head.targets=[{written}]"))
 
     assert one(("a", 1, 1.0), ("b", 3, 0.0)) == behaviour(TRACK.base_recipe)
+    assert one(("a", 2, 0.0)) not in (behaviour(TRACK.base_recipe), one(("a", 2, 1.0)))  # learns nothing
     assert one(("a", 1, 1.0), ("b", 2, 0.5)) == one(("x", 2, 0.5), ("y", 1, 1.0)) != one(("a", 1, 1.0), ("b", 2, 0.4))
 
 
