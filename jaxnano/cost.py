@@ -72,9 +72,7 @@ def preflight(recipe: Recipe, accumulate: int = 1, platform: str = "gpu") -> Cos
 
 def stage_costs(recipe: Recipe, accumulate: int = 1, platform: str = "gpu") -> list[Cost]:
     """The cost of each stage of a recipe, as the mean of its own steps. Args, Raises: as of `preflight`."""
-    parts = phases.checked(recipe)
-    ends = [part.start for part in parts[1:]] + [1.0]
-    return [_cost(part.recipe, accumulate, platform, (part.start, end)) for part, end in zip(parts, ends, strict=True)]
+    return [_cost(part.recipe, accumulate, platform, (part.start, part.end)) for part in phases.checked(recipe)]
 
 
 def tokens_per_step(recipe: Recipe) -> float:

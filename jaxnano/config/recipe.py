@@ -162,6 +162,10 @@ class Recipe(Node):
     def _agrees(self) -> Recipe:
         if self.model.vocab < (least := self.data.vocab):
             raise refuse("model.vocab", self.model.vocab, f"{self.data.kind} data has {least} tokens; {least} would do")
+        told = self.data.documents and self.data.documents.separator
+        if told is not None and told >= self.model.vocab:
+            raise refuse("data.documents.separator", told, f"a token, of which there are {self.model.vocab}; null, for "
+                         "the data's own, would do")
         for target in self.model.head.targets:
             if target.shift > self.data.length:
                 raise refuse(f"model.head.targets.{target.name}.shift", target.shift, f"rows have {self.data.length} "
@@ -182,7 +186,7 @@ class Recipe(Node):
             return self
         parts = stages(self)
         longest = max(part.recipe.data.length for part in parts)
-        for before, (start, recipe, name, _) in zip(parts, parts[1:], strict=False):
+        for before, (start, recipe, name, *_) in zip(parts, parts[1:], strict=False):
             if start <= before.start:
                 raise refuse(f"phases.{name}.start", start, f"the phase before begins at {before.start:g}; more "
                              "than that would do")
@@ -194,7 +198,7 @@ class Recipe(Node):
             if isinstance(recipe.model.position, Learned) and recipe.data.length != self.data.length:
                 raise refuse(f"phases.{name}.set.data.length", recipe.data.length, "learned positions are as "
                              f"many as the recipe's; {self.data.length}, or another model.position, would do")
-        for _, recipe, name, _ in parts:
+        for _, recipe, name, *_ in parts:
             place = f"phases.{name}.set.data" if name else "data"
             aligned = recipe.data.aligned
             if aligned != self.data.aligned or aligned is not None and recipe.data.length != longest:
@@ -211,12 +215,13 @@ class Recipe(Node):
 
 
 class Stage(NamedTuple):
-    """A recipe as it trains from a share of the run on, without phases. name: of the phase, none at first."""
+    """A recipe as it trains between two shares of the run, without phases. name: of the phase, none at first."""
 
     start: float
     recipe: Recipe
     name: str = ""
     carry: Mapping[str, str] = MappingProxyType({})
+    end: float = 1.0
 
 
 def stages(recipe: Recipe) -> tuple[Stage, ...]:
@@ -224,20 +229,19 @@ def stages(recipe: Recipe) -> tuple[Stage, ...]:
     if not recipe.phases:
         return (Stage(0.0, recipe),)
     tree, now = PhaseTree.model_construct(**dict(recipe)), {"phases": (), "evaluation": None}
-    found = [Stage(0.0, recipe.model_copy(update=now))]
-    for phase in recipe.phases:
+    ends = [*(phase.start for phase in recipe.phases), 1.0]
+    found = [Stage(0.0, recipe.model_copy(update=now), end=ends[0])]
+    for phase, end in zip(recipe.phases, ends[1:], strict=True):
         tree = overlay(tree, phase.set)
         if phase is recipe.phases[-1]:
             now["evaluation"] = recipe.evaluation
-        found.append(Stage(phase.start, recipe.model_copy(update=dict(tree) | now), phase.name, phase.carry))
+        found.append(Stage(phase.start, recipe.model_copy(update=dict(tree) | now), phase.name, phase.carry, end))
     return tuple(found)
 
 
 def shares_of(recipe: Recipe) -> list[tuple[float, Recipe]]:
     """The share of the run that each stage lasts, and the recipe as it trains there."""
-    parts = stages(recipe)
-    ends = [part.start for part in parts[1:]] + [1.0]
-    return [(end - part.start, part.recipe) for part, end in zip(parts, ends, strict=True)]
+    return [(part.end - part.start, part.recipe) for part in stages(recipe)]
 
 
 def beside(a: Recipe, b: Recipe) -> list[tuple[float, Stage, Stage]]:

@@ -7,7 +7,6 @@ with the reason; a lane's proposal loses it.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from types import SimpleNamespace
 from typing import Any, get_args
 
 from jaxnano.config import wires, wiring
@@ -284,8 +283,8 @@ def _windows(m: Model, length: int) -> list[int | None]:
 
 def _targets(m: Model) -> list[Any]:
     """What training predicts: how far ahead, and with which weight; nothing, if all of them are 0."""
-    span, targets = traced_range(Target.model_fields["weight"]), m.head.targets or [SimpleNamespace(shift=1, weight=1.0)]
-    return sorted((target.shift, traced(target.weight, span)) for target in targets if target.weight != 0)
+    span, told = traced_range(Target.model_fields["weight"]), [(t.shift, t.weight) for t in m.head.targets] or [(1, 1.0)]
+    return sorted((shift, traced(weight, span)) for shift, weight in told if weight != 0)
 
 
 def _data(recipe: Recipe) -> dict[str, Any]:

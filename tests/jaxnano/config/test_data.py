@@ -54,3 +54,8 @@ def test_what_is_no_data_is_refused_with_its_path(data: dict, message: str) -> N
     with pytest.raises(ConfigError) as caught:
         validate(Recipe, {"data": data, "model": {"vocab": 65536}})
     assert message in str(caught.value)
+
+
+def test_a_separator_that_no_text_can_hold_is_refused() -> None:
+    with pytest.raises(ConfigError, match="data.documents.separator: 300: a token, of which there are 256; null, for"):
+        validate(Recipe, {"data": {"kind": "embedded", "documents": {"separator": 300}}})
