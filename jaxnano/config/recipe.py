@@ -107,7 +107,7 @@ class Recipe(Node):
     optimizer: Optimizer = Optimizer()
     data: Data = Embedded(kind="embedded")
     train: Train = Train()
-    phases: tuple[Phase, ...] = Field(default=(), max_length=16)  # each may be a program to compile
+    phases: tuple[Phase, ...] = Field(default=(), max_length=32)  # each may be a program to compile
     evaluation: Evaluation | None = None
 
     @field_validator("phases")
