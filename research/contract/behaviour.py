@@ -283,7 +283,8 @@ def _windows(m: Model, length: int) -> list[int | None]:
 
 def _targets(m: Model) -> list[Any]:
     """What training predicts: how far ahead, and with which weight; nothing, if all of them are 0."""
-    span, told = traced_range(Target.model_fields["weight"]), [(t.shift, t.weight) for t in m.head.targets] or [(1, 1.0)]
+    span = traced_range(Target.model_fields["weight"])
+    told = [(target.shift, target.weight) for target in m.head.targets] or [(1, 1.0)]
     return sorted((shift, traced(weight, span)) for shift, weight in told if weight != 0)
 
 
