@@ -1,6 +1,6 @@
 """The speedrun's records as a ladder: each rung is the one below and what its record brought, on a small track.
 
-    python -m research.ladder --seeds 4                             track tiny, every rung of configs/ladder.yaml
+    python -m research.ladder --seeds 4                  track tiny, every rung of configs/records/ladder.yaml
     python -m research.ladder --rungs 8 --workers 2 --out runs/ladder
 
 Every rung gets the FLOPs of the track's base and the same seeds; a step's gain is a paired comparison of two rungs.
@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     options = PARSER.options(argv)
     if options.seeds < 2:
         raise UserError(f"--seeds: {options.seeds}: 2 or more would do")
-    rungs = validate(Ladder, read_yaml(CONFIGS / "ladder.yaml"), "ladder.yaml").rungs
+    rungs = validate(Ladder, read_yaml(CONFIGS / "records/ladder.yaml"), "ladder.yaml").rungs
     if options.rungs and not 2 <= options.rungs <= len(rungs):
         raise UserError(f"--rungs: {options.rungs}: 2 to {len(rungs)} would do")
     found = climb(load_track(options.track), rungs[: options.rungs], options.seeds, options.workers)

@@ -15,7 +15,7 @@ from research import ladder
 from research.contract.records import lineages
 from research.contract.track import CONFIGS, load_track
 
-RUNGS = validate(ladder.Ladder, read_yaml(CONFIGS / "ladder.yaml")).rungs
+RUNGS = validate(ladder.Ladder, read_yaml(CONFIGS / "records/ladder.yaml")).rungs
 
 
 def test_two_rungs_on_two_seeds(tmp_path, capsys):
