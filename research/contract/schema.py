@@ -66,7 +66,8 @@ def legend() -> tuple[str, ...]:
             "rows is a norm per output, columns per input, neurons along the longer axis, schatten the root of "
             "the norm of x x^T, cos of two tensors their cosine.",
             f"in scope of a chain's formulas: {', '.join(GIVEN)}, the group's params, and every name above the line; "
-            "noise() is Gaussian, of the parameter's shape.",
+            "noise() is Gaussian, of the parameter's shape; steps are the run's; inputs: second moments of what a map "
+            "is given.",
             "one of these: written whole, {kind: rotary, base: 5000}; what is left out has its default.",
             "list of named items: the path of one ends in its name, or in its kind where it has none.",
             f"name: matches {NAME}.",
