@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -15,6 +16,16 @@ from jaxnano.config.schedule import Traced, formula
 from jaxnano.config.transforms import FREE, NAME
 
 ANY = Signature(None)  # whatever names a checked formula has
+
+
+@lru_cache(maxsize=4096)
+def _plain(code: str, values: tuple[tuple[str, float], ...]) -> float:
+    return float(expression.evaluate(code, dict(values)))
+
+
+@lru_cache(maxsize=1 << 14)
+def _matched(path: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
 
 class Formula(Node):
@@ -97,9 +108,12 @@ class InitRule(Formula):
     def size(self, depth: int, block: int, fan_in: int, fan_out: int, std: Any) -> Any:
         """The formula's value for one parameter: a number, traced if one of `params` is, or std."""
         stands = {"std": std} if "std" in expression.names(self.code, ANY) else {}  # which may be traced
-        value = self.apply(depth=depth, block=block, fan_in=fan_in, fan_out=fan_out, **stands)
+        values = {**self.params, "depth": depth, "block": block, "fan_in": fan_in, "fan_out": fan_out, **stands}
+        if all(type(value) in (int, float) for value in values.values()):  # a table has hundreds of alike
+            return _plain(self.code, tuple(values.items()))
+        value = expression.evaluate(self.code, values)
         return float(value) if isinstance(value, np.generic | np.ndarray | float) else value
 
     def matches(self, path: str, role: str) -> bool:
         """Whether the parameter at `path` with `role` starts so, unless a rule before this one says otherwise."""
-        return role in self.of or any(fnmatch.fnmatchcase(path, pattern) for pattern in self.of)
+        return role in self.of or _matched(path, self.of)

@@ -13,7 +13,8 @@ from jaxnano.config import wires, wiring
 from jaxnano.config.base import Node, digest, dump, is_under, traced_range, walk
 from jaxnano.config.block import ACTIVATION, Activation, Alibi, BlockTree, FormulaActivation, Gelu, Learned, Rotary
 from jaxnano.config.depth import blocks_at
-from jaxnano.config.formulas import Formula, Logit, Logits
+from jaxnano.config.expression import names
+from jaxnano.config.formulas import ANY, Formula, Logit, Logits
 from jaxnano.config.model import Model, Target
 from jaxnano.config.optimizer import VIEW, Memory, Move, Optimizer, View, remembered
 from jaxnano.config.partial import settings
@@ -106,10 +107,16 @@ def _ruled_out(recipe: Recipe) -> Iterator[tuple[str, str]]:
     init = recipe.model.init
     if not init.rules:
         return
-    table, left = specs(recipe), list(init.rules)
+    def unruled(init: Any) -> Table:
+        model = recipe.model.model_copy(update={"init": init.model_copy(update={"rules": ()})})
+        return specs(recipe.model_copy(update={"model": model}))
+
+    table, left, open_to = unruled(init), list(init.rules), []
     for path, spec in table.items():
         used = ruling(init.rules, path, spec.role)
         left = [rule for rule in left if rule not in used]
+        if all(rule.draw == "same" or "std" in names(rule.code, ANY) for rule in used):
+            open_to.append(path)  # what stands without rules is seen
     yield from ((f"model.init.rules.{rule.name}", "no parameter has its paths or roles, or earlier rules take them")
                 for rule in left)
     for name, field in type(init).model_fields.items():
@@ -118,8 +125,8 @@ def _ruled_out(recipe: Recipe) -> Iterator[tuple[str, str]]:
             other: Any = 0.1 if isinstance(value, bool | str) else (value or 0.0) + 0.1
             if isinstance(value, bool | str):
                 other = not value if isinstance(value, bool) else next(o for o in options if o != value)
-            model = recipe.model.model_copy(update={"init": init.model_copy(update={name: other})})
-            if specs(recipe.model_copy(update={"model": model})) == table:
+            moved = unruled(init.model_copy(update={name: other}))
+            if all(moved[path] == table[path] for path in open_to):
                 yield f"model.init.{name}", "whatever it speaks of has a rule, see model.init.rules"
 
 
