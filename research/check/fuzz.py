@@ -34,7 +34,8 @@ import numpy as np
 
 from jaxnano.config.base import dump
 from jaxnano.config.recipe import Recipe, hypers, recipe_id, stages
-from jaxnano.step import init_state, optimizer_at, train_steps
+from jaxnano.phases import Leg
+from jaxnano.step import init_state, migrate, optimizer_at, train_steps
 from research.check import causality
 from research.check.corrupt import corrupt, hostile
 from research.contract.draw import random_recipe
@@ -53,16 +54,21 @@ MOST_DIVERGED = 0.02  # of what trains
 def trains(recipe: Recipe, steps: int = 3) -> bool:
     """Whether all losses and parameters of a few steps on random tokens are finite; small batch, compiled cheaply.
 
-    Of phases the last is tried, on its own.
+    Each phase gets as many.
     """
-    recipe = stages(recipe)[-1].recipe
-    small = recipe.model_copy(update={"data": recipe.data.model_copy(update={"length": 16, "batch": 2})})
-    values = hypers(small, steps)
+    run_of = [Leg(0, part._replace(recipe=part.recipe.model_copy(update={"data": recipe.data.model_copy(
+        update={"length": 16, "batch": 2})}))) for part in stages(recipe)]
+    values = [hypers(leg.recipe, steps) for leg in run_of]
     batches = np.random.default_rng(0).integers(0, recipe.model.vocab, (steps, 2, 17), dtype=np.uint16)
 
     def run(seed: jax.Array, batches: jax.Array, values: Any) -> Any:
-        state, losses = train_steps(small, init_state(small, seed, values), batches, jnp.int32(steps), values)
-        return losses, optimizer_at(small, steps, values)[1].eval_params(state.optimizer)
+        first, found = run_of[0].recipe, []
+        state = init_state(first, seed, values[0])
+        for before, leg, numbers in zip((first, *(leg.recipe for leg in run_of)), run_of, values, strict=False):
+            state = state if leg is run_of[0] else migrate(state, before, leg, 0, steps)
+            state, losses = train_steps(leg.recipe, state, batches, jnp.int32(steps), numbers)
+            found.append(losses)
+        return found, optimizer_at(run_of[-1].recipe, steps, values[-1])[1].eval_params(state.optimizer)
 
     program = jax.jit(run).lower(np.uint32(1), batches, values)
     outcome = program.compile(compiler_options={"xla_backend_optimization_level": "0"})(np.uint32(1), batches, values)

@@ -18,6 +18,7 @@ from jaxnano.config.base import ConfigError, Node, Range, dump, traced_range, va
 from jaxnano.config.recipe import Recipe
 from jaxnano.model.specs import specs
 from jaxnano.optim.build import update_cost
+from jaxnano.phases import checked
 
 ACTIVATIONS = (
     ("x * sigmoid(a * x)", ("a",)), ("relu(x) ** 2 + a * x", ("a",)), ("tanh(x) + sin(a * x) / b", ("a", "b")),
@@ -293,18 +294,31 @@ class Draw:
         return steps + end
 
 
+    def phase(self, data: dict[str, Any]) -> list[dict[str, Any]]:
+        """Now and then something that is otherwise from a share of the run on."""
+        tied = data["model"].get("embedding", {}).get("tied", True)
+        group = self.pick(data["optimizer"]["groups"])["name"]
+        change: dict[str, Any] = self.pick((
+            {"model": {"ffn": {"ratio": 1.5}}}, {"model": {"attention": {"softcap": self.pick((None, 9.0))}}},
+            {"model": {"embedding": {"tied": not tied}}}, {"optimizer": {"clip": self.number(Range(0.1, 10.0, "log"))}},
+            {"optimizer": {"groups": {group: {"lr": self.traced(Range(1e-5, 1.0, "log"))}}}}))
+        carry = {"head/weight": "embedding/token"} if "embedding" in change.get("model", {}) and tied else {}
+        return [{"name": "later", "start": self.number(Range(0.1, 0.9)), "set": change, "carry": carry}]
+
+
 def random_recipe(rng: np.random.Generator, base: Recipe, tries: int = 200) -> Recipe:
     """A recipe from the whole core space on `base`'s data; what breaks a rule across fields is drawn again."""
     for _ in range(tries):
         draw = Draw(rng, base.model.width, base.model.depth + 1)
         try:
             seen = {"set": {"model": {"attention": {"window": int(rng.integers(0, 13))}}}}
-            recipe = validate(Recipe, dump(base) | {
-                "evaluation": seen if draw.chance(0.1) else None,
-                "model": draw.node(model.Model) | {"vocab": base.model.vocab},
-                "optimizer": draw.node(optimizer.Optimizer),
-            })
-            update_cost(recipe.optimizer, specs(recipe))  # says whether chains fit the parameters
+            data = {"evaluation": seen if draw.chance(0.1) else None,
+                    "model": draw.node(model.Model) | {"vocab": base.model.vocab},
+                    "optimizer": draw.node(optimizer.Optimizer)}
+            data["phases"] = draw.phase(data) if draw.chance(0.15) else []
+            recipe = validate(Recipe, dump(base) | data)
+            for part in checked(recipe):
+                update_cost(part.recipe.optimizer, specs(part.recipe))  # says whether chains fit the parameters
             return recipe
         except ConfigError:
             continue
