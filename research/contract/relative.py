@@ -3,7 +3,9 @@
     {path: optimizer.groups.*.chain.adam.b2, new: 0.99}                       every group that has Adam
     {path: model.attention.heads, new: {times: 0.5}}                          half of the base's
     {path: model.attention.window, new: {times: 0.25, of: data.length}}       rounded down, or up to a `multiple`
+    {path: model.taps.lane.after.block, new: {times: 0.5, of: model.depth, more: -1}}   the block before the later half
     {path: model.attention.dropped, new: {from: 0.5, times: 1, of: model.depth}}   the later half of the blocks
+    {path: optimizer.groups.fast.lr, new: {peak: 5, of: optimizer.groups.rest.lr}}   that schedule, its peak five times
     {path: phases.late, new: {..., set: {optimizer: {groups: {"*": {lr: {peak: 2}}}}}}}   every rate, or its peak, twice
 """
 
@@ -60,7 +62,11 @@ def _number(new: Any, path: str, base: Recipe) -> Any:
             if not isinstance(value, int):
                 return times * value
             multiple = more.get("multiple")
-            return -int(-times * value // multiple) * multiple if multiple else int(times * value + EDGE)
+            if multiple:
+                return -int(-times * value // multiple) * multiple
+            return int(times * value + EDGE) + more.get("more", 0)
+        case {"peak": factor, "of": str(other)}:
+            return _scaled(factor, other, base)
         case {"set": change, **more} if path.startswith("phases."):
             return {**more, "set": _inside(change, "", base)}
         case dict():
@@ -74,18 +80,23 @@ def _inside(new: Any, path: str, base: Recipe) -> Any:
     """What a phase sets, with every share put to its number; path: the place in the base."""
     match new:
         case {"peak": factor}:
-            match found := read(base, path):
-                case {"value": value}:
-                    return {**found, "value": factor * value}
-                case int() | float():
-                    return factor * found
-            raise ConfigError([Problem(path, found, "a number, or a schedule that has a peak")])
+            return _scaled(factor, path, base)
         case {"*": item}:
             names = [str(name_of(one)) for one in read(base, path)]
             return {name: _inside(item, f"{path}.{name}", base) for name in names}
         case dict() if "times" not in new:
             return {key: _inside(item, f"{path}.{key}" if path else key, base) for key, item in new.items()}
     return _number(new, path, base)
+
+
+def _scaled(factor: float, path: str, base: Recipe) -> Any:
+    """The number at a path, or the schedule with its peak, times a factor."""
+    match found := read(base, path):
+        case {"value": value}:
+            return {**found, "value": factor * value}
+        case int() | float():
+            return factor * found
+    raise ConfigError([Problem(path, found, "a number, or a schedule that has a peak")])
 
 
 def _value(base: Recipe, path: str) -> Any:

@@ -60,6 +60,7 @@ def test_records_are_built_told_and_written(tmp_path):
 
 @pytest.mark.parametrize(("options", "words"), [
     (("--check", "no-such-idea"), "no-such-idea: no such idea or technique; all would do"),
+    (("--check", "max_seq_len_schedule"), "max_seq_len_schedule: no idea says it: "),
     (("--base", "nowhere.yaml"), "nowhere.yaml"),
 ])
 def test_a_mistake_is_one_line(options, words):

@@ -13,6 +13,7 @@ from jaxnano.config.file import load
 from jaxnano.config.model import Model
 from jaxnano.config.optimizer import Optimizer
 from jaxnano.config.recipe import Recipe, stages
+from jaxnano.model.specs import specs
 from research.contract import idea
 from research.contract import techniques as listed
 from research.contract.gate import Gate
@@ -75,6 +76,7 @@ def test_relative_edits_are_numbers_of_the_base():
     assert one(large, "a", [{"times": 0.34, "of": "model.depth"}]) == [("a", [4])]
     assert one(large, "a", {"from": 0.5, "times": 1, "of": "model.depth", "more": 1}) == [("a", [*range(6, 13)])]
     assert one(large, "a", {"from": 10, "times": 1, "of": "model.depth"}) == [("a", [10, 11])]
+    assert one(large, "a", {"b": {"times": 0.5, "of": "model.depth", "more": -1}}) == [("a", {"b": 5})]
     assert one(tiny, "model.vocab", {"times": 1.1, "multiple": 128}) == [("model.vocab", 384)]
     assert one(tiny, "a", {"times": 2, "of": "model.head_dim"}) == [("a", 32)]
     rate = "optimizer.groups.*.lr"
@@ -84,7 +86,12 @@ def test_relative_edits_are_numbers_of_the_base():
         f"optimizer.groups.{name}.chain.adam.b1" for name in ("embedding", "head", "rest")]
     assert one(large, f"{rate}.kind", "linear")[0] == (  # a cooldown is nothing that a straight line has
         "optimizer.groups.matrices.lr", {"kind": "linear", "value": 0.025})
-    for path, new in (("optimizer.groups.*.chain.lion.b1", 0.5), ("model.norm", {"times": 2})):
+    faster = {"peak": 5, "of": "optimizer.groups.rest.lr"}
+    assert one(large, "a", faster) == [("a", {"kind": "trapezoid", "value": 0.05, "cooldown": 0.7})]
+    flat = build(tiny, [Part(name="flat", edits=(IdeaEdit(path="optimizer.groups.rest.lr", new=0.25),))])
+    assert one(flat, "a", {"b": faster}) == [("a", {"b": 1.25})]
+    for path, new in (("a", {"peak": 2, "of": "model.norm"}), ("optimizer.groups.*.chain.lion.b1", 0.5),
+                      ("model.norm", {"times": 2})):
         with pytest.raises(ConfigError):
             one(tiny, path, new)
 
@@ -113,6 +120,25 @@ def test_every_technique_names_ideas_or_what_is_missing(tmp_path, monkeypatch):
         monkeypatch.setattr(listed, "FILE", tmp_path / "techniques.yaml")
         with pytest.raises(ConfigError, match=rf"techniques\.yaml.*{expected}"):
             techniques.__wrapped__()
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4, 10, 24])
+def test_a_second_stream_is_a_copy_of_the_first_where_the_two_part(depth):
+    track3 = load(CONFIGS / "track3-124m.yaml")
+    deep = build(track3, [Part(name="deep", edits=(IdeaEdit(path="model.depth", new=depth),))])
+    model = build(deep, [part(ideas()["two-lanes"], deep)]).model
+    (first,) = {wire.at[0].first for wire in model.wires if wire.source in ("attention", "ffn")}
+    assert model.taps[0].after.block == first - 1
+    assert [m.ffn.reads for m in map(model.block, range(depth))] == ["stream"] * first + ["lane"] * (depth - first)
+
+
+def test_biases_start_from_zero_whatever_the_base_says():
+    def largest(name):
+        recipe = build(large, [part(ideas()[name], large)])
+        return max(spec.init.value for spec in specs(recipe).values() if spec.role == "bias")
+
+    large = load(CONFIGS / "track3-124m.yaml")
+    assert largest("biases") > 0 and largest("biases-from-zero") == 0
 
 
 def test_a_frozen_place_is_told_from_one_that_does_not_fit(track):
