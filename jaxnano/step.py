@@ -113,6 +113,7 @@ def program(recipe: Recipe, mesh: Mesh | None = None, accumulate: int = 1) -> Pr
     Raises: ValueError if the batch does not divide into `accumulate` pieces over the mesh.
     """
     check_rows(recipe, mesh, accumulate)
+    recipe = recipe.model_copy(update={"evaluation": None})  # which training does not see
     return _program(Structure(structure_id(recipe), mesh, accumulate, recipe))
 
 

@@ -110,7 +110,7 @@ def steps_within(recipe: Recipe, seconds: float, accumulate: Sequence[int], corp
     """
     step_s = 0.0
     for (share, part), cost, k in zip(shares_of(recipe), stage_costs(recipe), accumulate, strict=True):
-        timed = [_timed_step(one, seconds, k, corpus, clock) for one in paces(part)]
+        timed = [_timed_step(one, share * seconds, k, corpus, clock) for one in paces(part)]
         step_s += share * (timed[0] + moving(part, cost) * (timed[-1] - timed[0]))
     return max(1, int(seconds / step_s))
 

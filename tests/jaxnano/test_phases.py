@@ -195,6 +195,16 @@ def test_a_memory_that_a_phase_brings_begins_as_what_it_is_of_is_then() -> None:
                                                if path != "embedding/token"})
 
 
+def test_a_stage_like_an_earlier_one_shares_its_program_whatever_is_evaluated() -> None:
+    def windowed(name: str, start: float, window: int) -> dict[str, Any]:
+        return {"name": name, "start": start, "set": {"model": {"attention": {"window": window}}}}
+
+    recipe = phased(windowed("near", 0.3, 4), windowed("far", 0.6, 0), base=BASE,
+                    evaluation={"set": {"model": {"attention": {"window": 8}}}})
+    first, near, far = (step.program(part.recipe) for part in stages(recipe))
+    assert first is far is not near
+
+
 def test_numbers_alone_change_no_state() -> None:
     recipe = phased({**HALF, "set": {"optimizer": {"clip": 0.5}, "data": {"batch": 4}}}, base=BASE)
     before, leg = phases.legs(recipe, 20)
