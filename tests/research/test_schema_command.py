@@ -11,6 +11,7 @@ from jaxnano.config.recipe import Recipe
 from research import schema
 from research.contract.schema import describe, field_at, kinds
 from research.contract.tree_page import ITEM, page
+from research.machine import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,10 @@ def test_examples_are_valid_where_they_stand(text):
             validate(node, value)
             shown += 1
     assert shown > 40
+
+
+def test_the_page_in_docs_is_of_today(text):
+    assert (ROOT / "docs/tree.md").read_text() == text, "python -m research.schema --page > docs/tree.md would do"
 
 
 def test_formulas_say_what_they_see(text):
