@@ -9,6 +9,7 @@ from optim_reference import group, random_tree, values_of
 from jaxnano.config.base import kind_of
 from jaxnano.config.recipe import at
 from jaxnano.config.transforms import TRANSFORMS
+from jaxnano.model.specs import OF_INPUTS
 from jaxnano.optim.chain import build_chain, costs_of
 
 MIXED = {"a": (4, 4), "b": (4, 4), "c": (6, 3), "d": (3, 6)}
@@ -42,10 +43,29 @@ ROWS = {
     "rotate": ([FACTORS, {"kind": "rotate", "name": "in", "by": "q"}], {"decay": 0.5}, SQUARE),
     "root": ([FACTORS, {"kind": "root", "name": "raised", "by": "q", "floor": 0.1}], {"power": -0.1, "floor": 0.3},
              SQUARE),
+    "triangles": ([{"kind": "triangles", "name": "q"}, {"kind": "whiten", "name": "w", "by": "q"}], {"rate": 0.5},
+                  MIXED),
+    "whiten": ([{"kind": "triangles", "name": "q", "rate": 0.3}, {"kind": "whiten", "name": "w", "by": "q", "of": "g"}],
+               {"rate": 0.6}, SQUARE),
+    "solve": ([{"kind": "average", "name": "c", "of": "inputs", "decay": 0.5},
+               {"kind": "solve", "name": "s", "by": "c", "every": 2}], {"decay": 0.9, "damping": 2.0}, MIXED),
     "polar": ([{"name": "mix", "code": "u + a * W", "params": {"a": 0.1}}, {"kind": "polar"}], {"a": 0.9}, MIXED),
     "step": ([{"kind": "step"}, {"name": "pin", "into": "W", "code": "W * a", "params": {"a": 0.9}}], {"a": 0.5},
              VECTORS),
 }
+
+
+def moments(name, shapes):
+    """Shapes of the second moments of inputs that a row asks for, by path."""
+    asks = any(step.get("of") == "inputs" for step in ROWS[name][0])
+    return {path: (1, shape[0], shape[0]) for path, shape in shapes.items()} if asks else {}
+
+
+def gradients(name, seed):
+    """Random gradients of a row, and moments that are some matrix's."""
+    shapes = ROWS[name][2]
+    return random_tree(seed, shapes) | {path + OF_INPUTS: x @ x.mT for path, x in random_tree(
+        seed + 10, moments(name, shapes)).items()}
 
 
 def test_every_kind_has_a_row():
@@ -60,7 +80,7 @@ def test_contract(name):
 
     def build(values):
         resolved = at(node, values, jnp.float32(0.5))
-        return build_chain(resolved.steps, {"lr": resolved.lr, "progress": 0.5})
+        return build_chain(resolved.steps, {"lr": resolved.lr, "progress": 0.5}, moments=moments(name, shapes))
 
     def step(carry, grads, values):
         traces.append(name)
@@ -69,7 +89,7 @@ def test_contract(name):
     first = values_of(node)
     second = {path: np.float32(other.get(path.rpartition(".")[2], 0.2)) for path in first}
     params = {path: jnp.asarray(w) for path, w in random_tree(0, shapes).items()}
-    grads = [random_tree(seed, shapes) for seed in (1, 2, 3)]
+    grads = [gradients(name, seed) for seed in (1, 2, 3)]
     jitted = jax.jit(step, donate_argnums=0)
 
     def start():
@@ -102,8 +122,10 @@ def test_contract(name):
 def test_the_cost_of_a_chain_is_that_of_what_it_builds(name):
     """What a chain keeps for a matrix is what its cost says, the counter of its factors apart."""
     node = group(*ROWS[name][0])
-    costs = {shape: [c for _, c in costs_of(node.steps, shape, ("lr", "progress"))] for shape in ((6, 10), (12, 20))}
-    state = build_chain(node.steps, {"lr": 0.1, "progress": 0.5}).init({"w": jnp.zeros((6, 10))})
+    costs = {shape: [c for _, c in costs_of(node.steps, shape, ("lr", "progress"), moments=moments(
+        name, {"w": shape}).get("w"))] for shape in ((6, 10), (12, 20))}
+    state = build_chain(node.steps, {"lr": 0.1, "progress": 0.5}, moments=moments(name, {"w": (6, 10)})).init(
+        {"w": jnp.zeros((6, 10))})
     kept = [leaf.size for leaf in jax.tree.leaves(state) if leaf.dtype == jnp.float32]
     assert sum(kept) == sum(c.floats for c in costs[6, 10])
     small, large = (sum(c.flops for c in costs[shape]) for shape in costs)
