@@ -59,8 +59,9 @@ def test_what_was_read_would_be_written_again_and_what_it_did_not_say_has_a_defa
     with Ledger(old / FILE) as opened:
         for event, (*_, text, _) in zip(opened.events(), opened.raw(), strict=True):
             told = json.loads(text)
-            for part in told.get("proposal", {}).get("parts", ()):
-                part["why"] = ""  # what is new since
+            if "proposal" in told:  # what is new since
+                told["proposal"] |= {"novelty": None}
+                told["proposal"]["parts"] = [part | {"why": ""} for part in told["proposal"]["parts"]]
             assert json.loads(encode(event.body)) == told
     assert not state.session.kills and state.ablations[CROWNED].more is None
     assert {decision.body.priced for decision in state.decisions} == {None}
