@@ -30,8 +30,9 @@ from pydantic import Field
 from scipy import stats
 
 from jaxnano import data
-from jaxnano.config.base import Node, read_yaml, validate
+from jaxnano.config.base import Node, validate
 from jaxnano.config.recipe import Recipe, recipe_id
+from jaxnano.config.text import read_yaml
 from research.contract.idea import ideas, part
 from research.contract.part import IdeaEdit, Part
 from research.contract.proposal import build

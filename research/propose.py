@@ -33,8 +33,9 @@ PARSER.add_argument("--wait", type=float, nargs="?", const=LONG_S, metavar="SECO
 PARSER.add_argument("--json", action="store_true", help="machine-readable")
 PARSER.early(__name__)
 
-from jaxnano.config.base import ConfigError, Problem, dump_full, parse_yaml, read_yaml, validate
+from jaxnano.config.base import ConfigError, Problem, dump_full, validate
 from jaxnano.config.edit import show
+from jaxnano.config.text import parse_yaml, read_yaml
 from research.decide.book import base_id
 from research.outside.desk import Desk
 from research.outside.forms import Judged, Outcome

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jaxnano.config.base import ConfigError, Problem, dump, parse_yaml, read_yaml, to_yaml, validate
+from jaxnano.config.base import ConfigError, Problem, dump, validate
 from jaxnano.config.edit import Diff, Edit, apply
 from jaxnano.config.recipe import Recipe
+from jaxnano.config.text import parse_yaml, read_yaml, to_yaml
 
 
 def load(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:

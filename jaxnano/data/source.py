@@ -8,8 +8,9 @@ from typing import Any
 
 from jaxnano.cli import UserError
 from jaxnano.config import file
-from jaxnano.config.base import Node, parse_yaml, validate
+from jaxnano.config.base import Node, validate
 from jaxnano.config.data import Data, Embedded, Shards
+from jaxnano.config.text import parse_yaml
 from jaxnano.data import shards
 
 

@@ -35,7 +35,7 @@ PARSER.early(__name__)
 import numpy as np
 
 from jaxnano.config import data as config
-from jaxnano.config.base import parse_yaml
+from jaxnano.config.text import parse_yaml
 from jaxnano.data import corpus, shards, store, text, tokenizer
 from jaxnano.data.corpus import Document
 from jaxnano.data.source import parsed

@@ -6,8 +6,9 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from jaxnano.config.base import ConfigError, Node, Problem, read_yaml, validate
+from jaxnano.config.base import ConfigError, Node, Problem, validate
 from jaxnano.config.recipe import Recipe
+from jaxnano.config.text import read_yaml
 from research.contract.part import IdeaEdit, Part
 from research.contract.relative import resolved
 

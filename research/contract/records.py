@@ -13,10 +13,11 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from jaxnano.config.base import ConfigError, Node, Problem, dump, read_yaml, refuse, to_yaml, validate
+from jaxnano.config.base import ConfigError, Node, Problem, dump, refuse, validate
 from jaxnano.config.edit import Diff, Edit, apply, read
 from jaxnano.config.file import load
 from jaxnano.config.recipe import Recipe, recipe_id
+from jaxnano.config.text import read_yaml, to_yaml
 from jaxnano.cost import Cost, preflight
 from research.contract.part import IdeaEdit
 from research.contract.track import CONFIGS

@@ -7,8 +7,9 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from jaxnano.config.base import ConfigError, Node, overlap, read_yaml, refuse, unique_names, validate
+from jaxnano.config.base import ConfigError, Node, overlap, refuse, unique_names, validate
 from jaxnano.config.recipe import Recipe
+from jaxnano.config.text import read_yaml
 from research.contract.behaviour import behaviour
 from research.contract.gate import Gate
 from research.contract.idea import FOLDER, Idea, ideas, part

@@ -11,9 +11,10 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from jaxnano.config.base import ConfigError, Node, Problem, digest, dump, dump_full, read_yaml, validate
+from jaxnano.config.base import ConfigError, Node, Problem, digest, dump, dump_full, validate
 from jaxnano.config.file import load
 from jaxnano.config.recipe import Recipe
+from jaxnano.config.text import read_yaml
 from jaxnano.cost import Cost, preflight, steps_for
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

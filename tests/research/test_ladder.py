@@ -9,7 +9,8 @@ import pytest
 from stand_in import MICRO
 
 from jaxnano.cli import report_errors
-from jaxnano.config.base import read_yaml, validate
+from jaxnano.config.base import validate
+from jaxnano.config.text import read_yaml
 from jaxnano.cost import preflight
 from research import ladder
 from research.contract.records import lineages

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from jaxnano.config.base import ConfigError, digest, dump, dump_full, parse_yaml, to_yaml, validate
+from jaxnano.config.base import ConfigError, digest, dump, dump_full, validate
 from jaxnano.config.file import load
 from jaxnano.config.recipe import Recipe
+from jaxnano.config.text import parse_yaml, to_yaml
 from tests.jaxnano.recipes import RECIPES
 
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from jaxnano.config.base import ConfigError, digest, dump, dump_full, leaves, parse_yaml, to_yaml, validate
+from jaxnano.config.base import ConfigError, digest, dump, dump_full, leaves, validate
 from jaxnano.config.file import load, save
 from jaxnano.config.recipe import Recipe, recipe_id, structure_id
+from jaxnano.config.text import parse_yaml, to_yaml
 from tests.jaxnano.recipes import RECIPES, TINY, edited, model
 
 GOLDEN = {"plain": "b7a23df9cf5f6caf", "full": "d0476d352fc817ba"}

@@ -8,11 +8,12 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import pytest
 from stand_in import MICRO
 
-from jaxnano.config.base import ConfigError, Node, read_yaml
+from jaxnano.config.base import ConfigError, Node
 from jaxnano.config.file import load
 from jaxnano.config.model import Model
 from jaxnano.config.optimizer import Optimizer
 from jaxnano.config.recipe import Recipe, stages
+from jaxnano.config.text import read_yaml
 from jaxnano.model.specs import specs
 from research.contract import idea
 from research.contract import techniques as listed
