@@ -3,20 +3,29 @@
 import os
 import signal
 import time
+import weakref
 
 import pytest
 
 from research.ledger.session import read_result
 
 DEADLINE_S = 300.0
+EARLY = weakref.WeakKeyDictionary()  # messages by executor
 
 
 def wait_for(executor, kind, worker=None, count=1):
-    """All messages (of one worker, if it is named) up to the count-th of `kind`; fails when they do not come."""
-    messages, deadline = [], time.monotonic() + DEADLINE_S
+    """All messages (of one worker, if it is named) up to the count-th of `kind`; fails when they do not come.
+
+    What one poll brings beyond that one is kept for the next call.
+    """
+    messages, deadline, coming = [], time.monotonic() + DEADLINE_S, EARLY.pop(executor, [])
     while sum(message.kind == kind for message in messages) < count:
         assert time.monotonic() < deadline, f"no {kind} within {DEADLINE_S} s, only {messages}"
-        messages += [message for message in executor.poll(0.5) if worker in (None, message.worker)]
+        coming = coming or executor.poll(0.5)
+        if coming and worker in (None, coming[0].worker):
+            messages.append(coming[0])
+        coming = coming[1:]
+    EARLY[executor] = coming
     return messages
 
 
