@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -168,6 +169,7 @@ class TailEma(Node):
     weight: Annotated[Traced, Range(0.0, 1.0)] = 0.6
 
 
+@cache  # whoever leaves defaults out of what it writes asks for them every time
 def adamw(lr: float = 1e-3) -> tuple[Group, ...]:
     """The default: AdamW with decay on matrices and tables, none on gains, biases and scalars."""
     adam = Adam(kind="adam")

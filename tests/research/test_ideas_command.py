@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from research import ideas as command
+
 ROOT = Path(__file__).parents[2]
 MICRO = str(ROOT / "tests/research/micro-base.yaml")
 
@@ -53,7 +55,11 @@ def test_records_are_built_told_and_written(tmp_path):
     assert all(bool(row["told"]) == (row["state"] != "exact") for row in found)
     assert {path.name for path in (tmp_path / "new").iterdir()} == {
         path.name for path in (ROOT / "configs/records").glob("track*-*.yaml")}
-    lines = told("--records").stdout.splitlines()
+
+
+def test_records_are_listed(capsys):
+    assert command.main(["--records"]) == 0
+    lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines if not line.startswith(" ")] == ["track 1", "track 3"]
     assert "  #3 2026-04-26 3500 steps: exact" in lines
 
