@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
+from math import inf
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +31,13 @@ class Idea(Node):
     prior: Literal["worse", "none", "small", "medium", "large"]
     evidence: str = ""
     edits: tuple[IdeaEdit, ...]
+
+    @property
+    def age(self) -> tuple[bool, float, float]:
+        """Least for what the records had first; what a plainer idea's evidence speaks for comes after the rest."""
+        record = re.search(r"track (\d) #(\d+)", self.evidence)
+        track, number = map(int, record.groups()) if record else (inf, inf)
+        return self.evidence.startswith("brings"), track, number
 
 
 class _File(Node):

@@ -18,16 +18,17 @@ from research.lanes.protocol import Knowledge
 
 @lru_cache(maxsize=4)
 def ranked(track: Track) -> tuple[Part, ...]:
-    """Every idea for a track's base that touches nothing frozen, most promising first, of equals the fewest edits.
+    """Every idea for a track's base that touches nothing frozen, most promising first, of equals the oldest.
 
     Each earlier one that it conflicts with halves what it promises.
     """
     found = (try_part(idea, track.base_recipe, track.epsilon) for idea in ideas().values())
     parts = {p.name: p for p in found if p is not None and not any(
         overlap(edit.path, path) for edit in p.edits for path in track.frozen)}
-    promise, order = {name: p.effect for name, p in parts.items()}, []
+    by_age = sorted(parts, key=lambda name: (ideas()[name].age, len(parts[name].edits)))
+    promise, order = {name: parts[name].effect for name in by_age}, []
     while promise:
-        first = parts[max(promise, key=lambda name: (promise[name], -len(parts[name].edits)))]
+        first = parts[max(promise, key=promise.__getitem__)]
         del promise[first.name]
         promise = {name: p * (0.5 if conflict(parts[name], first) else 1.0) for name, p in promise.items()}
         order.append(first)

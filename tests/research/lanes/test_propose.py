@@ -11,7 +11,7 @@ from research.contract.part import Part, conflict, prior
 from research.contract.proposal import build, replaces
 from research.contract.track import Track, load_track
 from research.lanes import NAMES, lanes
-from research.lanes.catalogue import Catalogue
+from research.lanes.catalogue import Catalogue, ranked
 from research.lanes.protocol import Knowledge, Known
 from research.lanes.recombine import Recombine
 from research.lanes.simplify import Simplify
@@ -93,6 +93,14 @@ def test_catalogue_brings_the_most_promising_first_and_soon_other_mechanisms(tra
     assert brought[0].effect == max(part(i, epsilon=track.epsilon).effect for i in ideas().values())
     written = {edit.path for p in brought for edit in p.edits}
     assert {"model.position", "model.ffn.activation", "optimizer.groups.hidden", "model.head.softcap"} <= written
+
+
+def test_of_equals_comes_first_what_the_field_had_first_and_the_plain_before_its_variants(track):
+    place = {p.name: i for i, p in enumerate(ranked(track))}
+    names = ["rotary", "muon", "qk-norm", "value-residual", "value-embedding", "ema-nesterov"]  # as their records came
+    assert names == sorted(names, key=place.__getitem__) and max(place[name] for name in names) < 20
+    variants = [name for name, i in ideas().items() if i.evidence.startswith("brings Muon") and name in place]
+    assert len(variants) > 20 and all(place["muon"] < place[name] for name in variants)
 
 
 def test_catalogue_goes_on_from_the_best_and_replaces_what_it_supersedes(track):
