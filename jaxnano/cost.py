@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import jax.numpy as jnp
 
-from jaxnano import phases
+from jaxnano import phases, sharding
 from jaxnano.config.model import Model
 from jaxnano.config.recipe import Recipe, shares_of
 from jaxnano.config.wires import acting, columns, places
@@ -17,6 +19,9 @@ from jaxnano.model.backend import kernel
 from jaxnano.model.head import CHUNK_LOGITS
 from jaxnano.model.specs import Table, parameter_count, specs
 from jaxnano.optim.build import members, moments_asked, update_cost
+
+Axes = Mapping[str, int]  # of a mesh: {"data": 4, "fsdp": 2, "tensor": 1}
+ALONE: Axes = MappingProxyType(dict.fromkeys(sharding.AXES, 1))
 
 
 @dataclass(frozen=True)
@@ -50,13 +55,14 @@ class Cost:
         return self.parameter_bytes + self.optimizer_bytes + self.gradient_bytes + self.activation_bytes
 
 
-def preflight(recipe: Recipe, accumulate: int = 1, platform: str = "gpu") -> Cost:
+def preflight(recipe: Recipe, accumulate: int = 1, platform: str = "gpu", axes: Axes = ALONE) -> Cost:
     """The cost of a recipe, from its parameter table alone.
 
-    Args: accumulate: pieces a batch is taken in. platform: cpu, gpu or tpu; decides dtype and attention kernel.
+    Args: accumulate: pieces a batch is taken in. platform: cpu, gpu or tpu; decides dtype and attention kernel. axes:
+        of the mesh, on one of whose devices bytes are counted; FLOPs are those of all.
     Raises: ConfigError for a chain that a parameter's shape does not fit, or a phase that carries what is not there.
     """
-    costs = stage_costs(recipe, accumulate, platform)
+    costs = stage_costs(recipe, accumulate, platform, axes)
     if len(costs) == 1:
         return costs[0]
     shares, tokens = [share for share, _ in shares_of(recipe)], tokens_per_step(recipe)
@@ -70,9 +76,9 @@ def preflight(recipe: Recipe, accumulate: int = 1, platform: str = "gpu") -> Cos
         optimizer_flops_per_step=mean(c.optimizer_flops_per_step for c in costs))
 
 
-def stage_costs(recipe: Recipe, accumulate: int = 1, platform: str = "gpu") -> list[Cost]:
+def stage_costs(recipe: Recipe, accumulate: int = 1, platform: str = "gpu", axes: Axes = ALONE) -> list[Cost]:
     """The cost of each stage of a recipe, as the mean of its own steps. Args, Raises: as of `preflight`."""
-    return [_cost(part.recipe, accumulate, platform, (part.start, part.end)) for part in phases.checked(recipe)]
+    return [_cost(part.recipe, accumulate, platform, (part.start, part.end), axes) for part in phases.checked(recipe)]
 
 
 def tokens_per_step(recipe: Recipe) -> float:
@@ -100,20 +106,26 @@ def steps_for(recipe: Recipe, flops: float) -> int:
     return found
 
 
-def _cost(recipe: Recipe, accumulate: int = 1, platform: str = "gpu", span: tuple[float, float] = (0.0, 1.0)) -> Cost:
-    """Of a recipe without phases, which trains so between two shares of the run."""
+def _cost(recipe: Recipe, accumulate: int = 1, platform: str = "gpu", span: tuple[float, float] = (0.0, 1.0),
+          axes: Axes = ALONE) -> Cost:
+    """Of a recipe without phases, which trains so between two shares of the run.
+
+    Where weights lie in parts, the largest is counted once more: it is gathered to be used.
+    """
     table = specs(recipe)
-    update, parameters = update_cost(recipe.optimizer, table, span), parameter_count(table)
+    update = update_cost(recipe.optimizer, table, span, partial(sharding.parts, sizes=axes))
+    held = {path: math.prod(s.shape) // sharding.parts(s.axes, s.shape, axes) for path, s in table.items()}
+    gathered = max(math.prod(spec.shape) for spec in table.values()) if axes["fsdp"] * axes["tensor"] > 1 else 0
     moments = _moments(recipe, table)
     return Cost(
-        parameters=parameters,
+        parameters=parameter_count(table),
         model_flops_per_token=3.0 * forward_flops_per_token(recipe, table) + 2.0 * moments,
         optimizer_flops_per_step=update.flops,
         tokens_per_step=recipe.data.batch * recipe.data.length,
-        parameter_bytes=4 * parameters + _seen_bytes(recipe, table),
+        parameter_bytes=4 * (sum(held.values()) + gathered) + _seen_bytes(recipe, table, held),
         optimizer_bytes=4 * update.floats,
-        gradient_bytes=4 * (parameters + moments) * (1 if accumulate == 1 else 2),
-        activation_bytes=_activation_bytes(recipe, accumulate, platform),
+        gradient_bytes=4 * (sum(held.values()) + moments) * (1 if accumulate == 1 else 2),
+        activation_bytes=_activation_bytes(recipe, accumulate * axes["data"] * axes["fsdp"], platform),
     )
 
 
@@ -124,9 +136,9 @@ def _moments(recipe: Recipe, table: Table) -> int:
                for shape in moments_asked(group, table, held[group.name]).values())
 
 
-def _seen_bytes(recipe: Recipe, table: Table) -> int:
-    """Of the weights that the model sees, where they are others than the optimizer's."""
-    seen = sum(math.prod(spec.shape) for spec in table.values() if len(spec.shape) > 1)
+def _seen_bytes(recipe: Recipe, table: Table, held: Mapping[str, int]) -> int:
+    """Of the weights that the model sees, where they are others than the optimizer's. held: numbers on a device."""
+    seen = sum(held[path] for path, spec in table.items() if len(spec.shape) > 1)
     return 4 * seen if recipe.train.weights == "upper_half" else 0
 
 
@@ -153,8 +165,10 @@ def _attention_flops(m: Model, length: int) -> float:
     return flops
 
 
-def _activation_bytes(recipe: Recipe, accumulate: int, platform: str) -> int:
+def _activation_bytes(recipe: Recipe, pieces: int, platform: str) -> int:
     """What the backward pass keeps, roughly: the inputs of every matmul, norm and activation of every block.
+
+    Args: pieces: of a batch, of which a device has one at a time; axis tensor divides none of it, to be safe.
 
     Scores count where no fused kernel makes them again going back. With remat one block is held, and all streams.
     """
@@ -169,7 +183,7 @@ def _activation_bytes(recipe: Recipe, accumulate: int, platform: str) -> int:
     if recipe.train.remat:
         kept = m.depth * m.width + max(blocks) + max(wired, default=0)
     kept += rows
-    tokens = recipe.data.batch * length // accumulate
+    tokens = recipe.data.batch * length // pieces
     logits = 4 * 3 * min(tokens * m.vocab, max(CHUNK_LOGITS, length * m.vocab))
     return tokens * (kept + 4 * m.width) * size + logits
 
@@ -193,11 +207,12 @@ def _block_values(m: Model, length: int, dtype: Any, platform: str, documents: b
     return kept
 
 
-def least_accumulate(recipe: Recipe, room: int, platform: str) -> int | None:
-    """The fewest pieces a batch must be taken in to fit into `room` bytes, or None if one row is too many.
+def least_accumulate(recipe: Recipe, room: int, platform: str, axes: Axes = ALONE) -> int | None:
+    """The fewest pieces a batch must be taken in to fit into `room` bytes of each device, or None if a row is too much.
 
-    With phases they divide every batch.
+    With phases they divide every batch. axes: of the mesh, over which the batch divides.
     """
     batch = math.gcd(*(part.recipe.data.batch for part in phases.checked(recipe)))
-    divisors = (k for k in range(1, batch + 1) if batch % k == 0)
-    return next((k for k in divisors if preflight(recipe, k, platform).total_bytes <= room), None)
+    rows = batch // (axes["data"] * axes["fsdp"])
+    divisors = (k for k in range(1, rows + 1) if rows % k == 0)
+    return next((k for k in divisors if preflight(recipe, k, platform, axes).total_bytes <= room), None)

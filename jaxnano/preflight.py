@@ -1,6 +1,7 @@
 """What a recipe costs, before anything is compiled: parameters, FLOPs, memory, whether it fits.
 
     python -m jaxnano.preflight configs/gpt2-124m.yaml
+    python -m jaxnano.preflight configs/track3-124m.yaml --devices 8       (of one of these: how a trial is laid over 8)
     python -m jaxnano.preflight configs/track3-124m.yaml --topology v6e:2x4 --accumulate 8    (compiled, in `topology`)
 """
 
@@ -16,6 +17,7 @@ PARSER = Command("jaxnano.preflight", __doc__)
 PARSER.add_argument("config")
 PARSER.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="change the recipe")
 PARSER.add_argument("--accumulate", type=positive, default=1, metavar="K", help="pieces a batch is taken in")
+PARSER.add_argument("--devices", type=positive, metavar="N", help="lay it over so many such devices")
 PARSER.add_argument("--topology", metavar="TPU", help="compile a step for this slice: v6e:2x4, v5p:2x2x2; no TPU "
                     "is needed")
 PARSER.add_argument("--mesh", metavar="AXES", help="with --topology: data=2,fsdp=4,tensor=1")
@@ -27,6 +29,7 @@ import jax
 from jaxnano.config.file import load
 from jaxnano.cost import least_accumulate, preflight
 from jaxnano.device import device_bytes
+from jaxnano.layout import layout
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,8 +44,13 @@ def _estimated(options: argparse.Namespace) -> dict[str, Any]:
     if options.mesh is not None:
         raise UserError("--mesh: only with --topology; without it the cost is that of one device")
     recipe, platform, room = load(options.config, tuple(options.set)), jax.default_backend(), device_bytes()
+    laid: dict[str, Any] = {}
     found = preflight(recipe, options.accumulate, platform)
-    return asdict(found) | {
+    if options.devices:
+        axes, pieces = over = layout(recipe, options.devices, room, platform)
+        found = preflight(recipe, max(pieces), platform, axes)
+        laid = {"mesh": over.told, "accumulate": ",".join(map(str, pieces))}
+    return laid | asdict(found) | {
         "flops_per_step": found.flops_per_step, "flops_per_token": found.flops_per_token,
         "total_bytes": found.total_bytes, "device_bytes": room, "fits": found.total_bytes <= room,
         "fits_with_accumulate": least_accumulate(recipe, room, platform),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -93,10 +93,18 @@ def batch_shards(mesh: Mesh) -> int:
 
 def partition(axes: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """Where an array with these axes goes; a dimension that a mesh axis does not divide stays whole."""
+    return PartitionSpec(*_names(axes, shape, mesh.shape))
+
+
+def parts(axes: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> int:
+    """In how many parts an array with these axes lies on a mesh of these sizes, which need not be there."""
+    return math.prod(sizes[name] for name in _names(axes, shape, sizes) if name is not None)
+
+
+def _names(axes: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> list[str | None]:
     rule = next(spec for pattern, spec in RULES if re.fullmatch(pattern, axes))
     pairs = zip(rule, shape, strict=False)
-    names = [name if name is None or size % mesh.shape[name] == 0 else None for name, size in pairs]
-    return PartitionSpec(*names)
+    return [name if name is None or size % sizes[name] == 0 else None for name, size in pairs]
 
 
 def state_sharding(state: Any, table: Table, mesh: Mesh) -> Any:

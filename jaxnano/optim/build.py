@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ import optax
 from jaxnano.config import optimizer as nodes
 from jaxnano.config.base import ConfigError, Problem
 from jaxnano.config.expression import ExpressionError, measure
-from jaxnano.config.transforms import Hyperball
+from jaxnano.config.transforms import Average, Hyperball
 from jaxnano.model.specs import OF_INPUTS, Table, moments_of
 from jaxnano.optim.chain import Chain, Link, Params, bits_of, build_chain, costs_of
 from jaxnano.optim.memory import Updater, with_memory
@@ -147,10 +147,12 @@ class UpdateCost(NamedTuple):
     floats: int
 
 
-def update_cost(cfg: nodes.Optimizer, table: Table, span: tuple[float, float] = (0.0, 1.0)) -> UpdateCost:
+def update_cost(cfg: nodes.Optimizer, table: Table, span: tuple[float, float] = (0.0, 1.0),
+                parts: Callable[[str, tuple[int, ...]], int] = lambda axes, shape: 1) -> UpdateCost:
     """The cost of one step of all parameters.
 
-    Args: span: the shares of the run between which the steps lie that this is the mean of.
+    Args: span: the shares of the run between which the steps lie that this is the mean of. parts: in how many parts a
+        parameter of these axes and shape lies, of which one counts; state of its shape lies as it does.
     Raises: ConfigError for a chain that a parameter's shape does not fit, with the group, the line and the parameter.
     """
     flops, floats, kept = 0.0, 0, nodes.remembered(cfg)
@@ -165,9 +167,10 @@ def update_cost(cfg: nodes.Optimizer, table: Table, span: tuple[float, float] = 
             shape, axes, moments = table[path].shape, table[path].axes, asked.get(path)
             key = (group.name, shape, axes, moments)
             if key not in found:
-                found[key] = _chain_cost(group, steps, path, shape, axes, moments, span)
+                found[key] = _chain_cost(group, steps, path, shape, axes, moments, span, parts(axes, shape))
             own, memory = found[key], _memory_cost(kept, path, shape)
-            flops, floats = flops + own.flops + memory.flops, floats + own.floats + memory.floats
+            flops += own.flops + memory.flops
+            floats += own.floats + memory.floats // parts(axes, shape)
     return UpdateCost(flops, floats)
 
 
@@ -180,14 +183,17 @@ def _refuse_zeros(group: nodes.Group, table: Table) -> None:
 
 
 def _chain_cost(group: nodes.Group, steps: Any, path: str, shape: tuple[int, ...], axes: str, moments: Any,
-                span: tuple[float, float]) -> UpdateCost:
+                span: tuple[float, float], parts: int) -> UpdateCost:
     try:
         costs = [cost for _, cost in costs_of(steps, shape, ("lr", "progress", "steps", *group.params), axes,
                                                [partner.name for partner in group.partners], moments)]
     except ExpressionError as error:
         raise ConfigError([Problem(f"optimizer.groups.{group.name}.chain", path, str(error))]) from None
     size = math.prod(shape) if group.accumulate else 0
-    return UpdateCost(group.moving(*span) * sum(c.flops for c in costs) + size, size + sum(c.floats for c in costs))
+    square = len(shape) == 2 and shape[0] == shape[1]  # of which factors have the shape too
+    held = (c.floats // parts if (c.shape == shape if isinstance(step, Average) else square) else c.floats
+            for step, c in zip(steps, costs, strict=True))
+    return UpdateCost(group.moving(*span) * sum(c.flops for c in costs) + size, size // parts + sum(held))
 
 
 def _memory_cost(cfg: nodes.Optimizer, path: str, shape: tuple[int, ...]) -> UpdateCost:

@@ -13,6 +13,7 @@ from jaxnano.config.edit import Diff, apply, diff, differences, show
 from jaxnano.config.recipe import Recipe, beside, recipe_id, shipped, stages
 from jaxnano.config.schedule import Schedule
 from jaxnano.cost import Cost, stage_costs
+from jaxnano.layout import layout
 from research.contract.behaviour import SHOWN, behaviour, idle, needless, stuck
 from research.contract.part import Part
 from research.contract.proposal import build, dead
@@ -45,11 +46,12 @@ class Verdict:
 class Gate:
     """Judges recipes for one track; remembers what it has accepted, so that nothing runs twice.
 
-    device_bytes: memory of one device; the track's own limit may be tighter.
+    device_bytes: memory of one device; the track's own limit may be tighter. devices: of a place, over which a trial is
+    laid; on one of them a batch is to fit whole, on several as `jaxnano.layout` takes it.
     """
 
-    def __init__(self, track: Track, device_bytes: int | None = None):
-        self.track = track
+    def __init__(self, track: Track, device_bytes: int | None = None, devices: int = 1):
+        self.track, self.devices = track, devices
         limit = track.limits.memory_gib * 2**30
         self.memory_bytes = min(limit, device_bytes) if device_bytes else limit
         self.known: dict[str, str] = {}
@@ -116,6 +118,11 @@ class Gate:
         for stage, cost in zip(stages(recipe), stage_costs(recipe), strict=True):  # each phase keeps them
             for problem in self._limited(cost):
                 yield problem._replace(path=f"phases.{stage.name}.set." * bool(stage.name) + problem.path)
+        if self.devices > 1:
+            try:
+                layout(recipe, self.devices, int(self.memory_bytes), "gpu")
+            except ConfigError as error:
+                yield from error.problems
 
     def _limited(self, cost: Cost):
         base, limits = self.track.base_cost, self.track.limits
@@ -126,7 +133,7 @@ class Gate:
         if cost.flops_per_step > (allowed := base.flops_per_step * limits.step_flops):
             yield Problem("optimizer", round(cost.flops_per_step), f"training FLOPs of a step are at most {allowed:.4g}"
                           f", {limits.step_flops:g} x the base's; {_fewer(cost.flops_per_step, allowed)} would do")
-        if cost.total_bytes > self.memory_bytes:
+        if self.devices == 1 and cost.total_bytes > self.memory_bytes:
             yield Problem("model", cost.total_bytes, f"bytes of a training step are at most {self.memory_bytes:.4g}; "
                           f"{_fewer(cost.total_bytes, self.memory_bytes)} would do")
 

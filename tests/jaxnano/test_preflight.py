@@ -125,6 +125,9 @@ def test_the_command_prints_a_table_or_json(capsys: pytest.CaptureFixture[str]) 
     assert main([config, "--json", "--set", "model.bias=false"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["parameters"] < 170_560 and found["fits"] is True
+    assert main([config, "--json", "--devices", "64"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["mesh"], found["accumulate"]) == ("data=8,fsdp=1,tensor=8", "1")
     assert main([config, "--set", "data.length=65536", "--set", "data.batch=65536"]) == 1
 
 

@@ -183,3 +183,20 @@ def test_what_starts_at_zero_and_would_stay_there_is_refused(gate, pin, refused)
         assert "optimizer.groups.hidden.chain" in at_zero.problems[0].path
         assert "blocks_0/ffn/down" in str(at_zero.problems[0])
     assert gate.judge(changed(f"optimizer.groups={groups}")).accepted
+
+
+@pytest.mark.parametrize(("devices", "memory", "path", "rule"), [
+    (2, 1 << 30, None, ""), (64, 1 << 30, None, ""), (3, 1 << 30, "data.batch", "a multiple of 3 would do"),
+    (2, 1 << 14, "model", "on one of 2 devices"),
+])
+def test_a_place_of_several_devices_has_to_take_the_recipe(devices, memory, path, rule):
+    """Over more than the batch has rows heads and channels are divided too; over three nothing is."""
+    verdict = Gate(TRACK, memory, devices).judge(changed("model.attention.qk_norm=true"))
+    assert verdict.accepted if path is None else rule in refused(verdict)[path].rule
+
+
+def test_a_batch_that_fits_one_device_in_pieces_alone_fits_several():
+    cost = preflight(changed("model.attention.qk_norm=true"))
+    alone, several = (Gate(TRACK, cost.total_bytes - 1, n).judge(changed("model.attention.qk_norm=true"))
+                      for n in (1, 2))
+    assert refused(alone)["model"].value == cost.total_bytes and several.accepted

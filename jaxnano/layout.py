@@ -1,0 +1,62 @@
+"""How a recipe is laid over the devices of a place: the mesh's axes, and the pieces that batches are taken in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from jaxnano import sharding
+from jaxnano.config.base import ConfigError, Problem
+from jaxnano.config.recipe import Recipe, Stage, stages
+from jaxnano.cost import ALONE, Axes, least_accumulate, preflight
+
+
+class Layout(NamedTuple):
+    """axes: sizes of the mesh's, by name. accumulate: pieces that each stage's batch is taken in."""
+
+    axes: Axes
+    accumulate: tuple[int, ...]
+
+    @property
+    def told(self) -> str:
+        """The mesh as `--mesh` takes it."""
+        return ",".join(f"{name}={self.axes[name]}" for name in sharding.AXES)
+
+
+def layout(recipe: Recipe, devices: int, room: int, platform: str) -> Layout:
+    """The plainest mesh over so many devices that a step fits on, and the least accumulation there.
+
+    Every device has all weights if these fit, else more and more devices share them (axis fsdp); heads and channels are
+    divided (axis tensor) only where a batch has fewer rows than there are devices. By the estimate of `cost`.
+
+    Args: room: bytes of one device. platform: cpu, gpu or tpu.
+    Raises: ConfigError if a batch does not divide over the devices, or no mesh fits.
+    """
+    parts, last = stages(recipe), ALONE
+    for axes in _meshes(parts, devices):
+        found = [least_accumulate(part.recipe, room, platform, axes) for part in parts]
+        if None not in found:
+            return Layout(axes, tuple(found))  # type: ignore[arg-type]
+        last = axes
+    rows = last["data"] * last["fsdp"]
+    least = max(preflight(part.recipe, part.recipe.data.batch // rows, platform, last).total_bytes for part in parts)
+    on = f"one of {devices} devices" if devices > 1 else "one device"
+    raise ConfigError([Problem("model", least, f"bytes of a step of a row a device on {on}, which has "
+                               f"{room / 2**30:.1f} GiB of {platform} memory for it; fewer parameters, train.remat or "
+                               "a shorter data.length would do")])
+
+
+def _meshes(parts: tuple[Stage, ...], devices: int) -> Iterator[Axes]:
+    """The meshes to try, the plainest first."""
+    batches = [part.recipe.data.batch for part in parts]
+    tensor = next(t for t in _divisors(devices) if all(batch % (devices // t) == 0 for batch in batches))
+    if tensor > 1 and min(batches) >= devices:
+        part = next(part for part in parts if part.recipe.data.batch % devices)
+        raise ConfigError([Problem(f"phases.{part.name}.set." * bool(part.name) + "data.batch", part.recipe.data.batch,
+                                   f"its rows do not divide over {devices} devices; a multiple of {devices} would do")])
+    for fsdp in _divisors(shards := devices // tensor):
+        yield dict(zip(sharding.AXES, (shards // fsdp, fsdp, tensor), strict=True))
+
+
+def _divisors(n: int) -> list[int]:
+    return [k for k in range(1, n + 1) if n % k == 0]
