@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxnano.cli import Failure, UserError, report_errors
@@ -58,6 +59,11 @@ def run_jointly(options: argparse.Namespace, command: Callable[[], int]) -> int:
 def first() -> bool:
     """Whether this is the process that writes what only one may write."""
     return jax.process_index() == 0
+
+
+def agreed(value: int) -> int:
+    """What the first process says of a number, each by its own clock another."""
+    return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def _asked(options: argparse.Namespace) -> bool:

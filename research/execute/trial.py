@@ -1,4 +1,4 @@
-"""A trial: one recipe trained for one horizon on one seed. What the workers run."""
+"""A trial: one recipe trained for one horizon on one seed, on a mesh over all devices of its process or processes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from jaxnano import data, evaluate, phases, step
+from jaxnano import data, evaluate, hosts, phases, sharding, step
 from jaxnano.checkpoint import Checkpoints
 from jaxnano.cli import UserError
 from jaxnano.config.base import validate
 from jaxnano.config.recipe import Recipe, hypers, shares_of, stages
-from jaxnano.cost import Cost, least_accumulate, preflight, stage_costs
+from jaxnano.cost import Cost, preflight, stage_costs
 from jaxnano.device import device_bytes, use_compile_cache
+from jaxnano.layout import Layout, layout
 from research.execute import Cancelled, Report
 from research.machine import fingerprint
 
@@ -30,14 +32,14 @@ NEVER = 1000  # steps from one move of a group to the next, of which no timing s
 WARM = ("research.execute.trial",)  # what a worker imports before its first job
 
 
-def run_job(args: Mapping[str, Any], report: Report) -> dict[str, Any]:
+def run_job(args: Mapping[str, Any], report: Report, devices: Sequence[Any] | None = None) -> dict[str, Any]:
     """Train and evaluate.
 
     Args: args: recipe (plain data), total_steps, seed, splits {name: tokens}, data_hash, checkpoint (a folder, or
     None), and seconds (None, or the training time that decides the steps instead of total_steps). report: takes
-    {progress, loss, tokens_per_s} after every few steps.
+    {progress, loss, tokens_per_s} after every few steps. devices: to train on, all there are by default.
     Returns: the body of a `result` event. A loss that is not finite is outcome `diverged`, with no number.
-    Raises: ValueError if this machine's data is not the session's.
+    Raises: ValueError if this machine's data is not the session's, or the recipe cannot be laid over the devices.
     """
     use_compile_cache()
     recipe, steps, seed = validate(Recipe, args["recipe"]), args["total_steps"], args["seed"]
@@ -45,13 +47,15 @@ def run_job(args: Mapping[str, Any], report: Report) -> dict[str, Any]:
     if corpus.data_hash != args["data_hash"]:
         raise UserError(f"data {corpus.data_hash[:12]} is not the session's {args['data_hash'][:12]}")
     clock = time.process_time if jax.default_backend() == "cpu" else time.monotonic
-    start, accumulate = clock(), pieces(recipe)
+    start, devices = clock(), devices or jax.devices()
+    laid = layout(recipe, len(devices), room(devices), jax.default_backend())
+    mesh = mesh_of(laid, devices)
     if args.get("seconds"):
-        steps = steps_within(recipe, args["seconds"], accumulate, corpus, clock)
+        steps = hosts.agreed(steps_within(recipe, args["seconds"], laid.accumulate, corpus, clock, mesh))
     curve: list[tuple[float, float]] = []
     result: dict[str, Any] = {"outcome": "completed", "reason": "", "steps": steps, "loss": {}, "curve": curve}
     batches, pace = step.batches_of(recipe, steps, seed, corpus), Pace(recipe, steps)
-    for progress in step.run(recipe, steps, seed, batches, accumulate=accumulate):
+    for progress in step.run(recipe, steps, seed, batches, mesh=mesh, accumulate=laid.accumulate):
         loss, state = float(progress.losses.mean()), progress.state
         if not math.isfinite(loss):
             result |= {"outcome": "diverged", "reason": f"loss is {loss} at step {progress.step} of {steps}"}
@@ -66,16 +70,20 @@ def run_job(args: Mapping[str, Any], report: Report) -> dict[str, Any]:
             break
     trained_s = clock() - start
     if result["outcome"] == "completed":
-        result |= _evaluated(recipe, state, steps, corpus, args["splits"])
+        params = step.program(last := stages(recipe)[-1].recipe, mesh, laid.accumulate[-1]).params
+        result |= _evaluated(recipe, params(state, hypers(last, steps)), corpus, args["splits"])
     if result["outcome"] == "completed" and args.get("checkpoint"):
         shutil.rmtree(args["checkpoint"], ignore_errors=True)  # left by an attempt that was interrupted
-        with _writing(), closing(Checkpoints(Path(args["checkpoint"]), recipe, seed, steps, corpus.data_hash)) as made:
+        folder = Path(args["checkpoint"])
+        with _writing(), closing(Checkpoints(folder, recipe, seed, steps, corpus.data_hash, mesh)) as made:
             made.save(state, batches.get_state(), next(iter(result["loss"].values())))
-    backend, device = jax.default_backend(), jax.local_devices()[0].device_kind
+    backend, device = jax.default_backend(), devices[0].device_kind
     return result | {
         "device_s": clock() - start,
         "compile_s": max(0.0, trained_s - pace.steady_s),
         "tokens_per_s": pace.tokens_per_s,
+        "topology": {"device": device, "devices": len(devices), "processes": jax.process_count(), "mesh": laid.told,
+                     "accumulate": laid.accumulate},
         "fingerprint": fingerprint(backend, None if backend == "cpu" else device) | {"data": corpus.data_hash},
     }
 
@@ -90,27 +98,26 @@ def _writing() -> Iterator[None]:
         raise OSError(f"the checkpoint cannot be written ({type(error).__name__}: {said})") from error
 
 
-def pieces(recipe: Recipe) -> list[int]:
-    """Pieces that each stage's batch is taken in, so that a step fits into this device's memory.
+def room(devices: Sequence[Any]) -> int:
+    """Bytes that a step may fill of each device; those of a CPU share its memory."""
+    sharers = len(devices) if devices[0].platform == "cpu" else 1
+    return int(MEMORY_SHARE * device_bytes()) // sharers
 
-    Raises: ValueError if not even one row does.
-    """
-    room, platform = int(MEMORY_SHARE * device_bytes()), jax.default_backend()
-    found = [least_accumulate(part.recipe, room, platform) for part in stages(recipe)]
-    if None in found:
-        raise UserError(f"data.batch: a step of one row does not fit into {room / 2**30:.1f} GiB of {platform} memory")
-    return found  # type: ignore[return-value]
+
+def mesh_of(laid: Layout, devices: Sequence[Any]) -> Mesh | None:
+    """The mesh over the devices; one of them needs none."""
+    return sharding.make_mesh(**laid.axes, devices=devices) if len(devices) > 1 else None
 
 
 def steps_within(recipe: Recipe, seconds: float, accumulate: Sequence[int], corpus: data.Corpus,
-                 clock: Callable[[], float]) -> int:
+                 clock: Callable[[], float], mesh: Mesh | None = None) -> int:
     """How many steps fit into so many seconds of training here, compiling not counted: a few are timed and forgotten.
 
-    Args: accumulate: pieces of each stage's batch. clock: seconds.
+    Args: accumulate: pieces of each stage's batch. clock: seconds. mesh: to train on.
     """
     step_s = 0.0
     for (share, part), cost, k in zip(shares_of(recipe), stage_costs(recipe), accumulate, strict=True):
-        timed = [_timed_step(one, share * seconds, k, corpus, clock) for one in paces(part)]
+        timed = [_timed_step(one, share * seconds, k, corpus, clock, mesh) for one in paces(part)]
         step_s += share * (timed[0] + moving(part, cost) * (timed[-1] - timed[0]))
     return max(1, int(seconds / step_s))
 
@@ -136,9 +143,10 @@ def moving(recipe: Recipe, cost: Cost) -> float:
 
 
 def _timed_step(recipe: Recipe, seconds: float, accumulate: int, corpus: data.Corpus,
-                clock: Callable[[], float]) -> float:
-    compiled, values = step.program(recipe, None, accumulate), hypers(recipe, 1)
-    state, batch_SxBxM = compiled.init(np.uint32(0), values), next(step.batches_of(recipe, 1, 0, corpus))
+                clock: Callable[[], float], mesh: Mesh | None) -> float:
+    compiled, values = step.program(recipe, mesh, accumulate), hypers(recipe, 1)
+    state = compiled.init(np.uint32(0), values)
+    batch_SxBxM = sharding.place_rows(next(step.batches_of(recipe, 1, 0, corpus)), mesh)
 
     def timed(count: int) -> float:
         nonlocal state
@@ -179,10 +187,8 @@ class Pace:
         return tokens / self.tokens_per_s if self.tokens_per_s else math.inf
 
 
-def _evaluated(recipe: Recipe, state: Any, steps: int, corpus: data.Corpus, splits: Mapping[str, int]):
-    """Outcome and losses by split of a trained state."""
-    last = stages(recipe)[-1].recipe
-    params = step.program(last).params(state, hypers(last, steps))
+def _evaluated(recipe: Recipe, params: Any, corpus: data.Corpus, splits: Mapping[str, int]):
+    """Outcome and losses by split of trained parameters."""
     losses = {split: evaluate.evaluate(recipe, params, evaluate.eval_windows(corpus, split, recipe, tokens))
               for split, tokens in splits.items()}
     if all(map(math.isfinite, losses.values())):

@@ -156,6 +156,17 @@ class Audit(Node):
     predicted: tuple[float | None, float | None] | None = None
 
 
+class Topology(Node):
+    """What a run was laid over: the device's model, devices in so many processes, the mesh's axes, and the pieces that
+    each stage's batch was taken in. Runs of different ones differ in more than their seed."""
+
+    device: str = ""
+    devices: int = 1
+    processes: int = 1
+    mesh: str = ""
+    accumulate: tuple[int, ...] = (1,)
+
+
 class Result(Body):
     """How a run ended. loss: by split, nats. curve: (progress, loss). predicted: [mean, sd] of the final loss of a run
     that was ended as hopeless. machine, exit, lost: the machine's doing, a worker's exit status, a machine that is
@@ -174,6 +185,7 @@ class Result(Body):
     wall_s: float | None = None
     tokens_per_s: float | None = None
     fingerprint: dict[str, Any] = {}
+    topology: Topology | None = None
     machine: bool = False
     exit: int | None = None
     lost: bool = False

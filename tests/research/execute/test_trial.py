@@ -1,8 +1,10 @@
 """One trial: what it returns, what it repeats to the bit, and what becomes of runs that go wrong."""
 
 import itertools
+import json
 import math
 
+import jax
 import numpy as np
 import pytest
 from stand_in import MICRO
@@ -15,10 +17,17 @@ from jaxnano.model.specs import specs
 from jaxnano.optim.build import members
 from research.contract.track import load_track
 from research.contract.trial import Trial
-from research.execute import Cancelled
-from research.execute.trial import Pace, moving, paces, run_job, steps_within
+from research.execute import Cancelled, trial
+from research.execute.trial import Pace, moving, paces, steps_within
+from research.ledger.events import encode
+from research.ledger.kinds import Result
 
 STEPS = 25
+
+
+def run_job(args, report, devices=1):
+    """A trial on so many of the eight devices."""
+    return trial.run_job(args, report, jax.devices()[:devices])
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +145,7 @@ def test_a_checkpoint_is_this_attempt_s_whatever_an_earlier_one_left(ran, job, r
 
 
 def test_a_loss_that_is_not_finite_is_an_outcome_and_no_number(job, recipe, monkeypatch):
-    def broken(recipe, steps, seed, batches, accumulate):
+    def broken(recipe, steps, seed, batches, mesh, accumulate):
         for done, loss in ((10, 2.0), (20, math.nan), (25, 1.0)):
             yield step.Progress(done, np.full(10, loss), 0.0, None, True)
 
@@ -167,3 +176,33 @@ def test_a_cancelled_run_says_what_it_has_cost(job):
 def test_other_data_than_the_session_s_are_refused(job):
     with pytest.raises(ValueError, match="is not the session's 000000000000"):
         run_job(job(data_hash="0" * 64), lambda values: None)
+
+
+def test_a_trial_on_several_devices_is_that_on_one(job, recipe, tmp_path):
+    """The micro base with rows for eight devices, and with Muon, whose matrices the devices share."""
+    groups = [{"name": "matrices", "roles": ["matrix"], "lr": 0.01, "chain": [{"kind": "muon"}]},
+              {"name": "rest", "roles": ["embedding", "head", "gain", "bias", "scalar", "gate"], "lr": 0.003,
+               "chain": [{"kind": "adam"}]}]
+    wide = dump(recipe) | {"data": dump(recipe)["data"] | {"batch": 16}, "optimizer": {"groups": groups}}
+    folder = tmp_path / "checkpoint"
+    arguments = job(recipe=wide, total_steps=20, splits={"search": 1024})
+    one, two, eight = (run_job(arguments, lambda values: None, n) for n in (1, 2, 8))
+    again = run_job(arguments | {"checkpoint": str(folder)}, lambda values: None, 8)
+    for found in (two, eight):
+        np.testing.assert_allclose(np.array(found["curve"]), np.array(one["curve"]), rtol=0, atol=1e-5)
+        assert found["loss"]["search"] == pytest.approx(one["loss"]["search"], abs=1e-5)
+    assert (again["curve"], again["loss"]) == (eight["curve"], eight["loss"])
+    told = validate(Result, json.loads(encode({"attempt": 1, **eight}))).topology
+    assert told is not None and (told.devices, told.processes, told.mesh, told.accumulate) == (
+        8, 1, "data=8,fsdp=1,tensor=1", (1,))
+    found, params, about = checkpoint.load(folder)  # on one device
+    windows = evaluate.eval_windows(data.load(found.data), "search", found, 1024)
+    assert evaluate.evaluate(found, params, windows) == pytest.approx(eight["loss"]["search"], abs=1e-5)
+    assert {len(w.sharding.device_set) for w in params.values()} == {1}
+    timed = run_job(arguments | {"seconds": 0.05}, lambda values: None, 2)  # by programs that are compiled
+    assert timed["outcome"] == "completed" and timed["topology"] == two["topology"]
+
+
+def test_what_cannot_be_laid_over_the_devices_is_refused(job):
+    with pytest.raises(ValueError, match="data.batch: 4: its rows do not divide over 3 devices"):
+        run_job(job(), lambda values: None, 3)
