@@ -42,7 +42,7 @@ from jaxnano.device import use_compile_cache
 from research.contract import records
 from research.contract.gate import Gate
 from research.contract.idea import ideas
-from research.contract.techniques import Standing, standing, techniques
+from research.contract.techniques import Standing, standings, techniques
 from research.contract.track import load_track
 from research.execute.local import SINGLE_THREAD
 
@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
     track = None if options.base else load_track("tiny")
     base = load(options.base) if track is None else track.base_recipe
     gate = track and Gate(track)
-    stand = {name: standing(idea, base, gate) for name, idea in ideas().items()}
+    stand = standings(ideas().values(), base, gate)
     out: dict[str, Any] = {
         "base": str(options.base or track.base),  # type: ignore[union-attr]
         "techniques": [{"name": t.name, "ideas": list(t.ideas), "missing": t.missing} for t in techniques()],
@@ -182,7 +182,7 @@ def _check(wanted: list[str], base: Recipe, stand: dict[str, Standing], steps: i
               + ", ".join(f"{name} {value}" for name, value in out["trained_at"].items() if name != "shrunk"))
     due = [name for name in wanted if stand[name].recipe or len(wanted) < len(stand)]  # of all, those that fit
     if at is None:
-        stand = {name: s if s.recipe is None else standing(ideas()[name], run_on, None) for name, s in stand.items()}
+        stand |= standings((ideas()[name] for name in wanted if stand[name].recipe), run_on, None)
     able = {name: recipe for name in wanted if (recipe := stand[name].recipe) is not None}
     found = {}
     for name in sorted(able, key=lambda name: structure_id(able[name])):  # what compiles alike comes together

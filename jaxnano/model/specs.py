@@ -54,7 +54,7 @@ def specs(recipe: Recipe) -> Table:
 
     Returns: {path: Spec}, in the order of the forward pass.
     """
-    table = dict(_rows(recipe.model, recipe.data.length))
+    table = dict(unruled(recipe.model, recipe.data.length))
     rules = recipe.model.init.rules
     return {path: _ruled(path, table, recipe.model) for path in table} if rules else table
 
@@ -83,7 +83,8 @@ def ruling(rules: Sequence[InitRule], path: str, role: str) -> list[InitRule]:
     return first + [rule for rule in matching if rule.draw == "same"]
 
 
-def _rows(m: Model, length: int) -> Iterator[tuple[str, Spec]]:
+def unruled(m: Model, length: int) -> Iterator[tuple[str, Spec]]:
+    """The table's rows as they are before any rule of initial values. length: tokens of a row."""
     embedding_init = Initial(m.init.distribution, m.init.embedding_std)
     yield "embedding/token", Spec((m.vocab, m.width), "embedding", embedding_init, "VD")
     if isinstance(m.position, Learned):

@@ -21,7 +21,7 @@ from jaxnano.config.partial import settings
 from jaxnano.config.recipe import Recipe, shipped, stages, trained
 from jaxnano.config.schedule import Constant
 from jaxnano.config.transforms import FREE
-from jaxnano.model.specs import Table, ruling, specs
+from jaxnano.model.specs import Table, ruling, specs, unruled
 from jaxnano.optim.build import members
 from jaxnano.phases import seam
 from research.contract import chains, probe
@@ -107,16 +107,12 @@ def _ruled_out(recipe: Recipe) -> Iterator[tuple[str, str]]:
     init = recipe.model.init
     if not init.rules:
         return
-    def unruled(init: Any) -> Table:
-        model = recipe.model.model_copy(update={"init": init.model_copy(update={"rules": ()})})
-        return specs(recipe.model_copy(update={"model": model}))
-
-    table, left, open_to = unruled(init), list(init.rules), []
+    table, left, open_to = dict(unruled(recipe.model, recipe.data.length)), list(init.rules), set()
     for path, spec in table.items():
         used = ruling(init.rules, path, spec.role)
         left = [rule for rule in left if rule not in used]
         if all(rule.draw == "same" or "std" in names(rule.code, ANY) for rule in used):
-            open_to.append(path)  # what stands without rules is seen
+            open_to.add(path)  # what stands without rules is seen
     yield from ((f"model.init.rules.{rule.name}", "no parameter has its paths or roles, or earlier rules take them")
                 for rule in left)
     for name, field in type(init).model_fields.items():
@@ -125,8 +121,8 @@ def _ruled_out(recipe: Recipe) -> Iterator[tuple[str, str]]:
             other: Any = 0.1 if isinstance(value, bool | str) else (value or 0.0) + 0.1
             if isinstance(value, bool | str):
                 other = not value if isinstance(value, bool) else next(o for o in options if o != value)
-            moved = unruled(init.model_copy(update={name: other}))
-            if all(moved[path] == table[path] for path in open_to):
+            moved = recipe.model.model_copy(update={"init": init.model_copy(update={name: other})})
+            if all(spec == table[path] for path, spec in unruled(moved, recipe.data.length) if path in open_to):
                 yield f"model.init.{name}", "whatever it speaks of has a rule, see model.init.rules"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from typing import Literal, NamedTuple
 
@@ -59,12 +60,17 @@ class Standing(NamedTuple):
     recipe: Recipe | None
 
 
-def standing(idea: Idea, base: Recipe, gate: Gate | None) -> Standing:
-    """Whether an idea can be tried on a base. gate: of the track whose rules count; None for no rules."""
+def standings(tried: Iterable[Idea], base: Recipe, gate: Gate | None) -> dict[str, Standing]:
+    """Whether each idea can be tried on a base. gate: of the track whose rules count; None for no rules."""
+    alike = behaviour(base)
+    return {idea.name: _standing(idea, base, alike, gate) for idea in tried}
+
+
+def _standing(idea: Idea, base: Recipe, alike: str, gate: Gate | None) -> Standing:
     try:
         one = part(idea, base)
         recipe = build(base, [one])
-        if behaviour(recipe) == behaviour(base):
+        if behaviour(recipe) == alike:
             return Standing("held", "the base trains like that already", recipe)
         kept = live(base, [one])
         if gate is None:

@@ -22,7 +22,7 @@ from research.contract.idea import Idea, ideas, part
 from research.contract.part import IdeaEdit, Part
 from research.contract.proposal import build
 from research.contract.relative import resolved
-from research.contract.techniques import standing, techniques
+from research.contract.techniques import standings, techniques
 from research.contract.track import CONFIGS, load_track
 from research.lanes.catalogue import left_out
 
@@ -57,12 +57,13 @@ def test_every_idea_is_accepted_and_behaves_like_no_other(track, recipes):
 def test_every_idea_fits_every_base(base):
     """It changes how the base trains, or the base has it; and each does the former somewhere."""
     recipe = load(CONFIGS / f"{base}.yaml")
-    found = {name: standing(idea, recipe, None) for name, idea in ideas().items()}
+    found = standings(ideas().values(), recipe, None)
     assert {name: s.reason for name, s in found.items() if s.state == "refused"} == {}
     held = {name for name, s in found.items() if s.state == "held"}
     assert len(held) < 23
     other = load(CONFIGS / ("gpt2-tiny.yaml" if base == "track3-124m" else "track3-124m.yaml"))
-    everywhere = {name for name in held if standing(ideas()[name], other, None).state == "held"}
+    there = standings((ideas()[name] for name in held), other, None)
+    everywhere = {name for name in held if there[name].state == "held"}
     assert everywhere <= {"full-attention", "biases", "padded-vocab", "cosine-to-zero"}  # both bases are of one school
 
 
@@ -144,8 +145,8 @@ def test_biases_start_from_zero_whatever_the_base_says():
 
 def test_a_frozen_place_is_told_from_one_that_does_not_fit(track):
     def stands(path, new):
-        return standing(Idea(name="a", why="w", source="s", prior="none", edits=(IdeaEdit(path=path, new=new),)),
-                        track.base_recipe, Gate(track))
+        one = Idea(name="a", why="w", source="s", prior="none", edits=(IdeaEdit(path=path, new=new),))
+        return standings([one], track.base_recipe, Gate(track))["a"]
 
     assert stands("data.batch", 4)[:2] == ("frozen", "track tiny has settled data.batch")
     assert stands("model.norm", {"kind": "rmsnorm"}).state == "applies"

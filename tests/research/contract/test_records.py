@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from jaxnano.config.base import ConfigError, validate
 from jaxnano.config.file import load
 from jaxnano.config.schedule import evaluate
 from jaxnano.cost import preflight
+from research import ideas as command
+from research.contract import records
 from research.contract.records import FOLDER, Built, Lineage, build, lineages, name_of, row, text
 
 LINEAGES = {lineage.track: lineage for lineage in lineages()}
@@ -40,6 +44,27 @@ def test_a_whole_recipe_is_what_its_lineage_builds(track, number, built):
     assert recipe == one.recipe
     cost = preflight(recipe, accumulate=16)
     assert cost.parameters == one.cost.parameters > 100_000_000 and cost.total_bytes > 0
+
+
+@pytest.fixture
+def once(built, monkeypatch):
+    """The command takes what is built already: it takes seconds."""
+    monkeypatch.setattr(records, "build", lambda lineage: built[lineage.track])
+
+
+def test_the_command_tells_and_writes_them(once, tmp_path, capsys):
+    assert command.main(["--records", "--json", "--write", str(tmp_path / "new")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found) == 119 and {row["state"] for row in found} <= {"exact", "near", "lacking"}
+    assert all(bool(row["told"]) == (row["state"] != "exact") for row in found)
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {path.name for path in FOLDER.glob("track*-*.yaml")}
+
+
+def test_the_command_lists_them(once, capsys):
+    assert command.main(["--records"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines if not line.startswith(" ")] == ["track 1", "track 3"]
+    assert "  #3 2026-04-26 3500 steps: exact" in lines
 
 
 def test_no_file_is_left_over():
