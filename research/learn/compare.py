@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special
 
 ALTERNATIVES = ("greater", "two-sided", "less")
 ROUNDING = 2.0**-21  # of a loss, which is a float32: a part that all but does nothing may move each by a last digit
@@ -55,8 +55,8 @@ def _paired(a: Mapping[int, float], b: Mapping[int, float]) -> tuple[np.ndarray,
 
 def _t_test(effect: float, error: float, n: int, level: float, alternative: str) -> tuple[tuple[float, float], float]:
     """Interval and p-value of a mean of n differences, given its standard error."""
-    half, t = float(stats.t.ppf(0.5 + level / 2, n - 1)) * error, effect / error
-    tails = {"greater": stats.t.sf(t, n - 1), "less": stats.t.cdf(t, n - 1)}
+    half, t = float(special.stdtrit(n - 1, 0.5 + level / 2)) * error, effect / error
+    tails = {"greater": special.stdtr(n - 1, -t), "less": special.stdtr(n - 1, t)}
     p_value = float(2 * min(tails.values()) if alternative == "two-sided" else tails[alternative])
     return (effect - half, effect + half), p_value
 
@@ -128,12 +128,12 @@ def detectable(sd: float, n: int, alpha: float, power: float = 0.8) -> float:
     """
     if n < 2 or not (np.isfinite(sd) and sd >= 0) or not 0 < alpha < power < 1:
         raise ValueError(f"need n >= 2, sd >= 0, 0 < alpha < power < 1; got {n=}, {sd=}, {alpha=}, {power=}")
-    critical = float(stats.t.isf(alpha, n - 1))
+    critical = -float(special.stdtrit(n - 1, alpha))
 
     def excess(shift: float) -> float:
         # noncentral t by its definition, averaged over chi: scipy's nct.sf is NaN far in the tails
-        chi = np.sqrt(stats.chi2.ppf((np.arange(4000) + 0.5) / 4000, n - 1) / (n - 1))
-        return float(np.mean(stats.norm.sf(critical * chi - shift))) - power
+        chi = np.sqrt(2 * special.gammaincinv((n - 1) / 2, (np.arange(4000) + 0.5) / 4000) / (n - 1))
+        return float(np.mean(special.ndtr(shift - critical * chi))) - power
 
     found = optimize.root_scalar(excess, bracket=(0.0, 100.0 * (1.0 + critical)), method="brentq")
     return float(found.root) * sd / float(np.sqrt(n))

@@ -12,7 +12,7 @@ from statistics import median
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 Curve = Sequence[tuple[float, float]]  # (progress in 0..1, training loss in nats), oldest first
 
@@ -108,7 +108,7 @@ class Prediction:
 
     def below(self, bound: float) -> float:
         """Probability of a final loss below the bound."""
-        return float(stats.t.cdf((bound - self.mean) / self.scale, self.freedom))
+        return float(special.stdtr(self.freedom, (bound - self.mean) / self.scale))
 
 
 def predict(curve: Curve, progress: float, references: Sequence[Reference], config: WatchConfig) -> Prediction | None:

@@ -1,12 +1,15 @@
 """A real session on the smallest track, stopped by Ctrl-C and resumed, from the first run to the report."""
 
+import itertools
 import os
 import re
 import select
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 from sitting import created, drive
@@ -34,9 +37,20 @@ TRIALS = 6
 
 
 def start(folder, *options):
-    command = [sys.executable, "-m", "research.loop", "--session", str(folder), *options]
-    with open(folder.with_suffix(".log"), "ab") as output:
-        return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
+    """The loop; what it says comes by lines, a line a run."""
+    command = [sys.executable, "-u", "-m", "research.loop", "--session", str(folder), *options]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@contextmanager
+def too_long(process):
+    """Kills a loop that does not end, so that whoever reads what it says does."""
+    killer = threading.Timer(DEADLINE_S, process.kill)
+    killer.start()
+    try:
+        yield
+    finally:
+        killer.cancel()
 
 
 def completed(folder):
@@ -52,25 +66,25 @@ def completed(folder):
 def stopped(tmp_path_factory):
     """A session that Ctrl-C ended in the middle of its search: its folder and the loop's exit status."""
     folder = tmp_path_factory.mktemp("loop") / "session"
-    process = start(folder, "--track", MICRO, "--max-trials", str(TRIALS), "--minutes", "20", "--lanes",
-                    "tuner,recombine")
-    deadline = time.monotonic() + DEADLINE_S
-    while completed(folder) < 2:
-        assert process.poll() is None and time.monotonic() < deadline, folder.with_suffix(".log").read_text()
-        os.sched_yield() if hasattr(os, "sched_yield") else None
-    process.send_signal(signal.SIGINT)
-    status = process.wait(DEADLINE_S)
+    process = start(folder, "--track", MICRO, "--max-trials", str(TRIALS), "--minutes", "20", "--workers", "1",
+                    "--lanes", "tuner,recombine")
+    with too_long(process):
+        said = list(itertools.islice((line for line in process.stdout if " completed " in line), 2))
+        assert len(said) == 2, "it ended before"
+        process.send_signal(signal.SIGINT)
+        process.communicate()
     with Session.open(folder) as session:
-        return folder, status, session.ledger.events(), list(violations(session.ledger, folder))
+        return folder, process.returncode, session.ledger.events(), list(violations(session.ledger, folder))
 
 
 @pytest.fixture(scope="module")
 def ended(stopped):
     """The same session, resumed to its end: folder, exit status, events, violations."""
     folder = stopped[0]
-    status = start(folder, "--resume").wait(DEADLINE_S)
+    with too_long(process := start(folder, "--resume")):
+        process.communicate()
     with Session.open(folder) as session:
-        return folder, status, session.ledger.events(), list(violations(session.ledger, folder))
+        return folder, process.returncode, session.ledger.events(), list(violations(session.ledger, folder))
 
 
 ON_A_TERMINAL = ("import fcntl, os, signal, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
@@ -81,7 +95,7 @@ ON_A_TERMINAL = ("import fcntl, os, signal, sys, termios; os.setsid(); fcntl.ioc
 def test_a_closed_terminal_ends_a_session_cleanly(tmp_path):
     folder, (ours, theirs) = tmp_path / "session", os.openpty()
     command = [sys.executable, "-c", ON_A_TERMINAL, "--session", str(folder), "--track", MICRO, "--minutes", "20",
-               "--lanes", "tuner"]
+               "--lanes", "tuner", "--workers", "1"]
     process = subprocess.Popen(command, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs,
                                env=os.environ | {"TERM": "xterm"})
     os.close(theirs)

@@ -34,7 +34,8 @@ from tests.jaxnano import events
 pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning",
                                         "ignore:Exception ignored in. <function _at_fork")
 HERE = Path(__file__).parent.parent
-TRIALS = 20
+TRIALS, BEFORE = 12, 3  # in all, and before the loss of a node
+SOON = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 200}  # a node that is gone is missed at once
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,8 @@ def cluster():
         patch.setenv("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
         from ray.cluster_utils import Cluster
 
-        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+        nodes = Cluster(initialize_head=True, head_node_args={
+            "num_cpus": 2, "include_dashboard": False, "_system_config": SOON})
         yield nodes
         nodes.shutdown()
 
@@ -94,6 +96,12 @@ def ancestors(pid):
     return {process.pid for process in psutil.Process(pid).parents()}
 
 
+def all_present(executor):
+    """Wait until each worker is."""
+    while not all(map(executor.present, range(executor.workers))):
+        executor.poll(0.5)
+
+
 def outcomes(events):
     """Results of search runs, but for those of attempts that were interrupted."""
     searched = {e.subject for e in events if e.kind == "decision" and e.body.purpose in ("search", "base")}
@@ -101,17 +109,18 @@ def outcomes(events):
             if e.kind == "result" and e.subject in searched and e.body.outcome != "interrupted"]
 
 
-def test_twenty_trials_and_the_loss_of_a_node(cluster, tmp_path, monkeypatch):
-    """Real training, the real scheduler; a node is lost half-way with a trial that its stopped worker never began."""
+def test_twelve_trials_and_the_loss_of_a_node(cluster, tmp_path, monkeypatch):
+    """Real training, the real scheduler; a node is lost early on with a trial that its stopped worker never began."""
     doomed = cluster.add_node(num_cpus=1)
     raylet = doomed.all_processes["raylet"][0].process.pid
     track = load_track(MICRO)
     executor = connect(cluster.address, workers=9).start(tmp_path, WARM)
     assert executor.workers == 3
+    all_present(executor)
     submit, ended, held, removed = executor.submit, [], [], []
 
     def submit_or_stop(worker, job):
-        if len(ended) >= TRIALS // 2 and not held and raylet in ancestors(executor.pid(worker)):
+        if len(ended) >= BEFORE and not held and raylet in ancestors(executor.pid(worker)):
             os.kill(executor.pid(worker), signal.SIGSTOP)
             held.append(job["id"])
         submit(worker, job)
@@ -140,8 +149,7 @@ def test_a_lost_slot_waits_for_room_and_comes_back(cluster, job, tmp_path):
     doomed = cluster.add_node(num_cpus=1)
     raylet = doomed.all_processes["raylet"][0].process.pid
     with closing(connect(cluster.address, workers=3).start(tmp_path, warm=())) as executor:
-        while not all(map(executor.present, range(3))):
-            executor.poll(0.5)
+        all_present(executor)
         (there,) = [worker for worker in range(3) if raylet in ancestors(executor.pid(worker))]
         executor.submit(there, job("hang"))
         wait_for(executor, "progress", there)

@@ -29,7 +29,7 @@ from research.show.report import write_report
 
 pytestmark = pytest.mark.usefixtures("crowns")
 KEY = "planted-sk-3f9a7c1e5b2d8064"
-PROPOSALS, DEADLINE_S = 200, 300.0
+PROPOSALS, RAN, DEADLINE_S = 100, 10, 300.0
 PRICE = (0.25, 2.0)
 PROVIDERS = ("gemini", "openai")
 GOOD = lambda number, repair: ideas(number)[:2]  # noqa: E731
@@ -86,6 +86,12 @@ def asked(session, track, llm, until):
     return [e.body for e in session.ledger.events("call")]
 
 
+def ran(state):
+    """The recipes of the lane that ran."""
+    return {trial.recipe_id for trial in state.trials.values()
+            if state.proposals[trial.recipe_id].proposal.lane == "llm"}
+
+
 def planted(folder):
     """Files below a folder that hold the key."""
     return [path for path in folder.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
@@ -94,11 +100,11 @@ def planted(folder):
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_no_fault_ends_the_session_or_is_lost_and_the_key_is_nowhere(track, tmp_path, capsys, provider):
     short = [name for name in FAULTS if name != "hang"]
-    faults = iter([HIDDEN, *FAULTS, *short, *short])
-    plan = lambda n: next(faults) if n % 10 in (1, 4, 7) else ""  # noqa: E731
+    faults = iter([HIDDEN, *FAULTS, *short])
+    plan = lambda n: next(faults, "") if n % 2 else ""  # noqa: E731
     with ModelServer(plan) as server, created(tmp_path / "s") as session:
         state = drive(session, track, lane(server, provider, price=PRICE, tokens=1 << 40), Paced(server),
-                      lambda: server.proposals >= PROPOSALS)
+                      lambda: server.proposals >= PROPOSALS and len(ran(fold(session.ledger.events()))) > RAN)
         write_report(session.path)
         assert list(violations(session.ledger, session.path)) == [] and planted(session.path) == []
     served, calls = server.served, [event.body for event in state.calls]
@@ -111,8 +117,7 @@ def test_no_fault_ends_the_session_or_is_lost_and_the_key_is_nowhere(track, tmp_
     assert spend.cost == pytest.approx(paid) and spend.requests == len(served) and spend.proposals == server.proposals
     assert sum(len(encode(call)) for call in calls) < 1000 * len(calls)  # 10 MB are never written down
     assert planted(session.path) == [] and not any(KEY in json.dumps(s.body) for s in served)
-    ran = {trial.recipe_id for trial in state.trials.values()}
-    assert sum(state.proposals[recipe].proposal.lane == "llm" for recipe in ran) > 10
+    assert len(ran(state)) > RAN
     late = len(state.submissions) - len(state.answers)  # submitted when the loop had stopped: of one answer at most
     assert state.refusals and 0 <= late <= 8 and len(state.answers) > PROPOSALS / 2
     assert status.main([str(session.path)]) == 0
