@@ -1,9 +1,9 @@
 """The autonomous researcher: it proposes, checks, runs, learns, proves and reports. `loop.py` is the main command.
 
-The files beside it are commands too, and nobody imports them; only machine.py and text.py are the ground that all use:
-what this machine is, and how numbers are written. What commands use lies in wings. A wing imports those above it in
-this list; learn, lanes and execute stand side by side, and learn sees neither contract nor ledger. `lint-imports`
-checks it.
+The files beside it are commands too, and nobody imports them; only machine/ and text.py are the ground that all use:
+what this machine is (a kind of device: machine/accelerators.py; what its workers are told: place.py), and how numbers
+are written. What commands use lies in wings. A wing imports those above it in this list; learn, lanes and execute stand
+side by side, and learn sees neither contract nor ledger. `lint-imports` checks it.
 
     contract/   what may be tried. An objective: track.py. A rule of the gate: gate.py. What a proposal is: part.py
                 The speedruns' records, configs/records: records.py

@@ -44,7 +44,7 @@ from research.contract.gate import Gate
 from research.contract.idea import ideas
 from research.contract.techniques import Standing, standings, techniques
 from research.contract.track import load_track
-from research.execute.local import SINGLE_THREAD
+from research.machine.place import SINGLE_THREAD
 
 # So few steps run as fast without LLVM's optimizations, which would be most of the compile time.
 QUICK = f"{SINGLE_THREAD['XLA_FLAGS']} --xla_backend_optimization_level=0"

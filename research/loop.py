@@ -101,13 +101,14 @@ def start(options: argparse.Namespace) -> Opened:
     llm = lanes_for(lanes, options).get(LLM)
     track = load_track(options.track)
     source = options.track if options.track in tracks() else str(Path(options.track).resolve())
-    offered, minutes = executors.offer(options, options.workers), options.minutes or MINUTES
+    offered, minutes = executors.offer(options, options.workers, track.devices), options.minutes or MINUTES
     begun = Begun(
         track=track.name, source=source, contract=dump_full(track), track_hash=track.identity, data_hash="",
         seed=options.seed, minutes=minutes, max_trials=options.max_trials, workers=offered.workers, lanes=tuple(lanes),
         pid=os.getpid(), require_review=options.require_review, kills=options.kills, executor=options.executor,
-        accelerator=offered.device_bytes is None, llm=dump_full(llm.settings) if isinstance(llm, Llm) else None,
-        versions=machine.versions(), argv=tuple(sys.argv[1:]))
+        accelerator=offered.device_bytes is None, place=offered.place,
+        llm=dump_full(llm.settings) if isinstance(llm, Llm) else None, versions=machine.versions(),
+        argv=tuple(sys.argv[1:]))
     refuse_too_short("--minutes", unbegun(track, begun), offered.workers, minutes)
     corpus = data.load(track.base_recipe.data)
     begun = begun.model_copy(update={"data_hash": corpus.data_hash,

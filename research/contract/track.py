@@ -172,7 +172,7 @@ class Track(Node):
     """The contract. base: a recipe file below configs/ or beside the track's. full_steps: its at the full horizon.
 
     frozen: paths nobody may touch. needs: what a machine must have. horizons: fractions of the full budget, 1.0 last.
-    epsilon: nats that do not matter.
+    epsilon: nats that do not matter. devices: that a run trains on, unless the user says otherwise.
     """
 
     name: str
@@ -190,6 +190,7 @@ class Track(Node):
     splits: Splits = Splits()
     grid: Grid
     needs: str = ""
+    devices: int = Field(default=1, ge=1)
 
     @cached_property
     def base_recipe(self) -> Recipe:

@@ -46,7 +46,8 @@ class Scheduler:
                  on_change: Any = None, on_crowned: Callable[[Path, Arm], None] = lambda folder, arm: None):
         self.session, self.track, self.executor, self.book = session, track, executor, Book(session, track)
         self.state, self.record = self.book.state, self.book.record
-        self.intake = Intake(self.book, Gate(track, device_bytes), lanes)
+        place = self.state.session.place
+        self.intake = Intake(self.book, Gate(track, device_bytes, place.devices if place else 1), lanes)
         self.plan, self.max_trials = Plan(track, executor.workers, budget_s), max_trials
         self.dispatcher = Dispatcher(self.book, executor)
         self.flights = self.dispatcher.flights

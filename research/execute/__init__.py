@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NotRequired, Protocol, TypedDict
 
 from jaxnano.cli import Failure
+from research.ledger.kinds import Placed
 
 Report = Callable[[Mapping[str, Any]], None]  # what a target calls with its progress; raises Cancelled
 
@@ -99,11 +100,13 @@ class Executor(Protocol):
 class Offer:
     """What an executor could run on, known before anything is started.
 
-    workers: how many. device_bytes: memory that one may fill; None if that is an accelerator's own. start: the
-    executor, its workers being started, from log_dir, for what workers say between jobs; warm, modules they import
-    first; and tensorboard, whether event files are written beside metrics.jsonl (not by default).
+    workers: how many. device_bytes: memory that one of its devices may fill; None if that is an accelerator's own.
+    place: of each worker. start: the executor, its workers being started, from log_dir, for what workers say
+    between jobs; warm, modules they import first; and tensorboard, whether event files are written beside
+    metrics.jsonl (not by default).
     """
 
     workers: int
     device_bytes: int | None
+    place: Placed
     start: Callable[..., Executor]

@@ -21,7 +21,7 @@ from research.execute.trial import TARGET, WARM
 from research.ledger.events import node_of
 from research.ledger.kinds import Result
 
-HERE = argparse.Namespace(executor="local")
+HERE = argparse.Namespace(executor="local", devices_per_trial=None, platform=None)
 
 
 def job(recipe: Recipe, horizon: float, seed: int, steps: int, splits: Mapping[str, int], data_hash: str,

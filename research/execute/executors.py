@@ -7,7 +7,9 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from jaxnano.cli import positive
 from research.execute import Offer, local, ray
+from research.machine.place import PLATFORMS
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,7 @@ class Kind:
     """An executor. place: where it runs, for the help. offer: see below. add_options, check: of options of its own."""
 
     place: str
-    offer: Callable[[argparse.Namespace, int | None], Offer]
+    offer: Callable[[argparse.Namespace, int | None, int | str], Offer]
     add_options: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     check: Callable[[argparse.Namespace], None] = lambda options: None
 
@@ -25,11 +27,19 @@ EXECUTORS = {"local": Kind("this machine", local.offer),
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declare --executor and the options of each."""
+    """Declare --executor, the options of each, and those of places."""
     parser.add_argument("--executor", choices=tuple(EXECUTORS), default="local",
                         help=", or ".join(executor.place for executor in EXECUTORS.values()))
+    parser.add_argument("--devices-per-trial", type=_devices, metavar="N|host|slice",
+                        help="that one run trains on: so many, all of a host, or of a TPU slice (the track's, else 1)")
+    parser.add_argument("--platform", choices=PLATFORMS, metavar="KIND",
+                        help="cpu, cuda, rocm or tpu; by default the accelerators that are here, or else cpu")
     for executor in EXECUTORS.values():
         executor.add_options(parser)
+
+
+def _devices(text: str) -> int | str:
+    return text if text in ("host", "slice") else positive(text)
 
 
 def check(options: argparse.Namespace) -> None:
@@ -38,6 +48,9 @@ def check(options: argparse.Namespace) -> None:
         executor.check(options)
 
 
-def offer(options: argparse.Namespace, workers: int | None) -> Offer:
-    """Where trials may run: on so many workers, or on all that there are."""
-    return EXECUTORS[options.executor].offer(options, workers)
+def offer(options: argparse.Namespace, workers: int | None, devices: int = 1) -> Offer:
+    """Where trials may run: on so many workers, or on all that there are.
+
+    Args: devices: of each worker, where the options do not say.
+    """
+    return EXECUTORS[options.executor].offer(options, workers, options.devices_per_trial or devices)

@@ -20,17 +20,17 @@ from pathlib import Path
 from typing import IO, Any
 
 from jaxnano.cgroup import memory_bytes
-from research import machine
+from jaxnano.cli import UserError
 from research.execute import ExecutorError, Job, Message, Offer
+from research.ledger.kinds import Placed
 from research.ledger.session import read_result
-from research.machine import ROOT, Place
+from research.machine import ROOT
+from research.machine.place import Place, free_port, places
 
 START_ATTEMPTS = 3  # a worker that dies so often before it is ready will not start at all
 CLOSE_S = 2.0
 WORKER_MB, MEMORY_SHARE = 3000.0, 0.7  # a worker above this is replaced: each new structure costs it 42 MB for good
 KEYS = frozenset({"GEMINI_API_KEY", "GOOGLE_API_KEY", "OPENAI_API_KEY", "OPENAI_BASE_URL"})  # no run asks a model
-SINGLE_THREAD = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
-                 "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 def rss_limit_mb(workers: int) -> float:
@@ -38,11 +38,17 @@ def rss_limit_mb(workers: int) -> float:
     return min(WORKER_MB, MEMORY_SHARE * memory_bytes() / 2**20 / workers)
 
 
-def offer(options: argparse.Namespace, workers: int | None) -> Offer:
-    """So many of this machine's places, or all; the memory that each may fill is its share, but for GPUs."""
-    places = machine.places(workers)
-    start = partial(LocalExecutor, places, rss_limit_mb=rss_limit_mb(len(places)))
-    return Offer(len(places), None if machine.gpus() else memory_bytes() // len(places), start)
+def offer(options: argparse.Namespace, workers: int | None, devices: int | str) -> Offer:
+    """So many of this machine's places, or all; the memory of a CPU is shared among them, and bounds them."""
+    if devices == "slice":
+        raise UserError("--devices-per-trial: slice: this machine is one host; --executor ray would reach the others")
+    here = places(workers, devices, options.platform)
+    first, count = here[0], len(here)
+    place = Placed(kind=first.kind, model=first.model, devices=first.devices, processes=first.hosts)
+    if first.accelerated:
+        return Offer(count, None, place, partial(LocalExecutor, here))
+    each_bytes = memory_bytes() // (count * first.devices)
+    return Offer(count, each_bytes, place, partial(LocalExecutor, here, rss_limit_mb=rss_limit_mb(count)))
 
 
 class _Process:
@@ -108,16 +114,15 @@ class LocalExecutor:
     """An Executor over this machine's places. Create and use it from a thread that lives as long as it does."""
 
     def __init__(self, places: Sequence[Place], log_dir: Path, warm: Sequence[str] = ("jax",),
-                 tensorboard: bool = False, *, rss_limit_mb: float | None = None,
-                 env: Mapping[str, str] | None = None) -> None:
+                 tensorboard: bool = False, *, rss_limit_mb: float | None = None) -> None:
         """Start the workers, without waiting for them.
 
-        Args: places: see research.machine.places. log_dir, warm, tensorboard: see research.execute.Offer.
-        rss_limit_mb: a worker above this is replaced after its job. env: variables to add.
+        Args: places: see research.machine.place. log_dir, warm, tensorboard: see research.execute.Offer.
+        rss_limit_mb: a worker above this is replaced after its job.
         """
         self.workers = len(places)
         self._log_dir, self._rss_limit_mb, self._warm = log_dir, rss_limit_mb, list(warm)
-        self._env, self._tensorboard = dict(env or {}), tensorboard
+        self._tensorboard = tensorboard
         self._selector = selectors.DefaultSelector()
         self._pending: deque[Message] = deque()
         log_dir.mkdir(parents=True, exist_ok=True)
@@ -185,10 +190,10 @@ class LocalExecutor:
         self._slots = []
 
     def _start(self, number: int, place: Place) -> _Process:
-        cpu = {**SINGLE_THREAD, "JAX_PLATFORMS": "cpu"} if place.gpu is None else {"CUDA_VISIBLE_DEVICES": place.gpu}
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         kept = {name: value for name, value in os.environ.items() if name not in KEYS}
-        env = {**kept, "PYTHONPATH": path, **cpu, **self._env}
+        own = place.environment(free_port() if place.kind == "tpu" else 0)
+        env = {name: value for name, value in {**kept, "PYTHONPATH": path, **own}.items() if value is not None}
         command = [sys.executable, "-m", "research.execute.worker", "--parent", str(os.getpid())]
         command += ["--cores", *map(str, place.cores), "--warm", *self._warm]
         command += ["--tensorboard"] * self._tensorboard

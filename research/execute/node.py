@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,7 +23,7 @@ from research import machine
 from research.execute import Job, Message
 from research.execute.local import LocalExecutor, rss_limit_mb
 from research.ledger.session import LOG_BYTES
-from research.machine import Place
+from research.machine.place import Place, places
 
 CHUNK_BYTES = 16 * 2**20
 LOG = "log.txt"
@@ -41,9 +41,10 @@ class Chunk:
 class NodeWorker:
     """What runs on the node. Made an actor by research.execute.ray; methods are called from the loop."""
 
-    def __init__(self, kind: str, cpus: float, warm: tuple[str, ...]) -> None:
-        """Args: kind: GPU, TPU or CPU. cpus: the worker's share of cores. warm: modules it imports first."""
-        self._kind, self._cpus, self._warm = kind, cpus, warm
+    def __init__(self, kind: str, amount: float, devices: int, warm: tuple[str, ...]) -> None:
+        """Args: kind: GPU, TPU or CPU. amount: of it. devices: of the worker; of a CPU more than one are virtual.
+        warm: modules it imports first."""
+        self._kind, self._amount, self._devices, self._warm = kind, amount, devices, warm
         self._outgoing: Iterator[Message | Chunk] = iter(())
         self._local: LocalExecutor | None = None
         self._asked: dict[int, tuple[str, tuple[Any, ...]]] = {}
@@ -52,17 +53,20 @@ class NodeWorker:
     async def start(self) -> tuple[str, str]:
         """Start the worker; returns the node's name and the hash of its code."""
         number, self._folder, self._lock = _claim(Path(tempfile.gettempdir()) / f"jaxnano-{os.getuid()}")
-        place, env, cores = Place(()), {}, machine.cores()
-        if self._kind == "CPU":
-            place = Place((cores[number % len(cores)],))
-        elif self._kind == "GPU":
-            place = Place((), os.environ.get("CUDA_VISIBLE_DEVICES", "0"))
-        else:
-            env = {"JAX_PLATFORMS": "tpu"}
-        limit_mb = rss_limit_mb(max(1, int(len(cores) / self._cpus))) if self._kind == "CPU" else None
-        self._local = LocalExecutor([place], self._folder, rss_limit_mb=limit_mb, warm=self._warm, env=env)
+        place, limit_mb = self._place(number), None
+        if not place.accelerated:
+            limit_mb = rss_limit_mb(max(1, int(len(machine.cores()) / self._amount)))
+        self._local = LocalExecutor([place], self._folder, rss_limit_mb=limit_mb, warm=self._warm)
         self._catch_up(self._local)
         return machine.host(), machine.code_hash()
+
+    def _place(self, number: int) -> Place:
+        """A core of the node's, or the accelerators that Ray has made visible to this process."""
+        if self._kind != "CPU":
+            return replace(places(1, self._devices)[0], cores=())
+        cores = machine.cores()
+        ids = tuple(map(str, range(self._devices)))
+        return Place((cores[number % len(cores)],), "virtual" if self._devices > 1 else "cpu", ids)
 
     async def ask(self, number: int, what: str, *args: Any) -> None:
         """Do what the loop asks, in its order: Ray may deliver in another, and before `start` has run.

@@ -1,4 +1,4 @@
-"""Workers on a Ray cluster: one trial a GPU, a TPU host, or a CPU. Ray is an extra, imported by `connect`.
+"""Workers on a Ray cluster: one trial a GPU, a TPU chip, several of a host, or a CPU. Ray is an extra: see `connect`.
 
     python -m research.loop --executor ray                               # Ray on this machine
     python -m research.loop --executor ray --ray-address 10.0.0.1:6379   # a cluster this machine is a node of
@@ -19,6 +19,7 @@ import shutil
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,31 +32,37 @@ from research import machine
 from research.execute import ExecutorError, Job, Message, Offer
 from research.execute.local import CLOSE_S, START_ATTEMPTS
 from research.execute.node import LOG, Chunk, NodeWorker
+from research.ledger.kinds import Placed
 from research.ledger.session import write_result
+from research.machine.place import usable
 from research.text import clean
 
 KINDS = ("GPU", "TPU", "CPU")  # a cluster's workers are of the first kind that it has: results of two do not compare
 STORE_BYTES = 2**28  # of a Ray of our own: for files under way, a few pieces at a time
 CONNECT_S = 5.0
+OF_CPUS = ("cpu", "virtual")  # platforms that use no accelerator
 
 
 @dataclass(frozen=True)
 class Slot:
     """What one worker asks of the cluster. kind: of KINDS. amount: of that resource. share_bytes: of its node's
-    memory."""
+    memory. model: the accelerator's, as the cluster calls it. devices: that it trains on."""
 
     kind: str
     amount: float
     share_bytes: int
+    model: str = ""
+    devices: int = 1
 
     @property
     def options(self) -> dict[str, Any]:
         """As Ray takes it. An accelerator's worker asks for no CPU: the accelerator is what is scarce."""
+        one_model = {"accelerator_type": self.model} if self.model else {}
         match self.kind:
             case "GPU":
-                return {"num_gpus": self.amount, "num_cpus": 0}
+                return {"num_gpus": self.amount, "num_cpus": 0, **one_model}
             case "TPU":
-                return {"resources": {"TPU": self.amount}, "num_cpus": 0}
+                return {"resources": {"TPU": self.amount}, "num_cpus": 0, **one_model}
         return {"num_cpus": self.amount}
 
 
@@ -72,17 +79,21 @@ def check(options: argparse.Namespace) -> None:
         raise UserError(f"--ray-address: {options.ray_address}: --executor ray would use it")
 
 
-def offer(options: argparse.Namespace, workers: int | None) -> Offer:
+def offer(options: argparse.Namespace, workers: int | None, devices: int | str) -> Offer:
     """The cluster's slots, so many at most."""
-    return connect(options.ray_address, workers, options.ray_cpus)
+    if devices == "slice":
+        raise UserError("--devices-per-trial: slice: several hosts do not train one model here yet; host would do")
+    return connect(options.ray_address, workers, options.ray_cpus, devices, options.platform)
 
 
-def connect(address: str | None = None, workers: int | None = None, cpus: float = 1.0) -> Offer:
+def connect(address: str | None = None, workers: int | None = None, cpus: float = 1.0, devices: int | str = 1,
+            platform: str | None = None) -> Offer:
     """Connect to a cluster, or start a Ray on this machine alone.
 
     Args: address: host:port, or "auto" for the one this machine is a node of; None: RAY_ADDRESS, or a Ray of our own.
-    workers: at most. cpus: for each worker where there are neither GPUs nor TPUs.
-    Raises: ValueError if Ray is not installed or the address is none; Failure if nothing answers there.
+    workers: at most. cpus: for each worker where there are neither GPUs nor TPUs. devices, platform: see `offered`.
+    Raises: ValueError if Ray is not installed or the address is none, or if it has no such devices; Failure if nothing
+    answers there.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # a lost node's last words would go through the display
@@ -93,21 +104,26 @@ def connect(address: str | None = None, workers: int | None = None, cpus: float 
         raise UserError('--executor ray: Ray is not installed; pip install "jaxnano[ray]" would do') from error
     address = address or os.environ.get("RAY_ADDRESS")
     _answers(address)
-    own = {"num_cpus": len(machine.cores()), "num_gpus": len(machine.gpus()), "include_dashboard": False,
-           "object_store_memory": STORE_BYTES}
+    here = usable(platform) if not address and platform not in OF_CPUS else None
+    own = {"num_cpus": len(machine.cores()), "include_dashboard": False, "object_store_memory": STORE_BYTES,
+           "num_gpus": len(here.ids) if here is not None and here.kind != "tpu" else 0}
     try:
         ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if address else own))
     except (Exception, SystemExit) as error:  # SystemExit: Ray's way to say that what listens there is no Ray
         where = f"--ray-address: {address}" if address else "--executor ray: Ray did not start on this machine"
         raise Failure(f"{where}: {_line(error)}") from error
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    slots = tuple(offered(nodes, cpus))[:workers]
+    slots = tuple(offered(nodes, cpus, devices, platform))[:workers]
     if not slots:
         ray.shutdown()
-        raise Failure(f"--ray-address: {address or 'this machine'}: {len(nodes)} nodes without a GPU, a TPU or "
-                      f"{cpus:g} CPUs")
-    shared = min(slot.share_bytes for slot in slots) if slots[0].kind == "CPU" else None
-    return Offer(len(slots), shared, partial(RayExecutor, slots))
+        asked = f"{cpus:g} CPUs" if platform in OF_CPUS else f"{platform or 'a GPU, a TPU or CPUs'}"
+        raise Failure(f"--ray-address: {address or 'this machine'}: {len(nodes)} nodes, none with {asked} for "
+                      f"{devices} device{'s' * (devices != 1)} a worker")
+    first = slots[0]
+    shared = min(slot.share_bytes for slot in slots) // first.devices if first.kind == "CPU" else None
+    kind = platform or {"GPU": "cuda", "TPU": "tpu", "CPU": "cpu"}[first.kind]
+    place = Placed(kind=kind, model=first.model, devices=first.devices)
+    return Offer(len(slots), shared, place, partial(RayExecutor, slots))
 
 
 def _answers(address: str | None) -> None:
@@ -124,17 +140,36 @@ def _answers(address: str | None) -> None:
         raise Failure(f"--ray-address: {clean(address)}: no Ray answers there ({error})") from error
 
 
-def offered(nodes: Sequence[Mapping[str, float]], cpus: float = 1.0) -> Iterator[Slot]:
-    """The slots of nodes: one a GPU, or else one a TPU host, or else one for every `cpus` CPUs.
+def offered(nodes: Sequence[Mapping[str, float]], cpus: float = 1.0, devices: int | str = 1,
+            platform: str | None = None) -> Iterator[Slot]:
+    """The slots of nodes: of GPUs, or else of TPU chips, all of one model; or else of CPUs, `cpus` each.
 
-    Args: nodes: their resources by Ray's names, memory in bytes.
+    Results of two models do not compare, and neither do those of two hosts of unlike size: the commonest counts.
+
+    Args: nodes: their resources by Ray's names, memory in bytes. devices: accelerators of each slot; "host": all of a
+    node's; on CPUs, virtual ones. platform: see research.machine.place; by default what is there.
     """
-    kind = next((kind for kind in KINDS if any(node.get(kind) for node in nodes)), "CPU")
-    for node in nodes:
-        amount = node.get(kind, 0.0)
-        each = {"GPU": 1.0, "TPU": amount, "CPU": cpus}[kind]
-        count = int(amount / each) if each else 0
-        yield from [Slot(kind, each, int(node.get("memory", 0.0)) // max(1, count))] * count
+    able = KINDS if platform is None else ("CPU",) if platform in OF_CPUS else ("TPU",) if platform == "tpu" else (
+        "GPU",)
+    kind = next((kind for kind in able if any(node.get(kind) for node in nodes)), able[-1])
+    if kind == "CPU":
+        each, virtual = cpus, 1 if devices == "host" or platform != "virtual" else int(devices)
+        if platform != "virtual" and devices != 1:
+            raise UserError(f"--devices-per-trial: {devices}: a worker on a CPU has one device; 1 would do")
+        slots = [Slot(kind, each, int(node.get("memory", 0.0)) // max(1, int(node.get(kind, 0.0) / each)), "", virtual)
+                 for node in nodes for _ in range(int(node.get(kind, 0.0) / each))]
+    else:
+        slots = [slot for node in nodes for slot in _accelerated(node, kind, devices)]
+    alike = Counter((slot.model, slot.devices) for slot in slots).most_common(1)
+    yield from (slot for slot in slots if [(slot.model, slot.devices)] == [key for key, _ in alike])
+
+
+def _accelerated(node: Mapping[str, float], kind: str, devices: int | str) -> list[Slot]:
+    amount = int(node.get(kind, 0.0))
+    each = amount if devices == "host" else int(devices)
+    model = next((name.partition(":")[2] for name in sorted(node) if name.startswith("accelerator_type:")), "")
+    count = amount // each if each else 0
+    return [Slot(kind, float(each), int(node.get("memory", 0.0)) // max(1, count), model, each)] * count
 
 
 class Landing:
@@ -280,7 +315,7 @@ class RayExecutor:
     def _start(self, worker: _Worker) -> None:
         """Ask for an actor; it starts when the cluster has room."""
         spread = self._remote.options(scheduling_strategy="SPREAD", **worker.slot.options)
-        worker.actor = spread.remote(worker.slot.kind, worker.slot.amount, self._warm)
+        worker.actor = spread.remote(worker.slot.kind, worker.slot.amount, worker.slot.devices, self._warm)
         worker.host, worker.pid, worker.asked, worker.answer = "", 0, 0, worker.actor.start.remote()
 
     def _receive(self, worker: _Worker) -> None:

@@ -50,8 +50,19 @@ class Proposed(Body):
     recipe: dict[str, Any]
 
 
+class Placed(Node):
+    """What every run of a session has to itself. kind: of device, see research/machine/place.py. model: as its driver
+    calls it. devices: in all. processes: one a host."""
+
+    kind: str = "cpu"
+    model: str = ""
+    devices: int = 1
+    processes: int = 1
+
+
 class Begun(Body):
-    """A session's first event. contract: the track as plain data. inherited: an earlier session's champion."""
+    """A session's first event. contract: the track as plain data. inherited: an earlier session's champion. place:
+    of its workers; older ledgers do not say."""
 
     track: str
     data_hash: str
@@ -66,6 +77,7 @@ class Begun(Body):
     llm: dict[str, Any] | None = None
     executor: str = "local"
     accelerator: bool = False
+    place: Placed | None = None
     kills: bool = False
     require_review: bool = False
     bytes_per_token: float | None = None

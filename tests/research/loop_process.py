@@ -10,7 +10,7 @@ from pathlib import Path
 from research.execute.local import LocalExecutor
 from research.execute.ray import connect
 from research.ledger.session import Session
-from research.machine import Place
+from research.machine.place import Place
 
 
 def main():

@@ -1,7 +1,6 @@
 import os
 
 import psutil
-import pytest
 
 from jaxnano.cgroup import cpu_quota, memory_bytes
 from jaxnano.device import device_bytes
@@ -54,27 +53,6 @@ def test_quota_cuts_the_cores_but_leaves_one(monkeypatch):
     for quota, expected in ((None, [1, 2, 3, 9]), (2.9, [1, 2]), (0.3, [1])):
         monkeypatch.setattr(machine, "cpu_quota", lambda quota=quota: quota)
         assert machine.cores() == expected
-
-
-def test_one_place_a_core_or_one_a_gpu(monkeypatch):
-    monkeypatch.setattr(machine, "cores", lambda: [0, 1, 2, 3, 4])
-    monkeypatch.setattr(machine, "gpus", lambda: [])
-    assert machine.places(2) == [machine.Place((0,)), machine.Place((1,))]
-    assert len(machine.places()) == 5
-    with pytest.raises(ValueError, match="workers: 6 asked for, but this machine offers 5 cores; 1 to 5 would do"):
-        machine.places(6)
-    monkeypatch.setattr(machine, "gpus", lambda: ["4", "7"])
-    assert machine.places() == [machine.Place((0, 2, 4), "4"), machine.Place((1, 3), "7")]
-
-
-def test_visible_gpus_are_obeyed(monkeypatch):
-    monkeypatch.setattr(machine, "_gpu_models", lambda: ("H200", "H200"))
-    for visible, expected in ((None, ["0", "1"]), ("1", ["1"]), ("", []), ("-1", [])):
-        if visible is None:
-            monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-        else:
-            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        assert machine.gpus() == expected
 
 
 def test_identity_is_stable_and_ends_with_the_process():

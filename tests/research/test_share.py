@@ -22,11 +22,11 @@ from research import share
 from research.decide.belief import Belief
 from research.decide.claims import violations
 from research.decide.proof import Proof
-from research.execute.local import SINGLE_THREAD
 from research.ledger.events import FILE
 from research.ledger.session import Session, read_result, write_result
 from research.ledger.state import fold
 from research.machine import ROOT
+from research.machine.place import SINGLE_THREAD
 from research.show.card import card, change, page
 from research.show.facts import Facts
 

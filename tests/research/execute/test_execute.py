@@ -14,7 +14,8 @@ from executor_contract import ExecutorContract, wait_for, wait_until
 from research.execute import ExecutorError, Job
 from research.execute.local import LocalExecutor
 from research.ledger.session import read_result
-from research.machine import ROOT, Place, cores, process_identity
+from research.machine import ROOT, cores, process_identity
+from research.machine.place import Place
 from tests.jaxnano import events
 
 HERE = Path(__file__).parent.parent

@@ -189,11 +189,30 @@ def test_a_worker_that_cannot_start_is_reported(cluster):
 @pytest.mark.parametrize(("nodes", "kinds"), [
     ([{"CPU": 2.0, "memory": 4e9}, {"CPU": 3.5, "memory": 9e9}], [("CPU", 1.0, 2e9)] * 2 + [("CPU", 1.0, 3e9)] * 3),
     ([{"CPU": 8.0, "GPU": 2.0, "memory": 4e9}, {"CPU": 8.0}], [("GPU", 1.0, 2e9)] * 2),
-    ([{"CPU": 8.0, "TPU": 4.0, "memory": 4e9}] * 2, [("TPU", 4.0, 4e9)] * 2),
+    ([{"CPU": 8.0, "TPU": 4.0, "memory": 4e9}] * 2, [("TPU", 1.0, 1e9)] * 8),
     ([{"CPU": 0.5}, {}], []),
 ])
 def test_what_a_cluster_offers(nodes, kinds):
     assert [(slot.kind, slot.amount, slot.share_bytes) for slot in offered(nodes)] == kinds
+
+
+@pytest.mark.parametrize(("devices", "platform", "slots"), [
+    (1, None, [("GPU", "H100", 1)] * 8), (2, "cuda", [("GPU", "H100", 2)] * 4),
+    ("host", None, [("GPU", "H100", 4)] * 2), (8, None, []),
+    (1, "cpu", [("CPU", "", 1)] * 16), (4, "virtual", [("CPU", "", 4)] * 16), (4, "tpu", [])])
+def test_a_cluster_s_workers_are_alike(devices, platform, slots):
+    """Results of two models are not compared: the one that makes more workers counts."""
+    node = {"CPU": 4.0, "memory": 8e9}
+    nodes = [node | {"GPU": 4.0, "accelerator_type:H100": 1.0}, node | {"GPU": 3.0, "accelerator_type:A100": 1.0},
+             node | {"GPU": 4.0, "accelerator_type:H100": 1.0}, node]
+    found = list(offered(nodes, devices=devices, platform=platform))
+    assert [(slot.kind, slot.model, slot.devices) for slot in found] == slots
+    assert all(slot.options.get("accelerator_type") == (slot.model or None) for slot in found)
+
+
+def test_what_a_cpu_is_not():
+    with pytest.raises(ValueError, match="--devices-per-trial: 2: a worker on a CPU has one device"):
+        list(offered([{"CPU": 4.0}], devices=2))
 
 
 def test_a_worker_may_be_half_a_core():
@@ -205,6 +224,7 @@ def test_a_worker_may_be_half_a_core():
     (("--executor", "ray", "--ray-address", "ray://a:1"), "HOST:PORT of the cluster's head would do"),
     (("--ray-address", "auto"), "--executor ray would use it"),
     (("--executor", "ray", "--ray-cpus", "0"), "--ray-cpus: 0.0: above 0"),
+    (("--executor", "ray", "--devices-per-trial", "slice"), "--devices-per-trial: slice: several hosts"),
 ])
 def test_bad_options_are_one_line(capsys, argv, words):
     assert report_errors(lambda: loop.run(loop.parse(list(argv)))) == 2

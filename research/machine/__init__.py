@@ -1,15 +1,17 @@
-"""What this machine offers (cores, accelerators) and what a result was measured on (the fingerprint)."""
+"""What this machine offers and what a result was measured on (the fingerprint).
+
+Its accelerators are in accelerators.py, what of it one worker gets in place.py.
+"""
 
 import hashlib
 import os
 import platform
-import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,24 +19,12 @@ from pathlib import Path
 import psutil
 
 from jaxnano.cgroup import cpu_quota, read
-from jaxnano.cli import UserError
 
-ROOT = Path(__file__).resolve().parents[1]  # the folder that holds jaxnano/ and research/
+ROOT = Path(__file__).resolve().parents[2]  # the folder that holds jaxnano/ and research/
+ANSWER_S = 10.0  # for a tool of the machine's to answer in
 TOLERANCE = 5e-3  # nats, where processor, versions, threads or code differ: measured differences are below 1e-3
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "pydantic", "numpy",
             "scipy")
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where one worker runs.
-
-    Args: cores: the cores it is pinned to (empty: not pinned). gpu: the device's name for CUDA_VISIBLE_DEVICES, or
-    None for a CPU worker.
-    """
-
-    cores: tuple[int, ...]
-    gpu: str | None = None
 
 
 def cores() -> list[int]:
@@ -44,35 +34,9 @@ def cores() -> list[int]:
     return allowed if quota is None else allowed[: max(1, int(quota))]
 
 
-def places(workers: int | None = None) -> list[Place]:
-    """One place a GPU, or else one a core.
-
-    Args: workers: how many places; by default as many as there are devices.
-    Raises: ValueError if more workers are asked for than there are devices.
-    """
-    available, devices = cores(), gpus()
-    limit = len(devices) or len(available)
-    count = limit if workers is None else workers
-    if not 1 <= count <= limit:
-        kind = "GPUs" if devices else "cores"
-        raise UserError(f"workers: {count} asked for, but this machine offers {limit} {kind}; 1 to {limit} would do")
-    if not devices:
-        return [Place((core,)) for core in available[:count]]
-    return [Place(tuple(available[i::count]), gpu) for i, gpu in enumerate(devices[:count])]
-
-
 def rss_mb() -> float:
     """Resident memory of this process, in 2**20 bytes."""
     return psutil.Process().memory_info().rss / 2**20
-
-
-def gpus() -> list[str]:
-    """Names of the NVIDIA devices this process may use, as CUDA_VISIBLE_DEVICES takes them."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    found = [str(i) for i in range(len(_gpu_models()))]
-    if visible is None or not found:
-        return found
-    return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
 
 
 def process_identity(pid: int) -> str | None:
@@ -136,7 +100,7 @@ def cpu_model() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     if sys.platform == "darwin":
-        return _output(["sysctl", "-n", "machdep.cpu.brand_string"]).strip() or platform.machine()
+        return output(["sysctl", "-n", "machdep.cpu.brand_string"]).strip() or platform.machine()
     return platform.processor() or platform.machine()
 
 
@@ -150,17 +114,19 @@ def code_hash(root: Path = ROOT) -> str:
     return digest.hexdigest()[:16]
 
 
-@cache
-def _gpu_models() -> tuple[str, ...]:
-    """Models of the NVIDIA devices, by index; asked of the driver's tool so that jax need not be imported."""
-    if not shutil.which("nvidia-smi"):
-        return ()
-    return tuple(_output(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]).splitlines())
-
-
-def _output(command: Sequence[str]) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout if done.returncode == 0 else ""
+def output(command: Sequence[str]) -> str:
+    """What a command says; "" if it fails, or has not ended after ANSWER_S."""
+    with tempfile.TemporaryFile("w+") as answer:  # a pipe would be waited for, held open by a process that cannot end
+        try:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=answer, stderr=subprocess.DEVNULL)
+        except OSError:
+            return ""
+        try:
+            status = process.wait(ANSWER_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            with suppress(subprocess.TimeoutExpired):  # one that waits for a lost device does not even die
+                process.wait(1.0)
+            return ""
+        answer.seek(0)
+        return answer.read() if status == 0 else ""
