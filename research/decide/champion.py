@@ -8,6 +8,7 @@ from pathlib import Path
 from jaxnano import checkpoint, data, evaluate
 from jaxnano.cli import UserError
 from jaxnano.config.file import save
+from jaxnano.device import use_compile_cache
 from research.contract.track import Track
 from research.decide.belief import Arm
 from research.ledger.events import encode, read
@@ -36,6 +37,7 @@ def crown(session: Session, track: Track, arm: Arm, trial_key: str) -> Crowned:
     folder.mkdir()
     save(arm.recipe, folder / "recipe.yaml")
     shutil.copytree(source, folder / "checkpoint")
+    use_compile_cache()  # the loop compiles nothing but this
     recipe, params, about = checkpoint.load(folder / "checkpoint")
     corpus = data.load(recipe.data)
     windows = evaluate.eval_windows(corpus, track.splits.heldout, recipe, track.proof_tokens)

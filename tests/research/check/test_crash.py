@@ -1,4 +1,4 @@
-"""A real session on the smallest track, killed twice, its loop and a worker; `research.check.crashtest` does it twenty times."""
+"""A real session on the smallest track, its loop and a worker killed; `research.check.crashtest` kills twenty times."""
 
 import pytest
 
