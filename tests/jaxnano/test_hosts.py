@@ -15,6 +15,7 @@ import pytest
 from jaxnano import hosts, train
 from jaxnano.cli import report_errors
 from jaxnano.config.file import save
+from tests.jaxnano.processes import ALONE
 from tests.jaxnano.recipes import TINY, edited
 
 RECIPE = edited(TINY, {"data.batch": 8, "model.depth": 1})
@@ -35,22 +36,21 @@ raise SystemExit(cli.report_errors(lambda: train.main(sys.argv[3:])))
 """
 
 
-def launch(folder: Path, steps: int, number: int = 0, at_step: int = 0) -> list[tuple[int, str, str]]:
+def launch(folder: Path, steps: int, number: int = 0, at_step: int = 0,
+           save_every: int = 20) -> list[tuple[int, str, str]]:
     """Two processes of one device each; the second gets a signal if `number` is one. Returns: code, stdout, stderr."""
     save(RECIPE, folder / "small.yaml")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1 --xla_backend_optimization_level=0"
-    environment = os.environ | {"XLA_FLAGS": flags}
-    common = ["--config", str(folder / "small.yaml"), "--steps", str(steps), "--seed", "3", "--save-every", "20",
-              "--out", str(folder / "run"), "--resume", "--json",
+    common = ["--config", str(folder / "small.yaml"), "--steps", str(steps), "--seed", "3",
+              "--save-every", str(save_every), "--out", str(folder / "run"), "--resume", "--json",
               "--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process"]
     started = []
     for process in range(2):
         script = ["-c", SIGNALLED, str(number), str(at_step)] if process and number else ["-m", "jaxnano.train"]
-        started.append(subprocess.Popen([sys.executable, *script, *common, str(process)], env=environment, text=True,
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+        started.append(subprocess.Popen([sys.executable, *script, *common, str(process)], env=os.environ | ALONE,
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
     try:
         said = [process.communicate(timeout=DEADLINE_S) for process in started]
     finally:
@@ -83,7 +83,7 @@ def test_two_processes_outlive_a_kill_and_train_to_the_loss_of_one(tmp_path: Pat
 
 
 def test_a_signal_to_one_process_stops_all_after_the_same_call(tmp_path: Path) -> None:
-    ended = launch(tmp_path, 20_000, signal.SIGTERM, 10)
+    ended = launch(tmp_path, 20_000, signal.SIGTERM, 10, save_every=20_000)
     assert [code for code, _, _ in ended] == [128 + signal.SIGTERM] * 2, ended
     steps = json.loads(ended[0][1])["steps"]
     assert 10 < steps < 20_000 and losses(tmp_path / "run")[-1][0] == steps

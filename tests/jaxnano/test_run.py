@@ -19,6 +19,7 @@ from jaxnano.cli import Failure, report_errors
 from jaxnano.config.file import load, save
 from jaxnano.device import peak_flops
 from tests.jaxnano import events
+from tests.jaxnano.processes import ALONE
 from tests.jaxnano.recipes import TINY, edited
 
 RECIPE = edited(TINY, {"data.batch": 16, "model.depth": 1})
@@ -65,9 +66,8 @@ def rows(folder: Path | None, key: str = "loss") -> list[Any]:
 
 def start(arguments: list[str], script: str | None = None) -> subprocess.CompletedProcess[str]:
     """The command in a process with one thread and one device."""
-    flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1 --xla_backend_optimization_level=0"
     command = [sys.executable, *(["-c", script] if script else ["-m", "jaxnano.train"]), *arguments]
-    return subprocess.run(command, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True, text=True, check=False)
+    return subprocess.run(command, env=os.environ | ALONE, capture_output=True, text=True, check=False)
 
 
 def test_train_kill_resume_is_train_bit_for_bit(config: Path, tmp_path: Path) -> None:
