@@ -1,7 +1,7 @@
 """A chain of steps as two pure functions over {path: array}: what it keeps, and how it moves the parameters.
 
 Formulas are walked leaf by leaf, which the compiler fuses; orthogonalisation and factors take leaves of one shape at a
-time, so that the program grows with the shapes and not with the layers.
+time: the program grows with the shapes and not with the layers, and devices share the work (`share`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from jaxnano.model.specs import OF_INPUTS
 from jaxnano.optim import kronecker
 from jaxnano.optim.pieces import Cut, cut_of, join, joined_shape, split, split_shape
 from jaxnano.optim.polar import polar_flops, polar_leaves
+from jaxnano.optim.share import shared
 
 Params = dict[str, jax.Array]
 Scalar = Any  # a number, or a float32 scalar traced by jit; config nodes type both as Traced
@@ -271,8 +272,7 @@ def _formula(step: t.FormulaStep, scopes: Scopes, _: None) -> None:
 
 def _kept(one: Callable[[jax.Array, Cost], Any]) -> Callable[[Params, dict[str, Cost]], Bases]:
     """How a line begins that keeps `one` for each parameter."""
-    return lambda params, costs: Bases(jnp.zeros([], jnp.int32),
-                                       {path: one(w, costs[path]) for path, w in params.items()})
+    return lambda params, costs: Bases(jnp.zeros([], jnp.int32), {p: one(w, costs[p]) for p, w in params.items()})
 
 
 def _factors(step: t.Factors, scopes: Scopes, old: Bases) -> Bases:
@@ -316,7 +316,8 @@ def _advanced(step: t.Factors, scopes: Scopes, old: Bases, riders: Mapping[str, 
     refresh, factors, moved = (old.count > 0) & (old.count % step.every == 0), {}, {}
     for paths in _by_shape(scopes):
         x, f, riding = _stack([(_value(step, scopes[path]), old.factors[path], riders[path]) for path in paths])
-        f, riding = kronecker.advance(f, x, _decay(step, scopes[paths[0]]), refresh, riding)
+        f, riding = shared(lambda s, decay, due: kronecker.advance(s[0], s[1], decay, due, s[2]), (f, x, riding),
+                           _decay(step, scopes[paths[0]]), refresh)
         for i, path in enumerate(paths):
             factors[path], moved[path] = jax.tree.map(lambda leaf, i=i: leaf[i], (f, riding))
     return Bases(old.count + 1, factors), moved
@@ -329,10 +330,10 @@ def _triangles(step: t.Triangles, scopes: Scopes, old: Bases) -> Bases:
         keys = [jax.random.fold_in(jax.random.fold_in(scopes[path]["noise"], name), FIT) for path in paths]
         x, v, f = _stack([(value := _value(step, scopes[path]), jax.random.normal(key, value.shape, value.dtype),
                            old.factors[path]) for path, key in zip(paths, keys, strict=True)])
-        f = kronecker.fit(f, x, v, step.rate, old.count == 0)
+        f = shared(lambda stacks, *when: kronecker.fit(*stacks, *when), (f, x, v), step.rate, old.count == 0)
         found |= {path: jax.tree.map(lambda leaf, i=i: leaf[i], f) for i, path in enumerate(paths)}
-    for path, scope in scopes.items():
-        scope[step.name] = found[path]
+    for path in scopes:
+        scopes[path][step.name] = found[path]
     return Bases(old.count + 1, found)
 
 
@@ -376,7 +377,7 @@ def _matrices(step: t.Rotate | t.Root | t.Whiten, act: Callable[..., jax.Array],
     """Act on a formula's value with the factors of all leaves, one shape at a time."""
     for paths in _by_shape(scopes):
         f, x = _stack([(scopes[path][step.by], _value(step, scopes[path])) for path in paths])
-        for path, u in zip(paths, act(f, x), strict=True):
+        for path, u in zip(paths, shared(lambda stacks: act(*stacks), (f, x)), strict=True):
             scopes[path][step.into] = u
 
 

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxnano.optim.share import shared
+
 _EXACT = jax.lax.Precision.HIGHEST  # a basis built in TF32 or bfloat16 products is not orthogonal enough
 
 
@@ -116,15 +118,20 @@ def inverses(moments: dict[str, jax.Array], kept: dict[str, jax.Array], due: jax
     found, sizes = {}, {}
     for path, c in moments.items():
         sizes.setdefault(c.shape[-1], []).append(path)
-    for size, paths in sizes.items():
+    for paths in sizes.values():
         c, was = (jnp.concatenate([tree[path] for path in paths]) for tree in (moments, kept))
-        more = damping * jnp.trace(c, axis1=-2, axis2=-1)[:, None, None] / size + 1e-8
-        c = c + more * jnp.eye(size, dtype=c.dtype)[None]
-        new, start = jax.lax.cond(due, lambda c, _: _one_by_one(jnp.linalg.inv, c), lambda _, was: was, c, was), 0
+        new, start = shared(_inverses, (c, was), due, damping), 0
         for path in paths:
             found[path] = new[start : start + len(moments[path])]
             start += len(moments[path])
     return found
+
+
+def _inverses(stacks: tuple[jax.Array, jax.Array], due: jax.Array, damping: Any) -> jax.Array:
+    c, was = stacks
+    more = damping * jnp.trace(c, axis1=-2, axis2=-1)[:, None, None] / c.shape[-1] + 1e-8
+    c = c + more * jnp.eye(c.shape[-1], dtype=c.dtype)[None]
+    return jax.lax.cond(due, lambda c, _: _one_by_one(jnp.linalg.inv, c), lambda _, was: was, c, was)
 
 
 def blockwise(a: jax.Array, x: jax.Array) -> jax.Array:

@@ -11,6 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from jaxnano.model.backend import platform
+from jaxnano.optim.share import shared
+
 Steps = Sequence[tuple[float, float, float]]
 
 # One (a, b, c) a step of X <- a X + (b A + c A A) X with A = X X^T: each singular value s becomes a s + b s^3 + c s^5.
@@ -61,15 +64,19 @@ def polar(x: Any, coefficients: str | Steps, prenorm: str = "frobenius", weights
     return (x.mT if tall else x).astype(kept)
 
 
-def polar_leaves(tree: dict[str, jax.Array], *args: object) -> dict[str, jax.Array]:
-    """`polar` of a flat tree of [..., m, n] leaves; shapes equal up to transposition share one batched call."""
+def polar_leaves(tree: dict[str, jax.Array], *args: Any) -> dict[str, jax.Array]:
+    """`polar` of a flat tree of [..., m, n] leaves; shapes equal up to transposition share one batched call.
+
+    Devices share it, and iterate in bfloat16 where they are GPUs or TPUs, as the records do.
+    """
+    dtype = None if platform() == "cpu" else jnp.bfloat16
     batches: dict[tuple[int, int], list[str]] = {}
     for path, x in tree.items():
         batches.setdefault((min(x.shape[-2:]), max(x.shape[-2:])), []).append(path)
     out = {}
     for (m, n), paths in batches.items():
         wide = [(tree[p].mT if tree[p].shape[-2] > m else tree[p]).reshape(-1, m, n) for p in paths]
-        stack = polar(jnp.concatenate(wide), *args)  # type: ignore[arg-type]
+        stack = shared(lambda x: polar(x, *args, dtype=dtype), jnp.concatenate(wide))
         start = 0
         for path, x in zip(paths, wide, strict=True):
             shape = tree[path].shape
