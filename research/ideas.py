@@ -44,10 +44,10 @@ from research.contract.gate import Gate
 from research.contract.idea import ideas
 from research.contract.techniques import Standing, standings, techniques
 from research.contract.track import load_track
-from research.machine.place import SINGLE_THREAD
+from research.machine.place import ONE_THREAD, SINGLE_THREAD
 
 # So few steps run as fast without LLVM's optimizations, which would be most of the compile time.
-QUICK = f"{SINGLE_THREAD['XLA_FLAGS']} --xla_backend_optimization_level=0"
+QUICK = f"--xla_backend_optimization_level=0 {ONE_THREAD}"
 MOST_FLOPS = 2e9  # of a training step: what a core does in a fraction of a second
 LEAST = (("data", "batch", 8), ("data", "length", 64), ("model", "width", 64), ("model", "depth", 3))
 RECORD_STATES = {"exact": "as they were", "near": "within a few percent or a step", "lacking": "lack something",

@@ -2,11 +2,13 @@
 
 import gc
 import os
+from importlib.metadata import version
 
 # Without LLVM's optimizations compiling takes a third less; by XLA's older emitter, a quarter of what then remains.
 os.environ["XLA_FLAGS"] = " ".join([
     os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0",
-    "--xla_cpu_parallel_codegen_split_count=1", "--xla_cpu_use_fusion_emitters=false"])
+    "--xla_cpu_parallel_codegen_split_count=1",
+    *(["--xla_cpu_use_fusion_emitters=false"] if version("jaxlib").startswith("0.10.") else [])])  # newer: unknown
 
 import jax
 

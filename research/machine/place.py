@@ -18,9 +18,9 @@ from research.machine.accelerators import Accelerators, accelerators
 
 Platform = Literal["cpu", "cuda", "rocm", "tpu", "virtual"]  # the last for tests: a place of several CPU devices
 PLATFORMS: tuple[Platform, ...] = ("cpu", "cuda", "rocm", "tpu", "virtual")
-SINGLE_THREAD = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
-                 "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-VIRTUAL = "--xla_force_host_platform_device_count={} "  # first: after what is no flag XLA reads no more
+ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+SINGLE_THREAD = {"XLA_FLAGS": ONE_THREAD, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+COUNT = "--xla_force_host_platform_device_count={}"  # before ONE_THREAD: after what is no flag XLA reads no more
 GPU_SHARE = 0.92  # of a GPU's memory for those who work on it: what is left is the driver's, and a process's context
 MOST_SHARERS = 8  # workers on one GPU
 BOUNDS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1", 8: "2,4,1"}  # chips of a TPU host that a process may own, as a box
@@ -67,10 +67,8 @@ class Place:
         """
         user = os.environ if user is None else user
         match self.kind:
-            case "cpu":
-                return {"JAX_PLATFORMS": "cpu", **SINGLE_THREAD}
-            case "virtual":
-                flags = VIRTUAL.format(self.devices) + SINGLE_THREAD["XLA_FLAGS"]
+            case "cpu" | "virtual":
+                flags = " ".join([user.get("XLA_FLAGS", ""), COUNT.format(self.devices), ONE_THREAD]).lstrip()
                 return {"JAX_PLATFORMS": "cpu", **SINGLE_THREAD, "XLA_FLAGS": flags}
             case "cuda":
                 return {"JAX_PLATFORMS": "cuda", "CUDA_DEVICE_ORDER": "PCI_BUS_ID",

@@ -310,6 +310,7 @@ def test_virtual_devices_are_of_the_cpu_and_their_places_may_share_cores():
     found = places(8, 4, "virtual")
     assert [place.cores for place in found] == [(i % 5,) for i in range(8)] and not any(p.accelerated for p in found)
     told = {name: value for name, value in found[0].environment().items() if value is not None}
+    assert told["XLA_FLAGS"].startswith(os.environ["XLA_FLAGS"].strip())  # what the user chose stays
     script = "import jax, json; print(json.dumps([jax.device_count(), jax.default_backend()]))"
     done = subprocess.run([sys.executable, "-c", script], env=os.environ | told, capture_output=True, text=True)
     assert json.loads(done.stdout) == [4, "cpu"], done.stderr

@@ -26,7 +26,7 @@ from research.ledger.events import FILE
 from research.ledger.session import Session, read_result, write_result
 from research.ledger.state import fold
 from research.machine import ROOT
-from research.machine.place import SINGLE_THREAD
+from research.machine.place import Place
 from research.show.card import card, change, page
 from research.show.facts import Facts
 
@@ -100,7 +100,7 @@ def expected(facts):
 
 
 def test_opened_as_it_was_trained_it_gives_the_ledgers_losses(shared, facts):
-    environment = os.environ | SINGLE_THREAD
+    environment = os.environ | Place().environment()
     done = subprocess.run([sys.executable, "-c", MEASURE, str(shared[0]), json.dumps(tokens(facts))], cwd=ROOT,
                           env=environment, capture_output=True, text=True, timeout=DEADLINE_S, check=True)
     losses, fingerprint = json.loads(done.stdout)

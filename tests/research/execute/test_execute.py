@@ -53,7 +53,7 @@ def test_job_runs_pinned_and_its_prints_stay_out_of_the_protocol(make, job, tmp_
     assert result.body["loss"] == {"search": 2.5} and result.body["wall_s"] > 0
     assert result.body["pid"] == executor.pid(0) == messages[0].body["pid"] != os.getpid()
     assert result.body["cores"] == ([core] if hasattr(os, "sched_getaffinity") else [])
-    assert "eigen=false" in result.body["xla_flags"] and "device_count" not in result.body["xla_flags"]
+    assert "device_count=1 --xla_cpu_multi_thread_eigen=false" in result.body["xla_flags"]
     assert result.body["stdin"] == ""
     assert read_result(tmp_path / "trial", 1) == result.body
     log = (tmp_path / "trial" / "log.txt").read_text()

@@ -85,7 +85,7 @@ def test_a_worker_is_single_threaded_and_on_one_core(executor, job):
     for worker in (0, 1):
         executor.submit(worker, job("answer", key=f"job-{worker}", loss=1.0))
         result = wait_for(executor, "result", worker)[-1].body
-        assert "eigen=false" in result["xla_flags"] and "device_count" not in result["xla_flags"]
+        assert "device_count=1 --xla_cpu_multi_thread_eigen=false" in result["xla_flags"]
         assert result["pid"] == executor.pid(worker)
         pinned.append(result["cores"])
     if hasattr(os, "sched_setaffinity"):
