@@ -2,6 +2,7 @@
 
     python -m jaxnano.bench                                     # the config that suits this device
     python -m jaxnano.bench --config configs/track3-124m.yaml --accumulate 16
+    python -m jaxnano.bench --gpu --config configs/track3-124m.yaml --accumulate 16    # flags, kernels, remat by turns
     python -m jaxnano.bench --peer torch --json                 # extra `bench`; several minutes on two cores
 """
 
@@ -25,13 +26,19 @@ PARSER = Command("jaxnano.bench", __doc__)
 PARSER.add_argument("--config", help="a recipe; a GPT-2 of 64 x 3 by default")
 PARSER.add_argument("--accumulate", type=positive, default=1, help="pieces a batch is taken in")
 PARSER.add_argument("--peer", choices=("torch",), help="compare with PyTorch, alternating")
+PARSER.add_argument("--gpu", dest="target", action="store_const", const="gpu", help="the arms that may help a GPU")
+PARSER.add_argument("--tpu", dest="target", action="store_const", const="tpu", help="those that may help a TPU")
+PARSER.add_argument("--arms", nargs="+", default=[], metavar="NAME", help="of these only some")
+PARSER.add_argument("--arm", help=argparse.SUPPRESS)
 PARSER.add_argument("--rounds", type=positive, default=ROUNDS)
 PARSER.add_argument("--seconds", type=float, default=ROUND_S, help="of a stretch")
 PARSER.add_argument("--json", action="store_true")
 PARSER.add_argument("--contestant", type=json.loads, help=argparse.SUPPRESS)
 PARSER.early(__name__)
 
+from jaxnano.bench_arms import Arm, chosen, race
 from jaxnano.bench_shapes import PEER_SHAPES, Shape
+from jaxnano.config.edit import Diff, Edit, apply
 from jaxnano.config.file import load
 from jaxnano.config.recipe import Recipe
 
@@ -165,9 +172,39 @@ def alone(recipe: Recipe, accumulate: int, rounds: int, seconds: float) -> dict[
     cost, device = preflight(recipe), jax.devices()[0].device_kind
     rates = [cost.tokens_per_step / each for each in step_s]
     rate, peak = statistics.median(rates), peak_flops(device)
+    held = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     return {"device": device, "parameters": cost.parameters, "tokens_per_step": cost.tokens_per_step,
             "compile_s": compile_s, "tokens_per_s": rate, "tokens_per_s_min": min(rates),
-            "tokens_per_s_max": max(rates), "mfu": rate * cost.model_flops_per_token / peak if peak else None}
+            "tokens_per_s_max": max(rates), "mfu": rate * cost.model_flops_per_token / peak if peak else None,
+            "peak_bytes": held}
+
+
+def by_arm(arm: Arm, recipe: Recipe, accumulate: int, rounds: int, seconds: float) -> dict[str, Any]:
+    """`alone` by the choices of an arm; what its environment says is for who started this process."""
+    from jaxnano.model import backend
+
+    before, backend.CHOICES = backend.CHOICES, backend.Choices(**arm.choices)
+    try:
+        edits = () if arm.remat is None else (Edit.to(recipe, "train.remat", arm.remat),)
+        return alone(apply(recipe, Diff(name=arm.name, edits=edits)), accumulate, rounds, seconds)
+    finally:
+        backend.CHOICES = before
+
+
+def _race(options: argparse.Namespace, output: Output) -> None:
+    """Every arm, told as it ends; then the order."""
+    given = ["--accumulate", str(options.accumulate), "--rounds", str(options.rounds), "--seconds",
+             str(options.seconds), *(["--config", options.config] if options.config else [])]
+    rows = []
+    for row in race(options.target, options.arms, given):
+        rows.append(row)
+        if not options.json:
+            output.table(row["arm"], {name: value for name, value in row.items() if name != "arm"})
+    rows.sort(key=lambda row: -row.get("tokens_per_s", 0.0))
+    if options.json:
+        print(json.dumps(rows))
+    else:
+        output.table("tokens per second", {row["arm"]: row.get("tokens_per_s", row.get("error")) for row in rows})
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -176,9 +213,12 @@ def main(argv: list[str] | None = None) -> int:
     output = Output(options.json)
     if options.contestant:
         contest(options.contestant)
+    elif options.target and not options.arm:
+        _race(options, output)
     elif options.peer is None:
         recipe = load(options.config) if options.config else PEER_SHAPES[0].recipe()
-        output.table("bench", alone(recipe, options.accumulate, options.rounds, options.seconds))
+        (arm,) = chosen(options.target, [options.arm]) if options.arm else (Arm("plain"),)
+        output.table("bench", by_arm(arm, recipe, options.accumulate, options.rounds, options.seconds))
     else:
         rows = beside_torch(options.rounds, options.seconds)
         if options.json:

@@ -34,11 +34,12 @@ def evaluate(recipe: Recipe, params: gpt.Params, windows_NxBxM: np.ndarray) -> f
     recipe = trained(recipe)
     structure = Structure(structure_id(recipe), sharding.mesh_of(params), 1, recipe)
     windows = sharding.place_rows(windows_NxBxM, structure.mesh)
-    return float(_compiled(structure)(params, windows, hypers(recipe, 1)))
+    return float(compiled(structure)(params, windows, hypers(recipe, 1)))
 
 
 @lru_cache(maxsize=8)
-def _compiled(structure: Structure) -> Any:
+def compiled(structure: Structure) -> Any:
+    """The compiled program of an evaluation: (params, windows [n, B, L+1], hypers) -> mean loss."""
     recipe, mesh = structure.recipe, structure.mesh
 
     def mean_loss(params: gpt.Params, windows_NxBxM: jax.Array, values: Any) -> jax.Array:

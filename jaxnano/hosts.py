@@ -62,7 +62,7 @@ def first() -> bool:
 
 
 def agreed(value: int) -> int:
-    """What the first process says of a number, each by its own clock another."""
+    """What the first process says of a number, an int32, that each has measured."""
     return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 

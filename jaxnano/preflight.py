@@ -2,7 +2,7 @@
 
     python -m jaxnano.preflight configs/gpt2-124m.yaml
     python -m jaxnano.preflight configs/track3-124m.yaml --devices 8       (of one of these: how a trial is laid over 8)
-    python -m jaxnano.preflight configs/track3-124m.yaml --topology v6e:2x4 --accumulate 8    (compiled, in `topology`)
+    python -m jaxnano.preflight configs/track3-124m.yaml --topology v6e-8 --accumulate 8    (compiled, in `topology`)
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ PARSER.add_argument("config")
 PARSER.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="change the recipe")
 PARSER.add_argument("--accumulate", type=positive, default=1, metavar="K", help="pieces a batch is taken in")
 PARSER.add_argument("--devices", type=positive, metavar="N", help="lay it over so many such devices")
-PARSER.add_argument("--topology", metavar="TPU", help="compile a step for this slice: v6e:2x4, v5p:2x2x2; no TPU "
-                    "is needed")
+PARSER.add_argument("--topology", metavar="TPU", help="compile a trial for this slice: v6e-8, v5p-16, v6e:2x4; no "
+                    "TPU is needed")
 PARSER.add_argument("--mesh", metavar="AXES", help="with --topology: data=2,fsdp=4,tensor=1")
 PARSER.add_argument("--json", action="store_true")
 PARSER.early(__name__)

@@ -14,8 +14,22 @@ import jax.numpy as jnp
 
 CPU_CHUNK = 32  # queries at a time on CPU
 LONG_CHUNK = 1024  # queries at a time elsewhere, where rows are bounded by documents or windows and may be very long
-SPLASH_BLOCKS = (512, 256, 128)  # rows and columns of one TPU kernel step, largest first; they must divide the length
 CUDNN_DTYPES, CUDNN_DIMS = (jnp.bfloat16, jnp.float16), range(8, 257, 8)  # on Hopper and newer
+
+
+class Choices(NamedTuple):
+    """What a bench may choose otherwise, in a process of its own, before it traces anything.
+
+    fused: whether attention takes a kernel where there is one. splash_blocks: rows and columns of one step of TPU's,
+    largest first; the last must divide the length. scan: whether blocks that are all alike are one traced block.
+    """
+
+    fused: bool = True
+    splash_blocks: tuple[int, ...] = (512, 256, 128)
+    scan: bool = False
+
+
+CHOICES = Choices()
 
 
 def platform() -> str:
@@ -162,9 +176,10 @@ def kernel(target: str, dtype: Any, length: int, head_dim: int, plain: bool, cud
     dimensions that the GPU takes, those of the newest where none is at hand. documents: whether they are kept apart,
     which JAX does not let cuDNN do.
     """
+    plain = plain and CHOICES.fused
     if plain and not documents and target == "gpu" and dtype in CUDNN_DTYPES and head_dim in cudnn_dims:
         return "cudnn"
-    return "splash" if plain and target == "tpu" and length % SPLASH_BLOCKS[-1] == 0 else "xla"
+    return "splash" if plain and target == "tpu" and length % CHOICES.splash_blocks[-1] == 0 else "xla"
 
 
 def attention(q_BxLxHxK: jax.Array, k_BxLxGxK: jax.Array, v_BxLxGxK: jax.Array, scores: Scores) -> jax.Array:
@@ -292,7 +307,7 @@ def _splash(
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     length = q_BxLxHxK.shape[1]
-    block = next(size for size in SPLASH_BLOCKS if length % size == 0)
+    block = next(size for size in CHOICES.splash_blocks if length % size == 0)
     names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute",
              "block_q_dq", "block_kv_dq")
     sizes = kernels.BlockSizes(**dict.fromkeys(names, block))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 
+from jaxnano.config.model import Model
 from jaxnano.config.recipe import Recipe, at
 from jaxnano.model import backend, head, specs
 from jaxnano.model.block import Block
@@ -41,8 +42,10 @@ class Gpt(nn.Module):
             tables, last = Tables(m, name="tables")(tokens_BxL, positions_L, last, dtype)
         known, kept, table = Embedding(m, length, name="embedding")(tokens_BxL, positions_L, tables, shifts[0], dtype)
         block_class = nn.remat(Block, static_argnums=()) if self.cfg.train.remat else Block
-        keys, held = [], [kept]
-        for block in range(m.depth):
+        keys, held, scanned = [], [kept], backend.CHOICES.scan and cache is None and alike(m)
+        if scanned:
+            known = self._scanned(known, row, self.cfg.train.remat)
+        for block in range(0 if scanned else m.depth):
             layer = block_class(m.block(block), block, length, name=f"blocks_{block}")
             before = None if cache is None else (cache["blocks"][block], shifts[block + 1])
             known, (key, kept) = layer({**tables, **known}, row, before)
@@ -58,6 +61,17 @@ class Gpt(nn.Module):
                      "since": since_B}
         return x, head.Head(m, name="head")(table), cache
 
+    def _scanned(self, known: dict[str, jax.Array], row: Row, remat: bool) -> Any:
+        """What goes through all blocks, which are alike, as one that is scanned over their parameters."""
+        m, params = self.cfg.model, self.variables["params"]
+        block = Block(m.block(0), 0, self.cfg.data.length, parent=None)
+
+        def one(known: dict[str, jax.Array], weights: Any) -> tuple[Any, None]:
+            return block.apply({"params": weights}, known, row, None)[0], None  # type: ignore[index]
+
+        stacked = jax.tree.map(lambda *w: jnp.stack(w), *(params[f"blocks_{i}"] for i in range(m.depth)))
+        return jax.lax.scan(jax.checkpoint(one) if remat else one, known, stacked)[0]
+
     def _row(self, tokens_BxL: jax.Array, positions_L: jax.Array, cache: Cache | None) -> tuple[Row, Any]:
         """What attention knows of the tokens' places, and where the last document began."""
         documents, separator = self.cfg.data.documents, self.cfg.data.separator
@@ -66,6 +80,13 @@ class Gpt(nn.Module):
             return Row(positions_L), since_B
         begins_BxL, since_B = begins(tokens_BxL, positions_L, since_B, separator, documents.most)
         return Row(positions_L, begins_BxL), since_B
+
+
+def alike(m: Model) -> bool:
+    """Whether all blocks are surely alike and know nothing of their place, so that one can stand for all."""
+    a, ffn = m.attention, m.ffn
+    return not (m.blocks or m.wires or m.tables or m.taps or a is None or ffn is None or a.windows or a.dropped
+                or ffn.dropped or a.logit)
 
 
 def compute_dtype(cfg: Recipe) -> Any:

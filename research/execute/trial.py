@@ -99,9 +99,10 @@ def _writing() -> Iterator[None]:
 
 
 def room(devices: Sequence[Any]) -> int:
-    """Bytes that a step may fill of each device; those of a CPU share its memory."""
-    sharers = len(devices) if devices[0].platform == "cpu" else 1
-    return int(MEMORY_SHARE * device_bytes()) // sharers
+    """Bytes that a step may fill of each device, the same for all processes; those of a CPU share its memory."""
+    here = sum(device.process_index == jax.process_index() for device in devices)
+    share = MEMORY_SHARE * device_bytes() / (here if devices[0].platform == "cpu" else 1)
+    return hosts.agreed(int(share) >> 20) << 20
 
 
 def mesh_of(laid: Layout, devices: Sequence[Any]) -> Mesh | None:
@@ -156,7 +157,7 @@ def _timed_step(recipe: Recipe, seconds: float, accumulate: int, corpus: data.Co
         return (clock() - start) / count
 
     timed(1)  # compiles
-    count = min(max(1, round(TIMED_SHARE * seconds / timed(1))), step.STEPS_PER_CALL)
+    count = hosts.agreed(min(max(1, round(TIMED_SHARE * seconds / timed(1))), step.STEPS_PER_CALL))
     return min(timed(count), timed(count))
 
 
