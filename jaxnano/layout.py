@@ -10,6 +10,8 @@ from jaxnano.config.base import ConfigError, Problem
 from jaxnano.config.recipe import Recipe, Stage, stages
 from jaxnano.cost import ALONE, Axes, least_accumulate, preflight
 
+MEMORY_SHARE = 0.9  # of a device's memory, which a step may fill by the estimate
+
 
 class Layout(NamedTuple):
     """axes: sizes of the mesh's, by name. accumulate: pieces that each stage's batch is taken in."""

@@ -2,7 +2,7 @@
 
     python -m jaxnano.preflight configs/gpt2-124m.yaml
     python -m jaxnano.preflight configs/track3-124m.yaml --devices 8       (of one of these: how a trial is laid over 8)
-    python -m jaxnano.preflight configs/track3-124m.yaml --topology v6e-8 --accumulate 8    (compiled, in `topology`)
+    python -m jaxnano.preflight configs/track3-124m.yaml --topology v6e-8    (compiled, in `topology`)
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from jaxnano.cli import Command, Output, UserError, positive, report_errors
 PARSER = Command("jaxnano.preflight", __doc__)
 PARSER.add_argument("config")
 PARSER.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="change the recipe")
-PARSER.add_argument("--accumulate", type=positive, default=1, metavar="K", help="pieces a batch is taken in")
+PARSER.add_argument("--accumulate", type=positive, metavar="K", help="pieces a batch is taken in; 1, or with "
+                    "--topology alone what a trial takes")
 PARSER.add_argument("--devices", type=positive, metavar="N", help="lay it over so many such devices")
 PARSER.add_argument("--topology", metavar="TPU", help="compile a trial for this slice: v6e-8, v5p-16, v6e:2x4; no "
                     "TPU is needed")
@@ -28,8 +29,8 @@ import jax
 
 from jaxnano.config.file import load
 from jaxnano.cost import least_accumulate, preflight
-from jaxnano.device import device_bytes
-from jaxnano.layout import layout
+from jaxnano.device import device_bytes, hbm_bytes
+from jaxnano.layout import MEMORY_SHARE, layout
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,7 +46,7 @@ def _estimated(options: argparse.Namespace) -> dict[str, Any]:
         raise UserError("--mesh: only with --topology; without it the cost is that of one device")
     recipe, platform, room = load(options.config, tuple(options.set)), jax.default_backend(), device_bytes()
     laid: dict[str, Any] = {}
-    found = preflight(recipe, options.accumulate, platform)
+    found = preflight(recipe, options.accumulate or 1, platform)
     if options.devices:
         axes, pieces = over = layout(recipe, options.devices, room, platform)
         found = preflight(recipe, max(pieces), platform, axes)
@@ -61,8 +62,11 @@ def _compiled(options: argparse.Namespace) -> dict[str, Any]:
     from jaxnano import sharding, topology  # which read this module
 
     recipe, chips = load(options.config, tuple(options.set)), topology.describe(options.topology)
+    if (room := hbm_bytes(chips[0].device_kind)) and options.mesh is None and options.accumulate is None:
+        axes, pieces = layout(recipe, len(chips), int(MEMORY_SHARE * room), "tpu")
+        return topology.compiled_cost(recipe, sharding.make_mesh(**axes, devices=chips), pieces)
     mesh = sharding.make_mesh(*sharding.sizes(options.mesh), chips)
-    return topology.compiled_cost(recipe, mesh, options.accumulate)
+    return topology.compiled_cost(recipe, mesh, options.accumulate or 1)
 
 
 if __name__ == "__main__":

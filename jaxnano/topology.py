@@ -1,7 +1,7 @@
 """A trial's programs compiled for TPUs that are not here: libtpu holds the compiler, which needs no chip.
 
-    python -m jaxnano.preflight configs/track3-124m.yaml --topology v6e-8 --accumulate 8      (a VM, or a slice of them)
-    python -m jaxnano.preflight configs/track3-124m.yaml --topology v6e:2x4 --accumulate 8    (a grid, on hosts of four)
+    python -m jaxnano.preflight configs/track3-124m.yaml --topology v6e-8    (laid over it as a trial is)
+    python -m jaxnano.preflight configs/track3-124m.yaml --topology v6e:2x4 --mesh fsdp=8 --accumulate 8
 """
 
 from __future__ import annotations
@@ -72,8 +72,10 @@ def _grid(name: str) -> tuple[str, dict[str, Any]]:
     return f"{found[1].replace('litepod', 'e')}:{grid}", bounds
 
 
-def compiled_cost(recipe: Recipe, mesh: Mesh, accumulate: int = 1) -> dict[str, Any]:
+def compiled_cost(recipe: Recipe, mesh: Mesh, accumulate: int | Sequence[int] = 1) -> dict[str, Any]:
     """Compile the programs that a trial runs, for the chips of a mesh, and ask the compiler what they take.
+
+    Args: accumulate: pieces a batch is taken in, or those of each stage.
 
     Of several phases' training programs the one that takes the most is told, with the time of all.
 
@@ -84,15 +86,16 @@ def compiled_cost(recipe: Recipe, mesh: Mesh, accumulate: int = 1) -> dict[str, 
     Raises: ValueError if the batch does not divide over the mesh.
     """
     chip: Any = mesh.devices.flat[0]
-    peak, cost = peak_flops(chip.device_kind), preflight(recipe, accumulate, "tpu")
+    pieces = (accumulate,) * len(stages(recipe)) if isinstance(accumulate, int) else tuple(accumulate)
+    peak, cost = peak_flops(chip.device_kind), preflight(recipe, max(pieces), "tpu")
     flops = cost.flops_per_step / mesh.size
     told: dict[str, list[dict[str, Any]]] = {}
-    for name, lowered in _programs(recipe, mesh, accumulate):
+    for name, lowered in _programs(recipe, mesh, pieces):
         told.setdefault(name, []).append(_compiled(lowered, hbm_bytes(chip.device_kind)))
     (update,) = told.pop("update")
     most = max(told["steps"], key=lambda one: (not one["fits"], one["peak_bytes"] or math.inf))
     found = {"chip": chip.device_kind, "chips": mesh.size, "hosts": len({d.process_index for d in mesh.devices.flat}),
-             "accumulate": accumulate, "mesh": ",".join(f"{name}={mesh.shape[name]}" for name in sharding.AXES),
+             "accumulate": max(pieces), "mesh": ",".join(f"{name}={mesh.shape[name]}" for name in sharding.AXES),
              "flops_per_step_and_chip": flops, "least_step_ms": peak and 1000 * flops / peak, **most}
     del found["flops"]
     for name, ones in told.items():
@@ -105,10 +108,10 @@ def compiled_cost(recipe: Recipe, mesh: Mesh, accumulate: int = 1) -> dict[str, 
         "compile_s": sum(one["compile_s"] for one in every), "fits": all(one["fits"] for one in every)}
 
 
-def _programs(recipe: Recipe, mesh: Mesh, accumulate: int) -> Iterator[tuple[str, Any]]:
+def _programs(recipe: Recipe, mesh: Mesh, pieces: Sequence[int]) -> Iterator[tuple[str, Any]]:
     """The programs of a trial, lowered, in its order; and an update by itself."""
     parts = [part.recipe for part in stages(recipe)]
-    compiled: Any = [step.program(part, mesh, accumulate) for part in parts]
+    compiled: Any = [step.program(part, mesh, count) for part, count in zip(parts, pieces, strict=True)]
     first, last = compiled[0], compiled[-1]
     yield "init", first.init.lower(np.uint32(0), hypers(parts[0], 1))
     for part, its in zip(parts, compiled, strict=True):

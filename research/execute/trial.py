@@ -21,12 +21,11 @@ from jaxnano.config.base import validate
 from jaxnano.config.recipe import Recipe, hypers, shares_of, stages
 from jaxnano.cost import Cost, preflight, stage_costs
 from jaxnano.device import device_bytes, use_compile_cache
-from jaxnano.layout import Layout, layout
+from jaxnano.layout import MEMORY_SHARE, Layout, layout
 from research.execute import Cancelled, Report
 from research.machine import fingerprint
 
 TARGET = "research.execute.trial:run_job"
-MEMORY_SHARE = 0.9  # of a device's memory, which a step may fill by the estimate
 TIMED_SHARE = 0.01  # of the training time, for each of two timings of a step
 NEVER = 1000  # steps from one move of a group to the next, of which no timing sees the first
 WARM = ("research.execute.trial",)  # what a worker imports before its first job

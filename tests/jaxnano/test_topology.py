@@ -102,6 +102,7 @@ def test_two_hosts_of_a_slice_are_told(config: str) -> None:
     pytest.importorskip("libtpu")
     found = json.loads(preflight(config, "--topology", "v5p-16", "--json").stdout)
     assert (found["chips"], found["hosts"], found["mesh"], found["fits"]) == (8, 2, "data=8,fsdp=1,tensor=1", True)
+    assert found["accumulate"] == 1  # laid over them as a trial is
 
 
 def test_a_slice_there_is_not_is_one_line_and_code_2(config: str) -> None:
