@@ -46,6 +46,7 @@ PARSER.early(__name__)
 from jaxnano.config.base import dump, dump_full
 from jaxnano.config.recipe import recipe_id
 from jaxnano.curves import require_tensorboard
+from jaxnano.device import keep_off
 from research import machine
 from research.contract.idea import ideas
 from research.contract.part import FROM, LLM, Proposal
@@ -186,6 +187,7 @@ def run(options: argparse.Namespace) -> int:
     from research.show.report import write_report
     from research.show.view import View
 
+    keep_off()
     session, track, begun, offered = (resume if options.resume else start)(options)
     state = fold(session.ledger.events())
     minutes = options.minutes or begun.minutes

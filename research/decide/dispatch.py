@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 from jaxnano.config.base import dump
 from research.contract.trial import Trial
 from research.decide.book import Book
+from research.decide.champion import HELD_OUT, held_out_job
 from research.decide.price import PATIENCE_S
 from research.decide.retry import Retries
 from research.execute import Executor, Job, Message
@@ -47,6 +49,7 @@ class Dispatcher:
         self.flights: dict[int, Flight] = {}
         self.retries, self.stopping = Retries(), False
         self._new: set[int] = set()  # workers whose process has had no run yet
+        self._measured = 0  # attempts at held-out losses
 
     @property
     def idle(self) -> list[int]:
@@ -87,6 +90,25 @@ class Dispatcher:
                                       begins=tuple(phase.start for phase in arm.recipe.phases))
         self.flights[worker].first_message_s = max(min(PATIENCE_S.values()), min(prices.first_message_s(arm), left_s))
 
+    def measure(self, trial: Trial) -> None:
+        """Have an idle worker, if there is one, find the held-out loss of what is to be crowned; one does at a time.
+
+        It is no run and no event: whoever crowns finds the result in the folder.
+        """
+        idle = self.idle
+        if not idle or self.stopping or any(flight.purpose == HELD_OUT for flight in self.flights.values()):
+            return
+        track, state, prices, worker = self.book.track, self.book.state, self.book.prices, idle[0]
+        self._measured += 1
+        self.executor.submit(worker, held_out_job(self.book.session, track, state.session.data_hash, trial.key,
+                                                  self._measured))
+        made = state.trials[trial.key].result
+        rate = made.tokens_per_s if made and made.tokens_per_s else math.inf  # of training, which takes longer
+        flight = Flight(trial, HELD_OUT, self._measured, time.monotonic(), prices.slowdown * track.proof_tokens / rate)
+        flight.first_message_s = max(prices.first_message_s(prices.snapshot.by_id[trial.recipe_id]),
+                                     watch.WatchConfig.timeout_factor * flight.predicted_s)
+        self.flights[worker] = flight
+
     def handle(self, message: Message) -> None:
         """Take in what a worker says."""
         if message.kind == "ready":
@@ -102,7 +124,12 @@ class Dispatcher:
             return
         if message.kind in ("result", "died"):
             del self.flights[message.worker]
-            self._result(flight, message.body if message.kind == "result" else self._death(flight, message))
+            body = message.body if message.kind == "result" else self._death(flight, message)
+            if flight.purpose != HELD_OUT:
+                self._result(flight, body)
+            elif body["outcome"] != "completed" and not self.stopping:
+                self.retries.unmeasured(flight.trial.key, body.get("reason") or body["outcome"])
+            self.stopping = self.stopping or bool(self.retries.trouble)
 
     def _death(self, flight: Flight, message: Message) -> dict[str, Any]:
         if flight.cancelled is not None and not message.body.get("lost"):  # a lost machine stalls before it is missed
@@ -122,7 +149,6 @@ class Dispatcher:
             body["audit"] = {"predicted": [flight.audited.final_mean, flight.audited.final_sd]}
         key, purpose = flight.trial.key, flight.purpose
         self.book.record("result", key, self.retries.judge(self.book.state, key, purpose, node_of("result", body)))
-        self.stopping = self.stopping or bool(self.retries.trouble)
 
     def watch(self) -> None:
         """End runs that broke or are too late."""

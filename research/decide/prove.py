@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from research.contract.trial import Trial
 from research.decide.belief import Arm
 from research.decide.book import Book
 from research.decide.champion import crown, install
@@ -22,6 +23,7 @@ class Prover:
 
     def __init__(self, book: Book, intake: Intake, plan: Plan, on_crowned: Callable[[Path, Arm], None]):
         self.book, self.intake, self.plan, self.on_crowned = book, intake, plan, on_crowned
+        self.opening: Trial | None = None  # whose held-out loss a crown waits for
         self._declined = 0  # rounds that ended with nothing worth a proof
         self._before = len(book.state.nominated) - (self.proof() is not None)  # nominated by earlier sittings
 
@@ -75,16 +77,20 @@ class Prover:
         return self.proof()
 
     def crown(self) -> None:
-        """Crown what passed, once a person approved it where one has to, and nobody holds it."""
-        now, state = self.book.snapshot, self.book.state
+        """Crown what passed, once a person approved it where one has to, and nobody holds it, and once a worker has
+        measured `opening`."""
+        now, state, self.opening = self.book.snapshot, self.book.state, None
         for proof in pending(now):
             assert proof.sealed is not None and proof.shipped is not None
             review, required = state.review(proof.sealed.subject), state.session.require_review
             if review == "approve" or (review is None and not required):
                 arm = now.by_id[proof.sealed.subject]
                 body = crown(self.book.session, self.book.track, arm, proof.shipped.key)
-                self.book.record("crowned", arm.recipe_id, body)
-                self.install()
+                if body is None:
+                    self.opening = proof.shipped
+                else:
+                    self.book.record("crowned", arm.recipe_id, body)
+                    self.install()
                 return
 
     def install(self) -> None:

@@ -18,7 +18,7 @@ class Retries:
 
     def __init__(self) -> None:
         self.trouble = ""
-        self._in_a_row = 0
+        self._in_a_row = self._unmeasured = 0
 
     def judge(self, state: State, key: str, purpose: str, result: Result) -> Result:
         """The `result` event of a trial's attempt that has just ended; sets `trouble` if it has to.
@@ -38,6 +38,12 @@ class Retries:
         elif tries >= TRIES:
             return body.model_copy(update={"outcome": "failed"})
         return body
+
+    def unmeasured(self, key: str, reason: str) -> None:
+        """A held-out loss could not be had: that too ends the sitting after so many tries."""
+        self._unmeasured += 1
+        if self._unmeasured >= TRIES:
+            self.trouble = f"{TRIES} attempts at the held-out loss of {key}: {reason}"
 
 
 def unless_undecided(purpose: str, result: Result) -> Result:

@@ -138,6 +138,8 @@ class Scheduler:
             self.book.refresh()
             self.intake.judge()
             self.prover.crown()
+            if self.prover.opening is not None:
+                self.dispatcher.measure(self.prover.opening)
             idle = self.dispatcher.idle
             if self.searching and (not idle or not self.flights):  # nobody who could work waits for the lanes
                 self.intake.stock()
@@ -145,7 +147,8 @@ class Scheduler:
             for worker in idle if not self.stopping else ():
                 if (job := self._assignment(worker)) is not None:
                     self._dispatch(worker, *job)
-            if not self.flights and (self.stopping or not self._waiting and self._assignment(0) is None):
+            over = not self.flights and (self.stopping or not self._waiting and self._assignment(0) is None)
+            if over and (self.stopping or self.prover.opening is None):
                 return self._reason()
             for worker in self.flights if self.stopping else ():
                 self.executor.kill(worker)
@@ -181,7 +184,8 @@ class Scheduler:
                 return decision
         elif (proof := self.prover.proof()) is None and self.flights and self.search_left_s > -LONGEST_WAIT_S:
             return None  # the last search runs are still worth waiting for
-        proof = self.prover.proof() or (None if self.stopping else self.prover.nominate())
+        closed = self.stopping or self.prover.opening is not None  # what is to be beaten is about to change
+        proof = self.prover.proof() or (None if closed else self.prover.nominate())
         while proof is not None:
             late = proof.sealed is None and self.left_s < self.plan.verification_s(self.book.prices)
             if late and self.plan.too_late(self.book.prices):  # an unsealed candidate keeps: --resume goes on with it

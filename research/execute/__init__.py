@@ -19,7 +19,8 @@ class Job(TypedDict):
 
     id: the trial's key. attempt: 1, 2, ... dir: the trial's folder, absolute. target: "module:function", called as
     function(args, report) -> result (a dict with an `outcome`). args: what it is called with; paths below `dir` are
-    the job's own and go where its folder goes. about: for people, shown beside its curves, by heading.
+    the job's own and go where its folder goes. about: for people, shown beside its curves, by heading. brings: names of
+    files and folders below `dir` that it reads, and that go there too.
     """
 
     id: str
@@ -28,6 +29,7 @@ class Job(TypedDict):
     target: str
     args: dict[str, Any]
     about: NotRequired[dict[str, str]]
+    brings: NotRequired[list[str]]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from rich.progress import Progress
 from jaxnano.cli import Failure
 from jaxnano.config.base import dump
 from jaxnano.config.recipe import Recipe, recipe_id
+from jaxnano.device import keep_off
 from research.contract.track import Track
 from research.contract.trial import Trial
 from research.execute import Job, executors
@@ -38,6 +39,7 @@ def run_batch(jobs: Iterable[Job], workers: int | None = None, title: str = "tri
     Returns: results by trial key. A worker that dies costs its job a second try, then the run.
     Raises: Failure naming the first trial that did not complete.
     """
+    keep_off()
     waiting: list[Job] = list({j["id"]: j for j in jobs}.values())
     total = len(waiting)
     results: dict[str, Result] = {}

@@ -13,7 +13,7 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -48,11 +48,13 @@ class NodeWorker:
         self._outgoing: Iterator[Message | Chunk] = iter(())
         self._local: LocalExecutor | None = None
         self._asked: dict[int, tuple[str, tuple[Any, ...]]] = {}
+        self._brought: frozenset[str] = frozenset()  # what came with the job, and need not go back
         self._done = 0
 
     async def start(self) -> tuple[str, str]:
         """Start the worker; returns the node's name and the hash of its code."""
         number, self._folder, self._lock = _claim(Path(tempfile.gettempdir()) / f"jaxnano-{os.getuid()}")
+        shutil.rmtree(self._folder / "brought", ignore_errors=True)  # of a worker that ended before its job began
         place, limit_mb = self._place(number), None
         if not place.accelerated:
             limit_mb = rss_limit_mb(max(1, int(len(machine.cores()) / self._amount)))
@@ -71,7 +73,8 @@ class NodeWorker:
     async def ask(self, number: int, what: str, *args: Any) -> None:
         """Do what the loop asks, in its order: Ray may deliver in another, and before `start` has run.
 
-        Args: number: 1, 2, ... what: submit (job), cancel (reason) or kill (); see research.execute.Executor.
+        Args: number: 1, 2, ... what: submit (job), cancel (reason) or kill (), see research.execute.Executor; or bring
+        (chunk): of what the next job brings.
         """
         self._asked[number] = what, args
         if self._local is not None:
@@ -81,6 +84,8 @@ class NodeWorker:
         while self._done + 1 in self._asked:
             self._done += 1
             match self._asked.pop(self._done):
+                case "bring", (chunk,):
+                    add(self._folder / "brought", chunk)
                 case "submit", (job,):
                     local.submit(0, self._here(job))
                 case "cancel", (reason,):
@@ -90,8 +95,11 @@ class NodeWorker:
 
     def _here(self, job: Job) -> Job:
         """The job in an empty folder here; paths below its own folder move with it."""
-        here = self._folder / "job"
+        here, brought = self._folder / "job", self._folder / "brought"
         shutil.rmtree(here, ignore_errors=True)
+        if brought.exists():
+            brought.rename(here)
+        self._brought = frozenset(job.get("brings", ()))
         below = job["dir"] + os.sep
         args = {name: str(here / value.removeprefix(below)) if isinstance(value, str) and value.startswith(below)
                 else value for name, value in job["args"].items()}
@@ -119,7 +127,8 @@ class NodeWorker:
             if message.id is not None and message.kind in ("result", "died"):
                 yield from _log(self._folder / "job" / LOG)
             if message.id is not None and message.kind == "result":
-                yield from _files(self._folder / "job")
+                left = files(self._folder / "job")
+                yield from (chunk for chunk in left if chunk.path.partition("/")[0] not in self._brought)
             yield message
 
 
@@ -158,11 +167,23 @@ def _log(log: Path) -> Iterator[Chunk]:
             yield Chunk(LOG, file.read(LOG_BYTES))
 
 
-def _files(folder: Path) -> Iterator[Chunk]:
-    """All files of a folder but those that stay; an empty one too is a chunk."""
+def add(folder: Path, chunk: Chunk) -> None:
+    """Take in a piece of a file."""
+    path = folder / chunk.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab") as file:
+        file.write(chunk.data)
+
+
+def files(folder: Path, names: Collection[str] | None = None) -> Iterator[Chunk]:
+    """All files of a folder but those that stay where they are written; an empty one too is a chunk.
+
+    Args: names: of the files and folders in it, if not all.
+    """
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in _STAYS:
+        wanted = names is None or name.partition("/")[0] in names
+        if path.is_file() and wanted and name not in _STAYS:
             with open(path, "rb") as file:
                 yield Chunk(name, file.read(CHUNK_BYTES))
                 while data := file.read(CHUNK_BYTES):

@@ -31,7 +31,7 @@ from jaxnano.curves import Curves
 from research import machine
 from research.execute import ExecutorError, Job, Message, Offer
 from research.execute.local import CLOSE_S, START_ATTEMPTS
-from research.execute.node import LOG, Chunk, NodeWorker
+from research.execute.node import LOG, Chunk, NodeWorker, add, files
 from research.ledger.kinds import Placed
 from research.ledger.session import write_result
 from research.machine.place import usable
@@ -185,10 +185,7 @@ class Landing:
 
     def add(self, chunk: Chunk) -> None:
         """Take in a piece of a file."""
-        path = self._stage / chunk.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab") as file:
-            file.write(chunk.data)
+        add(self._stage, chunk)
 
     def finish(self, result: Mapping[str, Any] | None) -> dict[str, Any]:
         """Put the files that have come into place, then the result, if there is one; returns it as written."""
@@ -266,6 +263,8 @@ class RayExecutor:
         if known.landing is not None:
             raise ValueError(f"worker {worker} still has {known.landing.job['id']}")
         known.landing = Landing(job, self._tensorboard)
+        for chunk in files(Path(job["dir"]), job.get("brings", ())):
+            self._ask(known, "bring", chunk)
         self._ask(known, "submit", job)
 
     def cancel(self, worker: int, reason: str) -> None:

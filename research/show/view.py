@@ -17,6 +17,7 @@ from rich.text import Text
 
 from jaxnano.cli import lost
 from jaxnano.config.edit import show
+from research.decide.champion import HELD_OUT
 from research.decide.plan import resuming
 from research.ledger.events import Event
 from research.ledger.kinds import Judgement
@@ -165,7 +166,7 @@ class Frame:
 
     def _head(self):
         state, counts = self.facts.state, self.facts.state.counts()
-        running = len(self.scheduler.flights)
+        running = sum(flight.purpose != HELD_OUT for flight in self.scheduler.flights.values())
         line = Text.assemble((f"{self.facts.track.name}", "bold"), f"   {clock(self.scheduler.left_s)} left   ",
                              f"{sum(counts.values()) - running} runs done, {running} running   ",
                              f"idle {state.shares()['idle']:.0%}   {state.device_s:,.0f} device-seconds")

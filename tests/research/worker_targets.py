@@ -92,6 +92,15 @@ def bad_result(args, report):
     return {"outcome": "completed", "what": object()}
 
 
+def read_files(args, report):
+    """Say what lies in the folder that the arguments name."""
+    from pathlib import Path
+
+    folder = Path(args["folder"])
+    found = {str(path.relative_to(folder)): len(path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+    return {"outcome": "completed", "loss": {}, "found": found}
+
+
 def leave_files(args, report):
     """Leave a folder with files larger than one message, at the place that the arguments name."""
     from pathlib import Path

@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 
+from research.execute import Job
 from research.ledger.session import read_result
 
 DEADLINE_S = 300.0
@@ -50,6 +51,17 @@ class ExecutorContract:
         assert reasons["fail"]["reason"] == "ValueError: no such luck"
         assert reasons["answer"]["outcome"] == "completed"
         assert reasons["answer"]["pid"] == executor.pid(0)
+
+    def test_what_a_job_brings_is_there_and_stays(self, executor, job, tmp_path):
+        for attempt, size in ((1, 17 << 20), (2, 5)):  # more than a message holds, and of another attempt
+            there = tmp_path / "trial" / "checkpoint"
+            (there / "deep").mkdir(parents=True, exist_ok=True)
+            (there / "deep" / "weights").write_bytes(bytes(size))
+            (tmp_path / "trial" / "other").write_text("is not asked for")
+            executor.submit(0, Job(**job("read_files", attempt=attempt, folder=str(there)), brings=["checkpoint"]))
+            found = wait_for(executor, "result", 0)[-1].body
+            assert (found["outcome"], found["found"]) == ("completed", {"deep/weights": size}), found
+            assert (there / "deep" / "weights").stat().st_size == size
 
     @pytest.mark.parametrize(("target", "steps"), [("spin", None), ("stop_with_what_it_has", 7)])
     def test_cancel_ends_the_job_and_keeps_the_process(self, executor, job, target, steps):

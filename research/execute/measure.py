@@ -1,0 +1,41 @@
+"""What a checkpoint loses on a split: a worker's job, for the loop has no device to do it on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from jaxnano import checkpoint, data, evaluate
+from jaxnano.cli import UserError
+from jaxnano.config.base import validate
+from jaxnano.config.recipe import Recipe
+from jaxnano.device import use_compile_cache
+from jaxnano.layout import layout
+from research.execute import Report
+from research.execute.trial import mesh_of, room
+
+TARGET = "research.execute.measure:run_job"
+
+
+def run_job(args: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """Evaluate.
+
+    Args: args: checkpoint (a folder), splits {name: tokens}, data_hash. report: is not called.
+    Returns: outcome, reason and the loss by split, as a trial's result has them; one that is not finite stays so.
+    Raises: ValueError if there is no checkpoint, or if this machine's data is not the session's.
+    """
+    use_compile_cache()
+    about, devices = checkpoint.recorded(args["checkpoint"]), jax.devices()
+    mesh = None
+    if about is not None:
+        recipe = validate(Recipe, about["recipe"])
+        mesh = mesh_of(layout(recipe, len(devices), room(devices), jax.default_backend()), devices)
+    recipe, params, _ = checkpoint.load(args["checkpoint"], mesh)
+    corpus = data.load(recipe.data)
+    if corpus.data_hash != args["data_hash"]:
+        raise UserError(f"data {corpus.data_hash[:12]} is not the session's {args['data_hash'][:12]}")
+    losses = {split: evaluate.evaluate(recipe, params, evaluate.eval_windows(corpus, split, recipe, tokens))
+              for split, tokens in args["splits"].items()}
+    return {"outcome": "completed", "reason": "", "loss": losses}
