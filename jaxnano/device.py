@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -23,7 +24,8 @@ HBM_BYTES = (
     ("TPU7x", 192 << 30), ("TPU v6", 32 << 30), ("TPU v5p", 95 << 30), ("TPU v5 lite", 16 << 30),
     ("TPU v5e", 16 << 30), ("TPU v5", 95 << 30), ("TPU v4", 32 << 30),
 )
-COMPILE_CACHE_BYTES = 1 << 30
+COMPILE_CACHE_BYTES = {"cpu": 1 << 30}  # of programs kept on disk, by backend
+LARGE_CACHE_BYTES = 20 << 30  # on others, where each is larger and takes longer to compile
 
 
 def peak_flops(device_kind: str) -> float | None:
@@ -42,12 +44,17 @@ def device_bytes(root: Path = Path("/")) -> int:
     return limit or memory_bytes(root)
 
 
-def keep_off() -> None:
-    """Leave this machine's accelerators to others: what this process computes from now on, it computes on the CPU.
+def stay_at(environment: Mapping[str, str | None]) -> None:
+    """Have this process use the devices that such variables leave it, and no other.
 
     Call it before anything asks JAX for a device, which takes hold of all that there are.
+
+    Args: environment: variables, None for those that must not be set; JAX_PLATFORMS among them.
     """
-    jax.config.update("jax_platforms", "cpu")
+    for name, value in environment.items():
+        os.environ.pop(name, None)
+        os.environ |= {} if value is None else {name: value}
+    jax.config.update("jax_platforms", environment["JAX_PLATFORMS"])  # JAX has read the variable already
 
 
 def use_compile_cache() -> None:
@@ -63,7 +70,7 @@ def use_compile_cache() -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
     if chosen:
         return
-    _prune(folder)
+    _prune(folder, COMPILE_CACHE_BYTES.get(jax.default_backend(), LARGE_CACHE_BYTES))
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
@@ -76,8 +83,8 @@ def _cpu() -> str:
     return hashlib.sha256(f"{platform.machine()} {features}".encode()).hexdigest()[:8]
 
 
-def _prune(folder: Path) -> None:
-    """Remove the oldest programs beyond COMPILE_CACHE_BYTES; other processes may be doing the same."""
+def _prune(folder: Path, most: int) -> None:
+    """Remove the oldest programs beyond so many bytes; other processes may be doing the same."""
     files = []
     for entry in os.scandir(folder):
         try:
@@ -87,5 +94,5 @@ def _prune(folder: Path) -> None:
     total = 0
     for _, size, path in sorted(files, reverse=True):
         total += size
-        if total > COMPILE_CACHE_BYTES:
+        if total > most:
             Path(path).unlink(missing_ok=True)

@@ -32,7 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     if recipes[0].data != recipes[1].data:
         raise UserError(f"{options.b}: its data differs from that of {options.a}; equal data would do")
     corpus, seeds = data.load(recipes[0].data), range(options.first_seed, options.first_seed + options.seeds)
-    results = run_batch(full_runs(track, recipes, seeds, corpus.data_hash, options.workers), options.workers, "compare")
+    jobs = full_runs(track, recipes, seeds, corpus.data_hash, options.workers)
+    results = run_batch(jobs, options.workers, "compare", devices=track.devices)
     a, b = (all_losses(results, recipe, 1.0, seeds, track.splits.search, name)
             for recipe, name in zip(recipes, (options.a, options.b), strict=True))
     found = compare(a, b)

@@ -85,7 +85,8 @@ def climb(track: Track, rungs: tuple[Rung, ...], seeds: int, workers: int | None
     Raises: Failure where a rung completed on fewer than two seeds.
     """
     built, corpus, own = recipes(rungs, track.base_recipe), data.load(track.base_recipe.data), range(seeds)
-    results = run_batch(full_runs(track, built, own, corpus.data_hash, workers), workers, "ladder")
+    jobs = full_runs(track, built, own, corpus.data_hash, workers)
+    results = run_batch(jobs, workers, "ladder", devices=track.devices)
     minutes = {record.number: record.value for line in lineages() if line.track == 1 for record in line.records}
     by_seed = [losses(results, recipe, 1.0, own, track.splits.search) for recipe in built]
     rows: list[dict[str, Any]] = []

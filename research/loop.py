@@ -46,7 +46,7 @@ PARSER.early(__name__)
 from jaxnano.config.base import dump, dump_full
 from jaxnano.config.recipe import recipe_id
 from jaxnano.curves import require_tensorboard
-from jaxnano.device import keep_off
+from jaxnano.device import stay_at
 from research import machine
 from research.contract.idea import ideas
 from research.contract.part import FROM, LLM, Proposal
@@ -110,6 +110,9 @@ def start(options: argparse.Namespace) -> Opened:
         accelerator=offered.device_bytes is None, place=offered.place,
         llm=dump_full(llm.settings) if isinstance(llm, Llm) else None, versions=machine.versions(),
         argv=tuple(sys.argv[1:]))
+    if track.seconds(1.0, 1.0) is not None and offered.place.devices != track.devices:
+        raise UserError(f"--devices-per-trial: {offered.place.devices}: track {track.name} counts seconds of "
+                        f"{track.devices}; that would do, or a track whose `devices` says otherwise")
     refuse_too_short("--minutes", unbegun(track, begun), offered.workers, minutes)
     corpus = data.load(track.base_recipe.data)
     begun = begun.model_copy(update={"data_hash": corpus.data_hash,
@@ -141,7 +144,7 @@ def resume(options: argparse.Namespace) -> Opened:
                 raise SessionError(f"{options.session}: {name} is {value[:12]} here, {there[:12]} there: "
                                    "another track or data; start a new session")
         lanes_for(begun.lanes, options, begun.llm)
-        offered = executors.offer(options, options.workers or begun.workers)
+        offered = offered_again(options, track, begun)
         snapshot = Belief(track).at(state)
         if state.end is not None and not pending(snapshot) and len(state.verifications) == len(state.sealed):
             option = "--minutes" if options.minutes else "--resume: minutes left"
@@ -150,6 +153,31 @@ def resume(options: argparse.Namespace) -> Opened:
         session.ledger.append("resume", "", started)
         opened.pop_all()
     return session, track, begun, offered
+
+
+def offered_again(options: argparse.Namespace, track: Track, begun: Begun) -> Offer:
+    """What the session began on.
+
+    Raises: SessionError for any other place: by seed, its results would be paired with the session's.
+    """
+    place, workers = begun.place, options.workers or begun.workers
+    if place is None:  # a ledger of before
+        return executors.offer(options, workers, track.devices)
+    options = argparse.Namespace(**vars(options))
+    if place.kind in ("cpu", "virtual"):  # somebody's word, where there is an accelerator
+        options.platform = options.platform or place.kind
+    try:
+        offered = executors.offer(options, workers, place.devices)
+        if place.like(offered.place):
+            return offered
+        reason = f"here is {offered.place}"
+    except UserError as error:
+        if options.devices_per_trial or options.platform:
+            raise
+        reason = str(error)
+    raise SessionError(f"{options.session}: it began on {place}, and no other place's results compare with its own "
+                       f"({reason}); that place would do, or a new session here with --from {options.session}, which "
+                       "runs its champion anew")
 
 
 def refuse_too_short(option: str, snapshot: Snapshot, workers: int, minutes: float) -> None:
@@ -187,7 +215,7 @@ def run(options: argparse.Namespace) -> int:
     from research.show.report import write_report
     from research.show.view import View
 
-    keep_off()
+    stay_at({"JAX_PLATFORMS": "cpu"})  # the devices are the workers'
     session, track, begun, offered = (resume if options.resume else start)(options)
     state = fold(session.ledger.events())
     minutes = options.minutes or begun.minutes

@@ -50,7 +50,7 @@ def qualify(track: Track, workers: int | None = None) -> dict[str, Any]:
 
     jobs = [*full_runs(track, recipes.values(), seeds, corpus.data_hash, workers),
             *full_runs(track, [track.base_recipe], aa_seeds, corpus.data_hash, workers)]
-    results = run_batch(jobs, workers, f"track {track.name}")
+    results = run_batch(jobs, workers, f"track {track.name}", devices=track.devices)
     grid = {value: losses(results, recipe, 1.0, seeds, split) for value, recipe in recipes.items()}
     complete = {value: by_seed for value, by_seed in grid.items() if len(by_seed) == len(seeds)}
     aa = all_losses(results, track.base_recipe, 1.0, aa_seeds, split, f"track {track.name}: the base")

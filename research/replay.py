@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ PARSER.add_argument("--json", action="store_true")
 PARSER.early(__name__)
 
 from jaxnano import data
-from jaxnano.config.base import validate
+from jaxnano.config.base import dump_full, validate
 from jaxnano.config.recipe import Recipe
 from research.contract.track import Track
-from research.execute.batch import job, run_batch
+from research.execute import executors
+from research.execute.batch import HERE, job, run_batch
+from research.ledger.kinds import Placed
 from research.ledger.session import Session
 from research.ledger.state import fold
 from research.machine import TOLERANCE
@@ -53,15 +56,29 @@ def replay(session: Path, name: str) -> dict[str, Any]:
         raise UserError(f"{session}: its data {before.fingerprint['data'][:12]} is not this machine's "
                         f"{corpus.data_hash[:12]}; the same versions of the wheels would do")
     again = job(recipe, trial.horizon, trial.seed, before.steps, splits, corpus.data_hash)
-    after = run_batch([again], 1, "replay")[trial.key]
+    after = run_batch([again], 1, "replay", _like(state.session.place))[trial.key]
     if after.outcome != "completed":
         raise Failure(f"{trial.key}: completed then, and {after.outcome} now: {after.reason}")
-    differs = {k: {"then": v, "now": after.fingerprint.get(k)} for k, v in before.fingerprint.items()
-               if after.fingerprint.get(k) != v}
+    then, now = ({**result.fingerprint, **(dump_full(result.topology) if result.topology else {})}
+                 for result in (before, after))
+    differs = {k: {"then": v, "now": now.get(k)} for k, v in then.items() if now.get(k) != v}
     gap = max(abs((after.loss.get(split) or math.inf) - loss) for split, loss in trial.loss.items())
     return {"trial": trial.key, "then": trial.loss, "now": after.loss, "difference": gap,
             "fingerprint_differs": differs, "holds": gap == 0.0 if not differs else gap <= TOLERANCE,
             "promise": f"within {TOLERANCE:g} nats, for other {', '.join(differs)}" if differs else "equal to the bit"}
+
+
+def _like(place: Placed | None) -> argparse.Namespace:
+    """Options of a place like that, where this machine has one; else of any."""
+    if place is None:
+        return HERE
+    kind = place.kind if place.kind in ("cpu", "virtual") else None
+    options = argparse.Namespace(executor="local", devices_per_trial=place.devices, platform=kind)
+    try:
+        executors.offer(options, 1)
+    except UserError:
+        return HERE
+    return options
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from jaxnano.cli import Command, Failure, Output, UserError, report_errors
+from research.machine.place import PLATFORMS, free_port, places
 from research.text import clean, listed
 
 PARSER = Command("research.share", __doc__)
 PARSER.add_argument("session", type=Path)
 PARSER.add_argument("path", help="a new folder, or gs://BUCKET/FOLDER")
+PARSER.add_argument("--platform", choices=PLATFORMS, metavar="KIND", help="to evaluate it on, as of research.loop")
 PARSER.add_argument("--json", action="store_true")
 PARSER.early(__name__)
 
@@ -26,7 +28,7 @@ from jaxnano import checkpoint, data, evaluate, published
 from jaxnano.config.base import dump, validate
 from jaxnano.config.file import save
 from jaxnano.config.recipe import Recipe
-from jaxnano.device import use_compile_cache
+from jaxnano.device import stay_at, use_compile_cache
 from research.decide.claims import violations
 from research.ledger.session import Session, refuse_links
 from research.ledger.state import fold
@@ -115,6 +117,12 @@ def _measure(folder: Path, split: str, tokens: int) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     options = PARSER.options(argv)
+    here = places(1, platform=options.platform)[0]
+    with Session.open(options.session) as opened:
+        if here.accelerated and opened.ledger.held():
+            raise UserError(f"{options.session}: its loop is at work, on this machine's devices; when it has ended, or "
+                            "--platform cpu")
+    stay_at(here.environment(free_port()) if here.accelerated else {"JAX_PLATFORMS": "cpu"})
     use_compile_cache()
     Output(options.json).table("shared", share(options.session, options.path))
     return 0

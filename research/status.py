@@ -81,7 +81,8 @@ def _rows(found: dict[str, Any]):
     yield "trials", ", ".join(f"{n} {name}" for name, n in counts.items()) or "none"
     yield "proposals", "{accepted} accepted, {refused} refused".format(**found["proposals"])
     yield "decisions", str(found["decisions"])
-    yield "device time", f"{found['device_seconds']:,.0f} s in {found['wall_seconds']:,.0f} s"
+    several = f" of {found['devices']} devices" if found["devices"] > 1 else ""
+    yield "device time", f"{found['device_seconds']:,.0f} s{several} in {found['wall_seconds']:,.0f} s"
     yield "shares", ", ".join(f"{name.partition('_')[0]} {found[name]:.1%}" for name in SHARES)
     if spent := found["llm"]:
         yield "llm", _plain(f"{count(spent['requests'], 'request')} to {', '.join(spent['models'])}: "

@@ -81,7 +81,7 @@ class Dispatcher:
         told = state.proposals[trial.recipe_id].proposal
         about = {"recipe": trial.recipe_id, "name": told.name, "hypothesis": told.hypothesis}
         args = {"recipe": dump(arm.recipe), "total_steps": steps, "seconds": prices.budget_s(arm, trial.horizon),
-                "seed": trial.seed, "splits": splits, "data_hash": state.session.data_hash,
+                "seed": trial.seed, "splits": splits, "data_hash": state.session.data_hash, "place": self._place,
                 "checkpoint": str(folder / "checkpoint") if shipped else None}
         self.executor.submit(worker, Job(id=trial.key, attempt=attempt, dir=str(folder), target=TARGET, about=about,
                                          args=args))
@@ -89,6 +89,13 @@ class Dispatcher:
         self.flights[worker] = Flight(trial, decision.purpose, attempt, time.monotonic(), predicted_s,
                                       begins=tuple(phase.start for phase in arm.recipe.phases))
         self.flights[worker].first_message_s = max(min(PATIENCE_S.values()), min(prices.first_message_s(arm), left_s))
+
+    @property
+    def _place(self) -> dict[str, Any] | None:
+        """Where the session's first result was made: others are paired with it, and have to be from such a place."""
+        attempts = (attempt for trial in self.book.state.trials.values() for attempt in trial.attempts)
+        found = (a.result.topology for a in attempts if a.result is not None and a.result.topology is not None)
+        return next((topology.place for topology in found), None)
 
     def measure(self, trial: Trial) -> None:
         """Have an idle worker, if there is one, find the held-out loss of what is to be crowned; one does at a time.

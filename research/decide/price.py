@@ -91,7 +91,9 @@ class Prices:
         """Measured device-seconds per FLOP."""
         rates = [tokens_per_step(arm.recipe) / (result.tokens_per_s * arm.flops)
                  for arm, result in self._done if result.device_s and result.tokens_per_s]
-        return _median(rates, ON_ACCELERATOR if self.snapshot.state.session.accelerator else SECONDS_PER_FLOP)
+        session = self.snapshot.state.session
+        devices = session.place.devices if session.place is not None else 1
+        return _median(rates, ON_ACCELERATOR / devices if session.accelerator else SECONDS_PER_FLOP)
 
     @cached_property
     def compile_s(self) -> float:

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from jaxnano.cli import Failure
 from jaxnano.config.base import dump
 from jaxnano.config.recipe import Recipe, recipe_id
-from jaxnano.device import keep_off
+from jaxnano.device import stay_at
 from research.contract.track import Track
 from research.contract.trial import Trial
 from research.execute import Job, executors
@@ -33,20 +33,22 @@ def job(recipe: Recipe, horizon: float, seed: int, steps: int, splits: Mapping[s
     return Job(id=Trial(recipe_id(recipe), horizon, seed).key, attempt=1, dir="", target=TARGET, args=args)
 
 
-def run_batch(jobs: Iterable[Job], workers: int | None = None, title: str = "trials") -> dict[str, Result]:
+def run_batch(jobs: Iterable[Job], workers: int | None = None, title: str = "trials",
+              options: argparse.Namespace = HERE, devices: int = 1) -> dict[str, Result]:
     """Run all jobs, one at a time on each worker.
 
+    Args: options, devices: see `executors.offer`.
     Returns: results by trial key. A worker that dies costs its job a second try, then the run.
     Raises: Failure naming the first trial that did not complete.
     """
-    keep_off()
+    stay_at({"JAX_PLATFORMS": "cpu"})  # the devices are the workers'
     waiting: list[Job] = list({j["id"]: j for j in jobs}.values())
     total = len(waiting)
     results: dict[str, Result] = {}
     running: dict[int, Job] = {}
-    offered = executors.offer(HERE, workers)
+    offered = executors.offer(options, workers, devices)
     if offered.workers > total > 0:
-        offered = executors.offer(HERE, total)
+        offered = executors.offer(options, total, devices)
     with (tempfile.TemporaryDirectory() as folder, closing(offered.start(Path(folder) / "workers", WARM)) as executor,
           Progress(transient=True) as bar):
         task = bar.add_task(title, total=total)
@@ -80,7 +82,7 @@ def full_runs(track: Track, recipes: Iterable[Recipe], seeds: Iterable[int], dat
     if by_base := track.objective.waits_for_base:
         horizon = min(track.horizons)
         timed = job(base, horizon, 0, track.steps(base, horizon), splits, data_hash)
-        result = run_batch([timed], 1, "the base's step")[timed["id"]]
+        result = run_batch([timed], 1, "the base's step", devices=track.devices)[timed["id"]]
         seconds = track.seconds(1.0, base.data.batch * base.data.length / (result.tokens_per_s or math.inf))
     kinds = list(recipes)
     return [job(recipe, 1.0, seed, track.steps(recipe, 1.0), splits, data_hash,

@@ -1,4 +1,4 @@
-"""Workers on this machine: one single-threaded process a core, or one a GPU.
+"""Workers on this machine: one single-threaded process a core, or one a place of accelerators.
 
 One thread a process is faster in sum than one process on all cores, and its results are bit-stable (LOG.md). A worker
 grows with every structure it compiles and gives nothing back, so one that has outgrown its bound is replaced between

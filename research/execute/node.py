@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
+from jaxnano.cli import UserError
 from jaxnano.curves import METRICS
 from research import machine
 from research.execute import Job, Message
@@ -65,7 +66,10 @@ class NodeWorker:
     def _place(self, number: int) -> Place:
         """A core of the node's, or the accelerators that Ray has made visible to this process."""
         if self._kind != "CPU":
-            return replace(places(1, self._devices)[0], cores=())
+            place = places(1, self._devices)[0]
+            if not place.accelerated:
+                raise UserError(f"Ray offers a {self._kind} on {machine.host()}, but none can be found there")
+            return replace(place, cores=())
         cores = machine.cores()
         ids = tuple(map(str, range(self._devices)))
         return Place((cores[number % len(cores)],), "virtual" if self._devices > 1 else "cpu", ids)

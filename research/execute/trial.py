@@ -35,10 +35,12 @@ def run_job(args: Mapping[str, Any], report: Report, devices: Sequence[Any] | No
     """Train and evaluate.
 
     Args: args: recipe (plain data), total_steps, seed, splits {name: tokens}, data_hash, checkpoint (a folder, or
-    None), and seconds (None, or the training time that decides the steps instead of total_steps). report: takes
-    {progress, loss, tokens_per_s} after every few steps. devices: to train on, all there are by default.
+    None), seconds (None, or the training time that decides the steps instead of total_steps) and place (None, or the
+    device's model, devices and processes that it has to be run on). report: takes {progress, loss, tokens_per_s} after
+    every few steps. devices: to train on, all there are by default.
     Returns: the body of a `result` event. A loss that is not finite is outcome `diverged`, with no number.
-    Raises: ValueError if this machine's data is not the session's, or the recipe cannot be laid over the devices.
+    Raises: ValueError if this machine's data is not the session's, or the recipe cannot be laid over the devices;
+    OSError if they are others than the session's: that says nothing of the recipe.
     """
     use_compile_cache()
     recipe, steps, seed = validate(Recipe, args["recipe"]), args["total_steps"], args["seed"]
@@ -47,6 +49,9 @@ def run_job(args: Mapping[str, Any], report: Report, devices: Sequence[Any] | No
         raise UserError(f"data {corpus.data_hash[:12]} is not the session's {args['data_hash'][:12]}")
     clock = time.process_time if jax.default_backend() == "cpu" else time.monotonic
     start, devices = clock(), devices or jax.devices()
+    here = {"device": devices[0].device_kind, "devices": len(devices), "processes": jax.process_count()}
+    if args.get("place") not in (None, here):
+        raise OSError(f"this place, {here}, is not that of the session's results, {args['place']}")
     laid = layout(recipe, len(devices), room(devices), jax.default_backend())
     mesh = mesh_of(laid, devices)
     if args.get("seconds"):
@@ -76,14 +81,13 @@ def run_job(args: Mapping[str, Any], report: Report, devices: Sequence[Any] | No
         folder = Path(args["checkpoint"])
         with _writing(), closing(Checkpoints(folder, recipe, seed, steps, corpus.data_hash, mesh)) as made:
             made.save(state, batches.get_state(), next(iter(result["loss"].values())))
-    backend, device = jax.default_backend(), devices[0].device_kind
+    backend = jax.default_backend()
     return result | {
         "device_s": clock() - start,
         "compile_s": max(0.0, trained_s - pace.steady_s),
         "tokens_per_s": pace.tokens_per_s,
-        "topology": {"device": device, "devices": len(devices), "processes": jax.process_count(), "mesh": laid.told,
-                     "accumulate": laid.accumulate},
-        "fingerprint": fingerprint(backend, None if backend == "cpu" else device) | {"data": corpus.data_hash},
+        "topology": here | {"mesh": laid.told, "accumulate": laid.accumulate},
+        "fingerprint": fingerprint(backend, None if backend == "cpu" else here["device"]) | {"data": corpus.data_hash},
     }
 
 

@@ -59,6 +59,16 @@ class Placed(Node):
     devices: int = 1
     processes: int = 1
 
+    def __str__(self) -> str:
+        return f"{self.devices} x {self.model or self.kind}" + f" in {self.processes} processes" * (self.processes > 1)
+
+    def like(self, other: Placed) -> bool:
+        """Whether results of both compare. Those of two models of CPU do: they are known to differ by less than 1e-3
+        nats."""
+        mine, theirs = (place.model_copy(update={"model": ""}) if place.kind in ("cpu", "virtual") else place
+                        for place in (self, other))
+        return mine == theirs
+
 
 class Begun(Body):
     """A session's first event. contract: the track as plain data. inherited: an earlier session's champion. place:
@@ -177,6 +187,11 @@ class Topology(Node):
     processes: int = 1
     mesh: str = ""
     accumulate: tuple[int, ...] = (1,)
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """What all runs of a session have in common; mesh and pieces follow from the recipe."""
+        return {"device": self.device, "devices": self.devices, "processes": self.processes}
 
 
 class Result(Body):

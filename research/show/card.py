@@ -74,7 +74,7 @@ def tried(facts: Facts) -> str:
     state, counts = facts.state, facts.state.counts()
     ran = ", ".join(f"{n} {outcome}" for outcome, n in sorted(counts.items(), key=lambda item: -item[1]))
     return (f"{state.verdicts['accepted']} recipes accepted and {state.verdicts['refused']} refused; "
-            f"{count(sum(counts.values()), 'run')} ({ran}) in {state.device_s:,.0f} device-seconds; "
+            f"{count(sum(counts.values()), 'run')} ({ran}) in {facts.device_time}; "
             f"{count(len(state.sealed), 'sealed attempt')}, {count(len(state.crowned), 'champion')}")
 
 

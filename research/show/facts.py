@@ -76,6 +76,18 @@ class Facts:
         """The facts of a folded ledger. Raises: SessionError if it has no `session` event yet."""
         return Facts(Belief(track_of(state)).at(state))
 
+    @property
+    def devices(self) -> int:
+        """That each run is trained on."""
+        place = self.state.session.place
+        return place.devices if place is not None else 1
+
+    @property
+    def device_time(self) -> str:
+        """Device-seconds of all runs; where each had several devices, their seconds and how many devices."""
+        return f"{self.state.device_s:,.0f} " + (
+            f"seconds of {self.devices} devices" if self.devices > 1 else "device-seconds")
+
     def proposal(self, recipe_id: str) -> Proposal:
         """What was proposed under a recipe id; nothing, without a name, if nothing was."""
         return self.state.proposals[recipe_id].proposal if recipe_id in self.state.proposals else NOTHING

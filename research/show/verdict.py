@@ -113,6 +113,7 @@ def summary(facts: Facts) -> dict[str, Any]:
         "openings": len(state.openings),
         "frontier": facts.frontier(),
         "device_seconds": state.device_s,
+        "devices": facts.devices,
         "wall_seconds": state.wall_s,
         "idle_fraction": shares["idle"],
         **{f"{name}_share": shares[name] for name in ("compile", "replicate", "kill", "verification")},

@@ -169,7 +169,7 @@ class Frame:
         running = sum(flight.purpose != HELD_OUT for flight in self.scheduler.flights.values())
         line = Text.assemble((f"{self.facts.track.name}", "bold"), f"   {clock(self.scheduler.left_s)} left   ",
                              f"{sum(counts.values()) - running} runs done, {running} running   ",
-                             f"idle {state.shares()['idle']:.0%}   {state.device_s:,.0f} device-seconds")
+                             f"idle {state.shares()['idle']:.0%}   {self.facts.device_time}")
         return "", [[line], [Text(stage(self.facts.snapshot), style="yellow" if state.nominated else "dim")]]
 
     def _running(self):

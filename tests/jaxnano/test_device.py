@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from jaxnano.device import COMPILE_CACHE_BYTES, LARGE_CACHE_BYTES, _prune
+
 PROGRAM = """
 import shutil, sys, warnings
 from pathlib import Path
@@ -22,6 +24,15 @@ for n in (2, 3):
 print(folder)
 assert all(kept), kept
 """
+
+
+def test_the_oldest_programs_go_first(tmp_path: Path) -> None:
+    for age, name in enumerate(("new", "older", "oldest")):
+        (tmp_path / name).write_bytes(bytes(10))
+        os.utime(tmp_path / name, (1000 - age, 1000 - age))
+    _prune(tmp_path, 20)
+    assert {path.name for path in tmp_path.iterdir()} == {"new", "older"}
+    assert COMPILE_CACHE_BYTES["cpu"] < LARGE_CACHE_BYTES == 20 * 2**30
 
 
 def test_a_cache_that_was_deleted_is_made_again(tmp_path: Path) -> None:

@@ -4,14 +4,18 @@ import itertools
 import os
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+import yaml
+from sessions import forge
 from sitting import created, drive
 from stand_in import MICRO
 
@@ -28,6 +32,7 @@ from research.decide.choose import decide
 from research.decide.claims import violations
 from research.decide.price import Prices
 from research.ledger.events import FILE, Ledger, node_of
+from research.ledger.kinds import Placed
 from research.ledger.session import Session
 from research.ledger.state import fold
 from research.machine import ROOT, process_identity
@@ -36,10 +41,22 @@ DEADLINE_S = 300.0
 TRIALS = 6
 
 
+SPIED = """
+import atexit, os, runpy
+from jax._src import xla_bridge
+def tell():
+    with open(os.environ["SPIED"], "a") as file:
+        file.write(f"{sorted(xla_bridge._backends)}\\n")
+atexit.register(tell)
+runpy.run_module("research.loop", run_name="__main__", alter_sys=True)
+"""
+
+
 def start(folder, *options):
-    """The loop; what it says comes by lines, a line a run."""
-    command = [sys.executable, "-u", "-m", "research.loop", "--session", str(folder), *options]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    """The loop; what it says comes by lines, a line a run. At its end it writes which backends it has initialised."""
+    command = [sys.executable, "-u", "-c", SPIED, "--session", str(folder), *options]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            env=os.environ | {"SPIED": str(folder.with_suffix(".backends"))})
 
 
 @contextmanager
@@ -137,6 +154,13 @@ def test_a_stopped_session_is_resumed_to_its_end(stopped, ended):
     assert len(searched) == TRIALS
 
 
+def test_the_loop_has_no_device_from_the_first_run_to_the_crown(ended):
+    """Not even the CPU: what it computes it computes in NumPy."""
+    folder, _, events, _ = ended
+    assert any(e.kind == "crowned" for e in events)
+    assert folder.with_suffix(".backends").read_text() == "[]\n[]\n"
+
+
 def test_the_crowned_recipe_is_the_sealed_one(ended):
     folder, _, events, _ = ended
     state = fold(events)
@@ -185,6 +209,44 @@ def test_every_decision_follows_from_the_ledger_before_it(ended):
         trial, body = decide(prices, seed, worker["priced"], left_s)
         assert trial.key == event.subject
         assert node_of("decision", body.model_copy(update=worker)) == event.body
+
+
+def elsewhere(folder, **place):
+    """The session as if it had begun on another place; returns the ledger's first event as it is now."""
+    forge(folder, "session", lambda body, _: body.update(place=body["place"] | place))
+    with Session.open(folder) as session:
+        return session.ledger.events("session")[0].body
+
+
+@pytest.mark.parametrize(("place", "words"), [
+    ({"kind": "cuda", "model": "NVIDIA H100"}, r"it began on 1 x NVIDIA H100, .* \(here is 1 x .*\); that place would"),
+    ({"kind": "tpu", "model": "v6e", "devices": 4}, r"it began on 4 x v6e, .* \(--devices-per-trial: 4: a worker on"),
+    ({"kind": "virtual", "devices": 2, "processes": 2}, "it began on 2 x .* in 2 processes, ")])
+def test_a_session_is_resumed_on_its_own_place_and_its_champion_begins_anew_on_another(
+        ended, capsys, tmp_path, place, words):
+    folder = Path(shutil.copytree(ended[0], tmp_path / "session"))
+    begun = elsewhere(folder, **place)
+    code, line = refusal(capsys, "--session", str(folder), "--resume", "--minutes", "20")
+    assert code == 2 and re.search(words, line) and f"--from {folder}, which runs its champion anew" in line
+    with Session.open(folder) as session:
+        assert not session.ledger.held() and len(session.ledger.events("resume")) == 1
+    here = begun.model_copy(update={"place": Placed()})
+    inherited = loop.inherit(folder, here)
+    assert inherited.place == Placed() and inherited.incumbent == fold(ended[2]).champion
+
+
+def test_another_model_of_cpu_is_the_same_place():
+    assert Placed(model="EPYC").like(Placed(model="Xeon")) and not Placed().like(Placed(devices=2, kind="virtual"))
+    assert not Placed(kind="cuda", model="A100").like(Placed(kind="cuda", model="H100"))
+
+
+def test_seconds_are_of_so_many_devices(capsys, tmp_path):
+    track = {**yaml.safe_load((ROOT / MICRO).read_text()), "base": str(ROOT / MICRO.replace("micro", "micro-base")),
+             "objective": {"kind": "loss_at_seconds", "seconds": 5.0}}
+    (tmp_path / "timed.yaml").write_text(yaml.safe_dump(track))
+    code, line = refusal(capsys, "--track", str(tmp_path / "timed.yaml"), "--platform", "virtual",
+                         "--devices-per-trial", "2")
+    assert code == 2 and "--devices-per-trial: 2: track micro counts seconds of 1; that would do" in line
 
 
 def refusal(capsys, *argv):

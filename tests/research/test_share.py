@@ -258,6 +258,13 @@ def test_a_checkpoint_that_cannot_be_read_is_refused(copy, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_loop_at_work_on_the_devices_is_left_alone(capsys, copy, monkeypatch, tmp_path):
+    monkeypatch.setattr(share, "places", lambda workers, platform: [Place((0,), "cuda", ("GPU-1",))])
+    with Session.open(copy, lock=True):
+        code, line = refusal(capsys, copy, tmp_path / "out")
+    assert code == 2 and "its loop is at work, on this machine's devices; when it has ended, or --platform cpu" in line
+
+
 def test_an_existing_target_is_refused(capsys, session, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "file").write_text("mine")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sessions import EVIL, changes, cut, old_session
 from sitting import created, loop
-from stand_in import MICRO
+from stand_in import MICRO, StandIn
 
 from jaxnano import checkpoint, data
 from jaxnano.config.file import load
@@ -107,3 +107,13 @@ def test_a_folder_that_was_not_finished_is_made_again(passed):
     with Session.open(passed, lock=True) as session:
         crown(session)
     assert recipe_id(load(passed / "champion" / "recipe.yaml")) == PASSED and not (passed / "champion.new").exists()
+
+
+def test_a_held_out_loss_that_cannot_be_had_ends_the_sitting_and_crowns_nobody(passed):
+    executor = StandIn(outcomes=lambda job: {"outcome": "failed", "reason": "no such luck"})
+    with Session.open(passed, lock=True) as session:
+        found = loop(session, executor, max_trials=1)
+        assert found.run().startswith("the machine failed: 3 attempts at the held-out loss of ")
+        assert found.trouble.endswith("no such luck") and not session.ledger.events("crowned")
+    held_out = [job for job in executor.jobs if job["target"] == measure.TARGET]
+    assert [job["attempt"] for job in held_out] == [1, 2, 3]

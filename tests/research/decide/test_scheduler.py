@@ -183,6 +183,16 @@ def test_divergence_is_an_outcome_and_no_number(track, tmp_path):
     assert found.snapshot.p_diverge[found.snapshot.index[arm.recipe_id]] > 0.3
 
 
+def test_all_runs_are_to_be_made_where_the_first_was(track, tmp_path):
+    place = {"device": "NVIDIA H100", "devices": 2, "processes": 1}
+    topology = place | {"mesh": "data=2,fsdp=1,tensor=1", "accumulate": [1]}
+    executor = StandIn(1, outcomes=lambda job: completed(job) | {"topology": topology})
+    with created(tmp_path / "s") as session:
+        drive(session, track, executor, max_trials=3)
+    first, *others = [job["args"]["place"] for job in executor.jobs]
+    assert first is None and others and all(other == place for other in others)
+
+
 def test_stop_ends_runs_as_interrupted(track, tmp_path):
     class Stopped(StandIn):
         def poll(self, timeout_s):

@@ -173,6 +173,13 @@ def test_a_cancelled_run_says_what_it_has_cost(job):
     assert result["steps"] == 20 and result["device_s"] > 0
 
 
+def test_another_place_than_the_session_s_is_the_machine_s_doing(job, ran):
+    here = {name: ran[0]["topology"][name] for name in ("device", "devices", "processes")}
+    for other in ({"device": "NVIDIA H100"}, {"devices": 4}, {"processes": 2}):
+        with pytest.raises(OSError, match="this place, .* is not that of the session's results"):
+            run_job(job(place=here | other), lambda values: None)
+
+
 def test_other_data_than_the_session_s_are_refused(job):
     with pytest.raises(ValueError, match="is not the session's 000000000000"):
         run_job(job(data_hash="0" * 64), lambda values: None)
