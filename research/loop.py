@@ -163,16 +163,16 @@ def offered_again(options: argparse.Namespace, track: Track, begun: Begun) -> Of
     place, workers = begun.place, options.workers or begun.workers
     if place is None:  # a ledger of before
         return executors.offer(options, workers, track.devices)
-    options = argparse.Namespace(**vars(options))
-    if place.kind in ("cpu", "virtual"):  # somebody's word, where there is an accelerator
-        options.platform = options.platform or place.kind
+    options, same = argparse.Namespace(**vars(options)), False
+    if place.kind in ("cpu", "virtual") and options.platform is None:  # somebody's word, where there is an accelerator
+        options.platform, same = place.kind, True
     try:
         offered = executors.offer(options, workers, place.devices)
         if place.like(offered.place):
             return offered
         reason = f"here is {offered.place}"
     except UserError as error:
-        if options.devices_per_trial or options.platform:
+        if same:
             raise
         reason = str(error)
     raise SessionError(f"{options.session}: it began on {place}, and no other place's results compare with its own "

@@ -143,8 +143,8 @@ def _of_cores(workers: int | None, devices: int | str, kind: Literal["cpu", "vir
     available = machine.cores()
     if kind == "virtual":
         ids = tuple(map(str, range(1 if devices == "host" else int(devices))))
-        spread = _dealt(available, workers or len(available))
-        return [Place(cores, kind, ids, model=machine.cpu_model()) for cores in spread]
+        each = [(available[i % len(available)],) for i in range(workers or len(available))]
+        return [Place(cores, kind, ids, model=machine.cpu_model()) for cores in each]
     if devices != 1:
         raise UserError(f"--devices-per-trial: {devices}: a worker on a CPU has one device; 1 would do")
     count = len(available) if workers is None else workers

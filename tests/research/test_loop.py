@@ -230,6 +230,8 @@ def test_a_session_is_resumed_on_its_own_place_and_its_champion_begins_anew_on_a
     assert code == 2 and re.search(words, line) and f"--from {folder}, which runs its champion anew" in line
     with Session.open(folder) as session:
         assert not session.ledger.held() and len(session.ledger.events("resume")) == 1
+    code, line = refusal(capsys, "--session", str(folder), "--resume", "--minutes", "20", "--platform", "cpu")
+    assert code == 2 and "it began on " in line
     here = begun.model_copy(update={"place": Placed()})
     inherited = loop.inherit(folder, here)
     assert inherited.place == Placed() and inherited.incumbent == fold(ended[2]).champion
