@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 from jaxnano.config.base import refuse, unique_names
@@ -258,5 +259,6 @@ def renamed(m: Any) -> Any:
 
 
 def _call(called: dict[str, str], name: str, what: str) -> None:
-    taken = sum(other == what or other.startswith(f"{what}__") for other in called.values())
-    called[name] = f"{what}__{taken}" if taken else what
+    """By the first of what, what__1, what__2 ... that nothing has."""
+    taken = {*called.values()}
+    called[name] = next(new for n in count() if (new := f"{what}__{n}" if n else what) not in taken)

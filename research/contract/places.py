@@ -6,6 +6,7 @@ Places are found by their types, so a new one is here by itself.
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, get_origin
 
@@ -14,7 +15,7 @@ import numpy as np
 from jaxnano.config import expression, presets
 from jaxnano.config.base import Node, fields, finite, name_of, nodes_in
 from jaxnano.config.block import ACTIVATION, FormulaActivation
-from jaxnano.config.expression import Signature
+from jaxnano.config.expression import ExpressionError, Signature
 from jaxnano.config.formulas import Formula
 from jaxnano.config.optimizer import Group, View
 from jaxnano.config.recipe import Recipe
@@ -152,10 +153,13 @@ def values(place: Place, code: str, params: Mapping[str, float]) -> np.ndarray:
     scope |= {"fan_in": np.float64(6.0), "fan_out": np.float64(8.0)}
     noise = lambda: made_up("noise", rest, place.signature)  # noqa: E731
     noise.plain = True  # type: ignore[attr-defined]
+    known, shape = {**scope, **params}, (len(made_up("x", rest, place.signature)), *rest)
+    try:
+        expression.measure(code, {"W": shape} | {name: np.shape(value) for name, value in known.items()})
+    except ExpressionError:  # a norm of what has no rows
+        return np.full((shape[0], math.prod(rest)), np.nan)
     with np.errstate(all="ignore"):
-        found = expression.reckon(tree, {**scope, **params}, place.signature.axes,
-                                  noise if place.signature.draws else None)
-        shape = (len(made_up("x", rest, place.signature)), *rest)
+        found = expression.reckon(tree, known, place.signature.axes, noise if place.signature.draws else None)
         return np.broadcast_to(found, shape).reshape(shape[0], -1)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from jaxnano.config import wiring
 from jaxnano.config.base import dump, validate
 from jaxnano.config.recipe import Recipe, recipe_id
 from research.contract.behaviour import behaviour, unread
@@ -37,6 +38,15 @@ def test_another_name_is_another_recipe_that_behaves_alike(name: str) -> None:
     assert recipe_id(recipe) != recipe_id(other) and behaviour(recipe) == behaviour(other)
     assert features(TINY, recipe) == features(TINY, other)
     assert not features(recipe, other)
+
+
+def test_names_that_tell_nothing_are_still_apart() -> None:
+    """One is called by a second table and one by the first, whose name the other begins with."""
+    gate = {"code": "c * sigmoid(z)", "channels": 4}
+    wires = [{"name": f"wire{i}", "source": f"table{1 - i}", "to": "stream", "add": gate} for i in range(2)]
+    recipe = model(tables=[{"name": "table0"}, {"name": "table1", "channels": 4}], wires=wires)
+    assert behaviour(recipe) == behaviour(renamed(recipe))
+    assert len({wire.name for wire in wiring.renamed(recipe.model).wires}) == 2
 
 
 @pytest.mark.parametrize("changes", [

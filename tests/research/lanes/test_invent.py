@@ -47,6 +47,12 @@ def rounds(worth, count, track=TRACK, start=()):
     return found
 
 
+def test_a_norm_of_what_has_no_rows_is_no_number():
+    place = next(place for place in places(BASE) if place.signature.reduces and place.signature.axes == 2)
+    assert np.isnan(values(place, f"{place.needed} * columns(2)", {})).all()
+    assert np.isfinite(values(place, f"{place.needed} * columns({place.needed})", {})).all()
+
+
 @pytest.fixture(scope="module")
 def brought():
     start = [known([part(ideas()[name], BASE) for name in ("muon", "rotary")], 0.3)]
