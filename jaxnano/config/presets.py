@@ -119,6 +119,10 @@ def check(chain: Sequence[Node], params: Iterable[str], partners: Iterable[str] 
             for field in ("by", "basis"):
                 if (by := getattr(step, field, None)) and made.get(by) is not kind:
                     raise refuse(f"chain.{name_of(item)}.{field}", by, f"a line of kind {kind_of(kind)} would do")
+            for name in sorted(step.reads - {getattr(step, "by", None), getattr(step, "basis", None)}):
+                if made.get(name) in (t.Factors, t.Triangles):
+                    raise refuse(f"chain.{name_of(item)}", name, f"a line of kind {kind_of(made[name])}, which holds "
+                                 "bases and no number: only by and basis may name it")
     ahead = {step.name for item in chain for step in expand(item) if isinstance(step, t.Factors) and step.ahead}
     for item in chain:
         if any(getattr(step, "basis", None) in ahead for step in expand(item)):

@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     gate, failures = Gate(track), []
     drawn = itertools.chain((random_recipe(rng, track.base_recipe) for _ in range(args.random // 2)),
                             itertools.islice(proposed(rng, track), args.random - args.random // 2))
-    verdicts = [gate.judge(dump(recipe)) for recipe in drawn]
+    verdicts = [_judged(gate, recipe) for recipe in drawn]
     accepted = [v.recipe for v in verdicts if v.recipe is not None]
     print(f"random: {len(verdicts)}, accepted {len(accepted)}, {times(v.ms for v in verdicts if v.accepted)}")
     reasons = Counter(p.path for v in verdicts for p in v.problems)
@@ -140,6 +140,15 @@ def main(argv: list[str] | None = None) -> int:
     failures += [f"a feature depends on a later token: {json.dumps(dump(recipe))}" for recipe in judged.ahead]
     print("\n".join(failures) if failures else "all refused with path, value and rule; none crashed")
     return 1 if failures else 0
+
+
+def _judged(gate: Gate, recipe: Recipe) -> Verdict:
+    """The gate's verdict; where it crashes, the error names the recipe."""
+    try:
+        return gate.judge(dump(recipe))
+    except Exception as error:
+        error.add_note(json.dumps(dump(recipe)))
+        raise
 
 
 def times(ms: Iterable[float]) -> str:

@@ -175,6 +175,8 @@ def test_a_sum_a_debiased_average_and_its_weight():
     ([M, {"name": "mix", "code": "u + n"}], 'chain.mix: "n": no such name above this line; known: W, W0,'),
     ([M, {"name": "mix", "code": "u + m_ol"}], "m_old would do"),
     ([{"name": "mix", "code": "u + m"}, M], "no such name above this line"),
+    ([{"kind": "factors", "name": "q"}, {"name": "mix", "code": "u * q"}], 'chain.mix: "q": a line of kind factors'),
+    ([{"kind": "triangles", "name": "q"}, M | {"of": "q"}], '"q": a line of kind triangles, which holds bases'),
     ([M, {"name": "mix", "code": "u + m", "into": "m"}], 'chain.mix: "m": the name is taken'),
     ([M, M | {"name": "n"}, {"name": "mix", "code": "m + n + a", "params": {"a": 1.0}},
       {"kind": "average", "name": "a", "decay": 0.5}, {"name": "use", "code": "u + a"}], None),
