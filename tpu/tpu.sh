@@ -8,7 +8,7 @@ usage: tpu/tpu.sh COMMAND NAME --zone ZONE [options] [-- arguments of the run]
 
   create   ask for the TPU through a queued resource
   setup    wait until it is there; copy the last commit to every worker and install it
-  run      start on every worker: research.loop on one VM, jaxnano.train on a slice
+  run      start on every worker: research.loop or jaxnano.train, on one VM or over a slice's hosts
   watch    create, setup and run, again with --resume after each preemption, until the run ends
   status   state of the queued resource, and of the run
   logs     follow the log of a worker
@@ -37,7 +37,7 @@ fail() {
 # --- what is asked for -------------------------------------------------------------------------------------------
 
 command="" name="" zone="" project="" type=v6e-8 runtime="" program="" bucket="" out=runs worker=0
-interval=60 restarts=3 tier=--spot dry=""
+interval=60 restarts=3 tier=--spot dry="" slice=""
 arguments=()
 
 parse() {
@@ -78,11 +78,10 @@ check() {
   case $command in
     setup | watch | collect) needs --bucket "$bucket" 'gs://[a-z0-9][-a-z0-9._]+(/[-A-Za-z0-9._/]*)?' gs://my-bucket/runs ;;
   esac
-  local one_vm=""
-  if ((10#${type##*-} <= 8)); then one_vm=yes; fi # up to 8 chips, or 8 cores where cores are counted, share a host
-  if [[ -z $program && -n $one_vm ]]; then program=loop; fi
-  program=${program:-train}
-  [[ $program == train || -n $one_vm ]] || fail "--program: loop: $type has several hosts; --program train would do"
+  if ((10#${type##*-} > 8)); then slice=yes; fi # up to 8 chips, or 8 cores where cores are counted, share a host
+  if [[ -z $program ]]; then
+    if [[ -n $slice ]]; then program=train; else program=loop; fi
+  fi
   if [[ -z $runtime ]]; then
     case $type in
       v6e-*) runtime=v2-alpha-tpuv6e ;;
@@ -171,8 +170,12 @@ setup() {
     remote all bash jaxnano/tpu/worker.sh setup "$bucket"
 }
 
+# A trial of the loop trains on the whole slice, unless the arguments say otherwise: the last word counts.
 run() {
-  remote all bash jaxnano/tpu/worker.sh start "$name" "$program" ${arguments[@]+"${arguments[@]}"}
+  local over=()
+  if [[ $program == loop && -n $slice ]]; then over=(--devices-per-trial slice); fi
+  remote all bash jaxnano/tpu/worker.sh start "$name" "$program" ${over[@]+"${over[@]}"} \
+    ${arguments[@]+"${arguments[@]}"}
 }
 
 # What the first worker says of the run: running, ended CODE, or nothing on a fresh machine.

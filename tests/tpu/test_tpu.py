@@ -1,63 +1,32 @@
-"""The cloud scripts: the commands they print, what they refuse, and the watch over a cloud that only records."""
+"""tpu.sh: the commands it prints, what it refuses, and all that it asks of a cloud that only writes them down."""
 
 from __future__ import annotations
 
 import os
 import shlex
 import shutil
-import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
+from hosts import FOLDER, bash, lines, program
 
-FOLDER = Path(__file__).parents[2] / "tpu"
 PLACE = ["--zone", "us-east5-a", "--bucket", "gs://my-bucket/runs"]
-CREATE = "gcloud compute tpus queued-resources create mine --node-id=mine"
+TYPES = {"v6e-8": "v2-alpha-tpuv6e", "v5p-16": "v2-alpha-tpuv5"}  # a VM, a slice of two; and their software
 
-# Answers `describe` and the worker's `status` with the next line of a file each; writes down everything else.
+# Writes down every call; answers `describe` and the worker's `status` with the next line of a file each.
 GCLOUD = """#!/usr/bin/env bash
 next() { line=$(head -n 1 "$1"); sed -i 1d "$1"; if [[ $line == NOT_FOUND ]]; then echo "$line" >&2; exit 1; fi
          echo "${line/:/ }"; }
 cd "$(dirname "$0")"
+echo "$*" >>calls
 case "$*" in
   *queued-resources\\ describe*) next states ;;
   *tpu-vm\\ describe*) next nodes ;;
   *worker.sh\\ status*) next runs ;;
-  *) echo "$*" >>calls ;;
 esac
 """
-# Stands for the environment's Python: a session that leaves a ledger, a file, and the arguments it was given.
-PYTHON = f"""#!/usr/bin/env bash
-if [[ $1 == -c ]]; then exec {sys.executable} "$@"; fi
-session=$(sed 's/.*--session \\([^ ]*\\).*/\\1/' <<<"$*")
-mkdir -p "$session/trials"
-echo "$*" >>"$session/trials/calls"
-{sys.executable} -c 'import sqlite3, sys
-with sqlite3.connect(sys.argv[1]) as ledger:
-    ledger.execute("create table if not exists events (n)")
-    ledger.execute("insert into events values (1)")' "$session/ledger.sqlite"
-exit 3
-"""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Whatever goes wrong here, no real cloud hears of it."""
-    folder = tmp_path_factory.mktemp("no_cloud")
-    (folder / "gcloud").write_text("#!/bin/sh\necho 'gcloud was called' >&2\nexit 99\n")
-    (folder / "gcloud").chmod(0o755)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-        yield
-
-
-def bash(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["bash", str(FOLDER / script), *arguments], text=True, capture_output=True, check=False,
-                          timeout=60, env=os.environ | environment)
 
 
 def printed(*arguments: str) -> list[list[str]]:
@@ -72,15 +41,29 @@ def remote(command: list[str]) -> list[str]:
     return shlex.split(next(word for word in command if word.startswith("--command=")).removeprefix("--command="))
 
 
-@pytest.mark.parametrize("script", ["tpu.sh", "worker.sh"])
-def test_the_scripts_are_bash(script: str) -> None:
-    assert subprocess.run(["bash", "-n", str(FOLDER / script)], check=False).returncode == 0
+def asked(folder: Path, command: str, *arguments: str, states: str = "", nodes: str = "", runs: str = ""
+          ) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """tpu.sh under a cloud with these answers, and all that it asked of the cloud meanwhile."""
+    program(folder / "gcloud", GCLOUD)
+    (folder / "calls").unlink(missing_ok=True)
+    for name, answers in (("states", states), ("nodes", nodes), ("runs", runs)):
+        (folder / name).write_text("".join(f"{line}\n" for line in answers.split()))
+    done = bash("tpu.sh", command, "mine", *PLACE, *arguments, PATH=f"{folder}:{os.environ['PATH']}")
+    return done, lines(folder / "calls")
+
+
+def watched(folder: Path, **answers: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """The watch, and what it changed."""
+    done, calls = asked(folder, "watch", "--interval", "0", "--restarts", "1", "--", "--minutes", "9", **answers)
+    verbs = ("create", "delete", "worker.sh setup", "worker.sh start")
+    named = (next((verb for verb in verbs if verb in call), None) for call in calls)
+    return done, [verb.removeprefix("worker.sh ") for verb in named if verb]
 
 
 def test_one_vm_runs_the_loop() -> None:
     create, = printed("create", "mine", *PLACE)
-    assert create == shlex.split(f"{CREATE} --accelerator-type=v6e-8 --runtime-version=v2-alpha-tpuv6e --spot "
-                                 "--zone=us-east5-a")
+    assert create == shlex.split("gcloud compute tpus queued-resources create mine --node-id=mine "
+                                 "--accelerator-type=v6e-8 --runtime-version=v2-alpha-tpuv6e --spot --zone=us-east5-a")
     run, = printed("run", "mine", *PLACE, "--", "--minutes", "60")
     assert remote(run) == ["bash", "jaxnano/tpu/worker.sh", "start", "mine", "loop", "--minutes", "60"]
 
@@ -92,6 +75,47 @@ def test_a_slice_trains_on_all_workers_and_words_arrive_as_they_were() -> None:
     assert remote(run) == ["bash", "jaxnano/tpu/worker.sh", "start", "mine", "train", *words]
     create, = printed("create", "mine", *PLACE, "--type", "v5p-16", "--on-demand")
     assert "--runtime-version=v2-alpha-tpuv5" in create and "--spot" not in create
+
+
+@pytest.mark.parametrize(("kind", "program", "start"), [
+    ("v6e-8", "loop", ["loop"]), ("v6e-8", "train", ["train"]), ("v5p-16", "train", ["train"]),
+    ("v5p-16", "loop", ["loop", "--devices-per-trial", "slice"])])
+def test_either_program_runs_on_either_machine(kind: str, program: str, start: list[str]) -> None:
+    run, = printed("run", "mine", *PLACE, "--type", kind, "--program", program, "--", "--steps", "9")
+    assert "--worker=all" in run
+    assert remote(run) == ["bash", "jaxnano/tpu/worker.sh", "start", "mine", *start, "--steps", "9"]
+
+
+@pytest.mark.parametrize(("kind", "start"), [
+    ("v6e-8", "loop --minutes 9"), ("v5p-16", "loop --devices-per-trial slice --minutes 9")])
+def test_the_calls_of_a_session_that_is_preempted_and_goes_on(kind: str, start: str, tmp_path: Path) -> None:
+    """Asked for, set up and begun; taken away; the same again, of which the worker makes a --resume; its end."""
+    compute, zone = "compute tpus", "--zone=us-east5-a"
+    ssh = f"{compute} tpu-vm ssh mine --worker={{}} --command={{}} --quiet"
+    queue = f"{compute} queued-resources describe mine --format=value(state.state) {zone}"
+    look = [queue, f"{compute} tpu-vm describe mine --format=value(state) {zone}",
+            f"{ssh.format(0, 'bash jaxnano/tpu/worker.sh status mine')} {zone}"]
+    create = (f"{compute} queued-resources create mine --node-id=mine --accelerator-type={kind} "
+              f"--runtime-version={TYPES[kind]} --spot {zone}")
+    delete = f"{compute} queued-resources delete mine --force --quiet {zone}"
+    begin = [f"git -C {FOLDER.parent} archive --prefix=jaxnano/ --output={FOLDER.parent}/build/mine.tar.gz HEAD",
+             f"{compute} tpu-vm scp {FOLDER.parent}/build/mine.tar.gz mine:jaxnano.tar.gz --worker=all --quiet {zone}",
+             *(f"{ssh.format('all', words)} {zone}" for words in (
+                 "tar --recursive-unlink -xzf jaxnano.tar.gz",
+                 "bash jaxnano/tpu/worker.sh setup gs://my-bucket/runs",
+                 f"bash jaxnano/tpu/worker.sh start mine {start}"))]
+    program(tmp_path / "git", '#!/bin/sh\necho "git $*" >>"${0%git}calls"\n')
+    done, calls = asked(
+        tmp_path, "watch", "--type", kind, "--program", "loop", "--interval", "0", "--", "--minutes", "9",
+        states="NOT_FOUND ACTIVE ACTIVE SUSPENDED ACTIVE ACTIVE", nodes="READY READY READY READY",
+        runs="- running - ended:0")
+    assert calls == [queue, create, *look, *begin, *look, queue, delete, create, *look, *begin, *look]
+    assert done.returncode == 0 and done.stdout.splitlines() == [
+        "mine: LOST (SUSPENDED); asking for another", "mine: the run has ended"]
+    done, calls = asked(tmp_path, "collect", "--out", str(tmp_path / "here"))
+    assert calls == [f"storage rsync --recursive gs://my-bucket/runs/mine {tmp_path}/here/mine"]
+    assert done.returncode == 0 and (tmp_path / "here" / "mine").is_dir()
+    assert asked(tmp_path, "delete")[1] == [delete]
 
 
 def test_a_dry_run_prints_the_whole_way() -> None:
@@ -117,27 +141,13 @@ def test_a_dry_run_prints_the_whole_way() -> None:
     (["create", "mine", *PLACE, "--size", "8"], "--size: no such option"),
     (["create", "mine", "--zone"], "--zone: without a value"),
     (["watch", "mine", "--zone", "us-east5-a"], "--bucket: ''"),
-    (["run", "mine", *PLACE, "--type", "v6e-16", "--program", "loop"], "v6e-16 has several hosts"),
+    (["run", "mine", *PLACE, "--program", "sample"], "--program: 'sample': loop or train would do"),
     (["watch", "mine", *PLACE, "--interval", "1h"], "--interval: '1h'"),
 ])
 def test_bad_input_is_one_line_and_code_2(arguments: list[str], reason: str) -> None:
     done = bash("tpu.sh", *arguments)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and reason in done.stderr
-
-
-def watched(folder: Path, states: str, nodes: str, runs: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
-    """The watch over a cloud with these answers, and the commands that changed something."""
-    (folder / "gcloud").write_text(GCLOUD)
-    (folder / "gcloud").chmod(0o755)
-    for name, answers in (("states", states), ("nodes", nodes), ("runs", runs)):
-        (folder / name).write_text("".join(f"{line}\n" for line in answers.split()))
-    done = bash("tpu.sh", "watch", "mine", *PLACE, "--interval", "0", "--restarts", "1", "--", "--minutes", "9",
-                PATH=f"{folder}:{os.environ['PATH']}")
-    calls = (folder / "calls").read_text().splitlines() if (folder / "calls").exists() else []
-    verbs = ("create", "delete", "worker.sh\\ setup", "worker.sh\\ start")
-    named = (next((verb for verb in verbs if verb in call.replace(" ", "\\ ")), None) for call in calls)
-    return done, [verb.removeprefix("worker.sh\\ ") for verb in named if verb]
 
 
 @pytest.mark.skipif(not (FOLDER.parent / ".git").exists(), reason="what is installed is the last commit")
@@ -156,55 +166,22 @@ def test_the_watch_creates_and_starts_again_after_each_preemption(tmp_path: Path
 
 
 def test_the_watch_ends_with_the_run(tmp_path: Path) -> None:
-    done, calls = watched(tmp_path, "ACTIVE ACTIVE ACTIVE", "READY READY READY", "running ended:1 ended:0")
+    done, calls = watched(tmp_path, states="ACTIVE ACTIVE ACTIVE", nodes="READY READY READY",
+                          runs="running ended:1 ended:0")
     assert done.returncode == 0 and calls == ["start"] and "the run has ended" in done.stdout
 
 
 @pytest.mark.parametrize(("runs", "starts"), [("ended:1 ended:1", 1), ("ended:2", 0)])
 def test_the_watch_gives_up_on_a_run_that_fails(runs: str, starts: int, tmp_path: Path) -> None:
-    done, calls = watched(tmp_path, "ACTIVE ACTIVE", "READY READY", runs)
+    done, calls = watched(tmp_path, states="ACTIVE ACTIVE", nodes="READY READY", runs=runs)
     assert done.returncode == 1 and calls == ["start"] * starts and "tpu/tpu.sh logs" in done.stderr
 
 
-@pytest.mark.skipif(shutil.which("rsync") is None, reason="workers have rsync")
-def test_a_worker_keeps_a_session_in_the_bucket_and_goes_on_from_it_elsewhere(tmp_path: Path) -> None:
-    bucket = tmp_path / "bucket"
-    bucket.mkdir()
-    for machine in ("one", "two"):
-        home = tmp_path / machine
-        (home / "venv" / "bin").mkdir(parents=True)
-        (home / "jaxnano").mkdir()
-        (home / "shared").symlink_to(bucket)
-        (home / "venv" / "bin" / "python").write_text(PYTHON)
-        (home / "venv" / "bin" / "python").chmod(0o755)
-        done = bash("worker.sh", "run", "mine", "loop", "--minutes", "9", HOME=str(home))
-        assert done.returncode == 0, done.stderr
-        assert bash("worker.sh", "status", "mine", HOME=str(home)).stdout == "ended 3\n"
-    first, second = (bucket / "mine" / "trials" / "calls").read_text().splitlines()
-    assert first.endswith("--minutes 9") and second.endswith("--resume")
-    with closing(sqlite3.connect(bucket / "mine" / "ledger.sqlite")) as ledger:
-        assert ledger.execute("select count(*) from events").fetchone() == (2,)
+SHELLCHECK = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(Path(sys.executable).parent))
 
 
-def test_a_signal_to_the_worker_ends_the_run_as_its_own_code_says(tmp_path: Path) -> None:
-    (tmp_path / "venv" / "bin").mkdir(parents=True)
-    (tmp_path / "jaxnano").mkdir()
-    python = tmp_path / "venv" / "bin" / "python"
-    python.write_text("#!/usr/bin/env bash\ntrap 'exit 143' TERM\necho \"$*\"\nread -r <>\"$HOME/never\"\n")
-    python.chmod(0o755)
-    os.mkfifo(tmp_path / "never")
-    command = ["bash", str(FOLDER / "worker.sh"), "run", "mine", "train", "--steps", "9"]
-    environment = os.environ | {"HOME": str(tmp_path)}
-    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, env=environment) as worker:
-        assert worker.stdout is not None
-        assert worker.stdout.readline().split() == [
-            "-m", "jaxnano.train", "--distributed", "--out", f"{tmp_path}/shared/mine", "--resume", "--steps", "9"]
-        worker.terminate()
-        assert worker.wait(timeout=60) == 0 and (tmp_path / "mine.code").read_text() == "143\n"
-
-
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+@pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck is not installed")
 def test_the_scripts_are_clean() -> None:
-    done = subprocess.run(["shellcheck", *map(str, sorted(FOLDER.glob("*.sh")))], text=True, capture_output=True,
+    done = subprocess.run([str(SHELLCHECK), *map(str, sorted(FOLDER.glob("*.sh")))], text=True, capture_output=True,
                           check=False)
     assert done.returncode == 0, done.stdout
