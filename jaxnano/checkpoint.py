@@ -28,18 +28,23 @@ class Checkpoints:
     """A folder of checkpoints by step, written while training goes on; keeps the latest and the best.
 
     recipe, seed, total_steps, data_hash: recorded beside the state, and compared when it is restored.
-    mesh: where a restored state is to lie; it may have been saved from another one.
+    mesh: where a restored state is to lie; it may have been saved from another one. apart: whether each of
+    several processes has such a folder to itself, for the whole state (see `hosts.gathered`).
     """
 
     def __init__(self, folder: Path, recipe: Recipe, seed: int, total_steps: int, data_hash: str,
-                 mesh: Mesh | None = None):
+                 mesh: Mesh | None = None, apart: bool = False):
         self.about = {"recipe": dump(recipe), "seed": seed, "total_steps": total_steps, "data_hash": data_hash}
         self.recipe, self.mesh, self._folder = recipe, mesh, folder
+        context = ocp.Context()
+        if apart:
+            context.multiprocessing.primary_host = None
         best = _policies.BestN(get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=1,
                                keep_checkpoints_without_metrics=False)
         self._checkpointer = ocp.training.Checkpointer(
             str(folder.resolve()),
             preservation_policy=_policies.AnyPreservationPolicy([_policies.LatestN(1), best]),
+            context=context,
             custom_metadata=self.about,
             cleanup_tmp_directories=True,  # what a killed run left half-written
         )

@@ -18,6 +18,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 import numpy as np
@@ -41,8 +42,10 @@ def run_jointly(options: argparse.Namespace, command: Callable[[], int]) -> int:
     if not _asked(options):
         return command()
     met = _last_word(APART)
+    sys.stdout = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # Gloo prints on file 1, which is for the command's own output
     try:
-        _join(options)
+        join(options.coordinator, options.processes, options.process)
     finally:
         met()
     ended = _last_word(LOST)
@@ -66,6 +69,11 @@ def agreed(value: int) -> int:
     return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
+def gathered(tree: Any) -> Any:
+    """What lies over the devices of several processes, as NumPy arrays, whole, in each of them."""
+    return tree if jax.process_count() == 1 else multihost_utils.process_allgather(tree, tiled=True)
+
+
 def _asked(options: argparse.Namespace) -> bool:
     """Whether there are other processes. Raises: ValueError for options that do not fit each other."""
     place = (options.coordinator, options.processes, options.process)
@@ -85,19 +93,21 @@ def _asked(options: argparse.Namespace) -> bool:
     return True
 
 
-def _join(options: argparse.Namespace) -> None:
-    sys.stdout = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # Gloo prints on file 1, which is for the command's own output
+def join(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
+    """Become one of several processes, before JAX knows of any device; what is left out is found out.
+
+    Args: coordinator: host:port where process 0 listens. processes: how many. process: which one this is, from 0.
+    Raises: ValueError if there is nothing to find it out from; Failure if they do not meet.
+    """
     try:
         jax.distributed.initialize(
-            options.coordinator, options.processes, options.process, initialization_timeout=JOIN_S,
-            heartbeat_timeout_seconds=HEARTBEAT_S, shutdown_timeout_seconds=HEARTBEAT_S,
-            cluster_detection_method=None if options.distributed else "deactivate")
+            coordinator, processes, process, initialization_timeout=JOIN_S, heartbeat_timeout_seconds=HEARTBEAT_S,
+            shutdown_timeout_seconds=HEARTBEAT_S, cluster_detection_method="deactivate" if coordinator else None)
     except ValueError as error:
         raise UserError("--distributed: this is no TPU pod and no SLURM job; "
                         "--coordinator HOST:PORT --processes N --process I would do") from error
     except jax.errors.JaxRuntimeError as error:
-        raise Failure(f"--coordinator: {options.coordinator}: {_line(error)}") from error
+        raise Failure(f"--coordinator: {coordinator}: {_line(error)}") from error
 
 
 def _translated(command: Callable[[], int]) -> int:

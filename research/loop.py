@@ -167,7 +167,7 @@ def offered_again(options: argparse.Namespace, track: Track, begun: Begun) -> Of
     if place.kind in ("cpu", "virtual") and options.platform is None:  # somebody's word, where there is an accelerator
         options.platform, same = place.kind, True
     try:
-        offered = executors.offer(options, workers, place.devices)
+        offered = executors.offer(options, workers, "slice" if place.processes > 1 else place.devices)
         if place.like(offered.place):
             return offered
         reason = f"here is {offered.place}"

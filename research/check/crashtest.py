@@ -2,6 +2,7 @@
 
     python -m research.check.crashtest                        # 20 kills of a session, some minutes
     python -m research.check.crashtest --kills 3 --seed 1
+    python -m research.check.crashtest --gang                 # of a gang of two processes on two Ray nodes, and a node
 
 No (recipe, horizon, seed) may have two completed results, no finished one may be lost, what was interrupted is
 recorded, no worker outlives its loop, and the ledger keeps every rule of its invariants.
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -29,6 +31,7 @@ PARSER.add_argument("--kills", type=positive, default=20)
 PARSER.add_argument("--seed", type=seed_number, default=0, help="of the moments and the victims")
 PARSER.add_argument("--track", default=str(TRACK), help="a name below configs/tracks, or a YAML file")
 PARSER.add_argument("--out", type=Path, help="a folder for the sessions; else a temporary one")
+PARSER.add_argument("--gang", action="store_true", help="every run in two processes, each on a Ray node; nodes go too")
 PARSER.early(__name__)
 
 import psutil
@@ -39,6 +42,7 @@ from research.ledger.session import read_result
 
 LANES = "tuner,recombine"  # nothing they propose compiles for long
 OUTLIVE_S = 2.0  # how long a worker may take to notice that its loop is gone
+OUTLIVE_RAY_S = 30.0  # how long Ray may
 PROOF_RUNS = 8  # at least so many follow the search
 DELAY_S = 0.5  # a kill comes up to so long after the result that it follows
 SILENT_S = 180.0  # without an event for so long, the session hangs
@@ -48,7 +52,7 @@ SILENT_S = 180.0  # without an event for so long, the session hangs
 class Victim:
     """One session under test. completed: results seen so far, by trial and attempt. faults: what was violated.
 
-    kills: those it has seen. summary: of its attempts, once it was checked.
+    nodes: that it runs on; None: this machine. kills: those it has seen. summary: of its attempts, once it was checked.
     """
 
     folder: Path
@@ -56,6 +60,7 @@ class Victim:
     trials: int
     seed: int
     output: IO[bytes]
+    nodes: Nodes | None = None
     completed: dict[tuple[str, int], dict] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
     kills: int = 0
@@ -64,6 +69,7 @@ class Victim:
     def start(self) -> psutil.Popen:
         """The loop, for the first time or with --resume."""
         command = [sys.executable, "-m", "research.loop", "--session", str(self.folder)]
+        command += self.nodes.options if self.nodes else []
         if self.events():
             command += ["--resume"]
         else:
@@ -129,50 +135,93 @@ class Victim:
             self.faults += violations(ledger, self.folder)
 
 
-def _workers(loop: psutil.Popen) -> list[psutil.Process]:
+class Nodes:
+    """A Ray cluster of two nodes of this machine, each of which offers four CPU devices."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.cluster = Cluster(initialize_head=True, head_node_args={
+            "num_cpus": 4, "include_dashboard": False,
+            "_system_config": {"health_check_initial_delay_ms": 0, "health_check_period_ms": 200}})
+        self.other = self.cluster.add_node(num_cpus=4)
+
+    @property
+    def options(self) -> list[str]:
+        """Of a loop that runs on them."""
+        return ["--executor", "ray", "--ray-address", str(self.cluster.address), "--platform", "virtual",
+                "--devices-per-trial", "slice"]
+
+    @property
+    def processes(self) -> list[psutil.Process]:
+        """Of the nodes."""
+        return [psutil.Process(each[0].process.pid) for node in self.cluster.list_all_nodes()
+                if (each := node.all_processes.get("raylet"))]
+
+    def lose(self) -> str:
+        """Kill the node that is not the head, all at once, and begin another."""
+        self.cluster.remove_node(self.other, allow_graceful=False)
+        self.other = self.cluster.add_node(num_cpus=4)
+        return "node"
+
+    def close(self) -> None:
+        """End them."""
+        self.cluster.shutdown()
+
+
+def _workers(victim: Victim, loop: psutil.Popen) -> list[psutil.Process]:
     """The loop's worker processes."""
-    try:
-        return [c for c in loop.children(recursive=True) if "research.execute.worker" in c.cmdline()]
-    except psutil.Error:
-        return []
+    found = []
+    for parent in victim.nodes.processes if victim.nodes else [loop]:
+        with suppress(psutil.Error):
+            found += [c for c in parent.children(recursive=True) if "research.execute.worker" in c.cmdline()]
+    return found
 
 
 def kill_loop(victim: Victim, loop: psutil.Popen) -> str:
     """Kill the loop; its workers must follow. Returns: what to say about it."""
-    workers = {worker.pid: process_identity(worker.pid) for worker in _workers(loop)}
+    workers = {worker.pid: process_identity(worker.pid) for worker in _workers(victim, loop)}
     loop.kill()
     loop.wait()
     started, alive = time.monotonic(), list(workers)
-    while alive and time.monotonic() - started < OUTLIVE_S:
+    limit_s = OUTLIVE_RAY_S if victim.nodes else OUTLIVE_S
+    while alive and time.monotonic() - started < limit_s:
         time.sleep(0.01)
         alive = [pid for pid in alive if workers[pid] and process_identity(pid) == workers[pid]]
-    victim.faults += [f"worker {pid} outlived its loop by {OUTLIVE_S:g} s" for pid in alive]
+    victim.faults += [f"worker {pid} outlived its loop by {limit_s:g} s" for pid in alive]
     return f"loop; its {len(workers)} workers ended within {time.monotonic() - started:.2f} s"
 
 
-def kill_worker(loop: psutil.Popen, rng: random.Random) -> str:
+def kill_worker(victim: Victim, loop: psutil.Popen, rng: random.Random) -> str:
     """Kill one of the workers; the loop must go on. Returns: what to say about it, "" if there was none."""
-    workers = sorted(_workers(loop), key=lambda worker: worker.pid)
+    workers = sorted(_workers(victim, loop), key=lambda worker: worker.pid)
     if workers:
         rng.choice(workers).kill()
     return f"worker, one of {len(workers)}" if workers else ""
 
 
-def crash(folder: Path, kills: int, seed: int, track: str) -> Victim:
+def crash(folder: Path, kills: int, seed: int, track: str, nodes: Nodes | None = None) -> Victim:
     """One session, run to its end and checked; it may end before all its kills. Half of them hit the loop."""
     rng = random.Random(seed)
     trials = 3 * kills
     moments = sorted(rng.randrange(trials + PROOF_RUNS) for _ in range(kills))
-    targets = ["loop" if i % 2 == 0 else "worker" for i in range(kills)]
+    others = ["worker", "node"] if nodes else ["worker"]
+    targets = ["loop" if i % 2 == 0 else others[i // 2 % len(others)] for i in range(kills)]
     rng.shuffle(targets)
     with open(folder.with_suffix(".log"), "ab") as output:
-        victim = Victim(folder, track, trials, seed, output)
+        victim = Victim(folder, track, trials, seed, output, nodes)
         loop = victim.start()
         for results, target in zip(moments, targets, strict=True):
             if not victim.wait(loop, results, rng.uniform(0.0, DELAY_S)):
                 break
             flying = victim.remember()
-            done = kill_loop(victim, loop) if target == "loop" else kill_worker(loop, rng)
+            match target:
+                case "loop":
+                    done = kill_loop(victim, loop)
+                case "node" if nodes:
+                    done = nodes.lose()
+                case _:
+                    done = kill_worker(victim, loop, rng)
             if not done:
                 break
             victim.kills += 1
@@ -188,22 +237,22 @@ def crash(folder: Path, kills: int, seed: int, track: str) -> Victim:
     return victim
 
 
-def crashes(folder: Path, kills: int, seed: int, track: str) -> list[Victim]:
+def crashes(folder: Path, kills: int, seed: int, track: str, nodes: Nodes | None = None) -> list[Victim]:
     """As many sessions below `folder`, which is there, as it takes for so many kills."""
     victims: list[Victim] = []
     while (left := kills - sum(victim.kills for victim in victims)) > 0:
         number = len(victims) + 1
-        victims.append(crash(folder / f"session-{number}", left, seed + len(victims), track))
+        victims.append(crash(folder / f"session-{number}", left, seed + len(victims), track, nodes))
     return victims
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command: exit code 1 if a rule was violated."""
     options = PARSER.options(argv)
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, closing(Nodes()) if options.gang else nullcontext() as nodes:
         folder = options.out or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        victims = crashes(folder, options.kills, options.seed, options.track)
+        victims = crashes(folder, options.kills, options.seed, options.track, nodes)
     faults = [f"{victim.folder.name}: {fault}" for victim in victims for fault in victim.faults]
     print("\n".join(f"violated: {fault}" for fault in faults) or f"{options.kills} kills, nothing violated")
     return 1 if faults else 0

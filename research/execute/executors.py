@@ -48,9 +48,9 @@ def check(options: argparse.Namespace) -> None:
         executor.check(options)
 
 
-def offer(options: argparse.Namespace, workers: int | None, devices: int = 1) -> Offer:
+def offer(options: argparse.Namespace, workers: int | None, devices: int | str = 1) -> Offer:
     """Where trials may run: on so many workers, or on all that there are.
 
-    Args: devices: of each worker, where the options do not say.
+    Args: devices: of each worker, or "slice", where the options do not say.
     """
     return EXECUTORS[options.executor].offer(options, workers, options.devices_per_trial or devices)

@@ -114,15 +114,16 @@ class LocalExecutor:
     """An Executor over this machine's places. Create and use it from a thread that lives as long as it does."""
 
     def __init__(self, places: Sequence[Place], log_dir: Path, warm: Sequence[str] = ("jax",),
-                 tensorboard: bool = False, *, rss_limit_mb: float | None = None) -> None:
+                 tensorboard: bool = False, *, rss_limit_mb: float | None = None, join: Sequence[str] = ()) -> None:
         """Start the workers, without waiting for them.
 
         Args: places: see research.machine.place. log_dir, warm, tensorboard: see research.execute.Offer.
-        rss_limit_mb: a worker above this is replaced after its job.
+        rss_limit_mb: a worker above this is replaced after its job. join: of the one worker's gang, see
+        research.execute.worker.
         """
         self.workers = len(places)
         self._log_dir, self._rss_limit_mb, self._warm = log_dir, rss_limit_mb, list(warm)
-        self._tensorboard = tensorboard
+        self._tensorboard, self._join = tensorboard, list(join)
         self._selector = selectors.DefaultSelector()
         self._pending: deque[Message] = deque()
         log_dir.mkdir(parents=True, exist_ok=True)
@@ -196,6 +197,7 @@ class LocalExecutor:
         env = {name: value for name, value in {**kept, "PYTHONPATH": path, **own}.items() if value is not None}
         command = [sys.executable, "-m", "research.execute.worker", "--parent", str(os.getpid())]
         command += ["--cores", *map(str, place.cores), "--warm", *self._warm]
+        command += ["--join", *self._join] if self._join else []
         command += ["--tensorboard"] * self._tensorboard
         process = _Process(command, env, self._log(number))
         self._selector.register(process.stdout, selectors.EVENT_READ, (number, process))

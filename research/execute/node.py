@@ -13,7 +13,7 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -24,10 +24,12 @@ from research import machine
 from research.execute import Job, Message
 from research.execute.local import LocalExecutor, rss_limit_mb
 from research.ledger.session import LOG_BYTES
-from research.machine.place import Place, places
+from research.machine.place import Place, free_port, places
 
 CHUNK_BYTES = 16 * 2**20
 LOG = "log.txt"
+MODEL = "accelerator_type:"  # before a model's name among a node's resources
+RANK = "ray.io/tpu-worker-id"  # Ray's label of a TPU host
 _STAYS = frozenset({METRICS, LOG, "result.json"})  # the loop writes them itself, of what it is told
 
 
@@ -39,40 +41,91 @@ class Chunk:
     data: bytes
 
 
+@dataclass(frozen=True)
+class Slot:
+    """What one worker asks of the cluster. kind: GPU, TPU or CPU. amount: of that resource, on each of its hosts.
+    share_bytes: of a host's memory. model: the accelerator's, as the cluster calls it. devices: that it trains on, on
+    each host; of a CPU more than one are virtual. hosts: see research.execute.gang. slice: the TPU slice they make."""
+
+    kind: str
+    amount: float
+    share_bytes: int
+    model: str = ""
+    devices: int = 1
+    hosts: int = 1
+    slice: str = ""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """As Ray takes it. An accelerator's worker asks for no CPU: the accelerator is what is scarce."""
+        one_model = {"accelerator_type": self.model} if self.model else {}
+        match self.kind:
+            case "GPU":
+                return {"num_gpus": self.amount, "num_cpus": 0, **one_model}
+            case "TPU":
+                return {"resources": {"TPU": self.amount}, "num_cpus": 0, **one_model}
+        return {"num_cpus": self.amount}
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """The same of a placement group, where a model is a resource of which Ray takes a thousandth."""
+        return {self.kind: self.amount} | ({MODEL + self.model: 0.001} if self.model else {})
+
+
+def model_of(resources: Mapping[str, float]) -> str:
+    """The accelerators' model, as a node calls it; empty where it has none."""
+    return next((name.removeprefix(MODEL) for name in sorted(resources) if name.startswith(MODEL)), "")
+
+
+class Lost(Exception):
+    """A worker of several processes is no more. reason: why. asked: whether it was told to end."""
+
+    def __init__(self, reason: str, asked: bool) -> None:
+        super().__init__(reason, asked)  # both, for it travels
+        self.reason, self.asked = reason, asked
+
+
 class NodeWorker:
     """What runs on the node. Made an actor by research.execute.ray; methods are called from the loop."""
 
-    def __init__(self, kind: str, amount: float, devices: int, warm: tuple[str, ...]) -> None:
-        """Args: kind: GPU, TPU or CPU. amount: of it. devices: of the worker; of a CPU more than one are virtual.
-        warm: modules it imports first."""
-        self._kind, self._amount, self._devices, self._warm = kind, amount, devices, warm
+    def __init__(self, slot: Slot, warm: tuple[str, ...]) -> None:
+        """Args: warm: modules it imports first."""
+        self._slot, self._warm = slot, warm
         self._outgoing: Iterator[Message | Chunk] = iter(())
         self._local: LocalExecutor | None = None
         self._asked: dict[int, tuple[str, tuple[Any, ...]]] = {}
         self._brought: frozenset[str] = frozenset()  # what came with the job, and need not go back
         self._done = 0
 
-    async def start(self) -> tuple[str, str]:
-        """Start the worker; returns the node's name and the hash of its code."""
+    async def meeting(self) -> tuple[int, str]:
+        """The host's number in its TPU slice, 0 elsewhere, and where a gang whose first member this is could meet."""
+        import ray
+
+        rank = ray.get_runtime_context().get_node_labels().get(RANK, "0")  # text, whatever its annotation says
+        return int(str(rank)), f"{ray.util.get_node_ip_address()}:{free_port()}"
+
+    async def start(self, join: tuple[str, ...] = ()) -> tuple[str, str]:
+        """Start the worker; returns the node's name and the hash of its code. join: see research.execute.worker."""
         number, self._folder, self._lock = _claim(Path(tempfile.gettempdir()) / f"jaxnano-{os.getuid()}")
         shutil.rmtree(self._folder / "brought", ignore_errors=True)  # of a worker that ended before its job began
         place, limit_mb = self._place(number), None
-        if not place.accelerated:
-            limit_mb = rss_limit_mb(max(1, int(len(machine.cores()) / self._amount)))
-        self._local = LocalExecutor([place], self._folder, rss_limit_mb=limit_mb, warm=self._warm)
+        if not place.accelerated and not join:
+            limit_mb = rss_limit_mb(max(1, int(len(machine.cores()) / self._slot.amount)))
+        self._local = LocalExecutor([place], self._folder, rss_limit_mb=limit_mb, warm=self._warm, join=join)
         self._catch_up(self._local)
         return machine.host(), machine.code_hash()
 
     def _place(self, number: int) -> Place:
         """A core of the node's, or the accelerators that Ray has made visible to this process."""
-        if self._kind != "CPU":
-            place = places(1, self._devices)[0]
+        slot = self._slot
+        if slot.kind != "CPU":
+            place = places(1, slot.devices)[0]
             if not place.accelerated:
-                raise UserError(f"Ray offers a {self._kind} on {machine.host()}, but none can be found there")
-            return replace(place, cores=())
+                raise UserError(f"Ray offers a {slot.kind} on {machine.host()}, but none can be found there")
+            return replace(place, cores=(), hosts=slot.hosts, alone=place.alone and slot.hosts == 1)
         cores = machine.cores()
-        ids = tuple(map(str, range(self._devices)))
-        return Place((cores[number % len(cores)],), "virtual" if self._devices > 1 else "cpu", ids)
+        ids = tuple(map(str, range(slot.devices)))
+        return Place((cores[number % len(cores)],), "virtual" if slot.devices > 1 else "cpu", ids, slot.hosts)
 
     async def ask(self, number: int, what: str, *args: Any) -> None:
         """Do what the loop asks, in its order: Ray may deliver in another, and before `start` has run.

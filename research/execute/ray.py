@@ -31,7 +31,7 @@ from jaxnano.curves import Curves
 from research import machine
 from research.execute import ExecutorError, Job, Message, Offer
 from research.execute.local import CLOSE_S, START_ATTEMPTS
-from research.execute.node import LOG, Chunk, NodeWorker, add, files
+from research.execute.node import LOG, Chunk, Lost, NodeWorker, Slot, add, files, model_of
 from research.ledger.kinds import Placed
 from research.ledger.session import write_result
 from research.machine.place import usable
@@ -41,29 +41,6 @@ KINDS = ("GPU", "TPU", "CPU")  # a cluster's workers are of the first kind that 
 STORE_BYTES = 2**28  # of a Ray of our own: for files under way, a few pieces at a time
 CONNECT_S = 5.0
 OF_CPUS = ("cpu", "virtual")  # platforms that use no accelerator
-
-
-@dataclass(frozen=True)
-class Slot:
-    """What one worker asks of the cluster. kind: of KINDS. amount: of that resource. share_bytes: of its node's
-    memory. model: the accelerator's, as the cluster calls it. devices: that it trains on."""
-
-    kind: str
-    amount: float
-    share_bytes: int
-    model: str = ""
-    devices: int = 1
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """As Ray takes it. An accelerator's worker asks for no CPU: the accelerator is what is scarce."""
-        one_model = {"accelerator_type": self.model} if self.model else {}
-        match self.kind:
-            case "GPU":
-                return {"num_gpus": self.amount, "num_cpus": 0, **one_model}
-            case "TPU":
-                return {"resources": {"TPU": self.amount}, "num_cpus": 0, **one_model}
-        return {"num_cpus": self.amount}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -81,8 +58,6 @@ def check(options: argparse.Namespace) -> None:
 
 def offer(options: argparse.Namespace, workers: int | None, devices: int | str) -> Offer:
     """The cluster's slots, so many at most."""
-    if devices == "slice":
-        raise UserError("--devices-per-trial: slice: several hosts do not train one model here yet; host would do")
     return connect(options.ray_address, workers, options.ray_cpus, devices, options.platform)
 
 
@@ -112,17 +87,17 @@ def connect(address: str | None = None, workers: int | None = None, cpus: float 
     except (Exception, SystemExit) as error:  # SystemExit: Ray's way to say that what listens there is no Ray
         where = f"--ray-address: {address}" if address else "--executor ray: Ray did not start on this machine"
         raise Failure(f"{where}: {_line(error)}") from error
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node for node in ray.nodes() if node["Alive"]]
     slots = tuple(offered(nodes, cpus, devices, platform))[:workers]
     if not slots:
         ray.shutdown()
         asked = f"{cpus:g} CPUs" if platform in OF_CPUS else f"{platform or 'a GPU, a TPU or CPUs'}"
         raise Failure(f"--ray-address: {address or 'this machine'}: {len(nodes)} nodes, none with {asked} for "
-                      f"{devices} device{'s' * (devices != 1)} a worker")
+                      f"{'one ' * (devices == 'slice')}{devices}{' devices' * (devices != 'slice')} a worker")
     first = slots[0]
     shared = min(slot.share_bytes for slot in slots) // first.devices if first.kind == "CPU" else None
     kind = platform or {"GPU": "cuda", "TPU": "tpu", "CPU": "cpu"}[first.kind]
-    place = Placed(kind=kind, model=first.model, devices=first.devices)
+    place = Placed(kind=kind, model=first.model, devices=first.devices * first.hosts, processes=first.hosts)
     return Offer(len(slots), shared, place, partial(RayExecutor, slots))
 
 
@@ -140,26 +115,33 @@ def _answers(address: str | None) -> None:
         raise Failure(f"--ray-address: {clean(address)}: no Ray answers there ({error})") from error
 
 
-def offered(nodes: Sequence[Mapping[str, float]], cpus: float = 1.0, devices: int | str = 1,
+def offered(nodes: Sequence[Mapping[str, Any]], cpus: float = 1.0, devices: int | str = 1,
             platform: str | None = None) -> Iterator[Slot]:
     """The slots of nodes: of GPUs, or else of TPU chips, all of one model; or else of CPUs, `cpus` each.
 
     Results of two models do not compare, and neither do those of two hosts of unlike size: the commonest counts.
 
-    Args: nodes: their resources by Ray's names, memory in bytes. devices: accelerators of each slot; "host": all of a
-    node's; on CPUs, virtual ones. platform: see research.machine.place; by default what is there.
+    Args: nodes: as ray.nodes() tells of them. devices: accelerators of each slot; "host": all of a node's; "slice": of
+    several, see research.execute.gang; on CPUs, virtual ones. platform: see research.machine.place; by default what is
+    there.
     """
     able = KINDS if platform is None else ("CPU",) if platform in OF_CPUS else ("TPU",) if platform == "tpu" else (
         "GPU",)
-    kind = next((kind for kind in able if any(node.get(kind) for node in nodes)), able[-1])
+    held: list[Mapping[str, float]] = [node["Resources"] for node in nodes]  # memory in bytes
+    kind = next((kind for kind in able if any(node.get(kind) for node in held)), able[-1])
+    if devices == "slice" and (kind != "CPU" or platform == "virtual"):
+        from research.execute.gang import gangs  # which imports Ray
+
+        yield from gangs(nodes, kind, cpus)
+        return
     if kind == "CPU":
         each, virtual = cpus, 1 if devices == "host" or platform != "virtual" else int(devices)
         if platform != "virtual" and devices != 1:
             raise UserError(f"--devices-per-trial: {devices}: a worker on a CPU has one device; 1 would do")
         slots = [Slot(kind, each, int(node.get("memory", 0.0)) // max(1, int(node.get(kind, 0.0) / each)), "", virtual)
-                 for node in nodes for _ in range(int(node.get(kind, 0.0) / each))]
+                 for node in held for _ in range(int(node.get(kind, 0.0) / each))]
     else:
-        slots = [slot for node in nodes for slot in _accelerated(node, kind, devices)]
+        slots = [slot for node in held for slot in _accelerated(node, kind, devices)]
     alike = Counter((slot.model, slot.devices) for slot in slots).most_common(1)
     yield from (slot for slot in slots if [(slot.model, slot.devices)] == [key for key, _ in alike])
 
@@ -167,9 +149,8 @@ def offered(nodes: Sequence[Mapping[str, float]], cpus: float = 1.0, devices: in
 def _accelerated(node: Mapping[str, float], kind: str, devices: int | str) -> list[Slot]:
     amount = int(node.get(kind, 0.0))
     each = amount if devices == "host" else int(devices)
-    model = next((name.partition(":")[2] for name in sorted(node) if name.startswith("accelerator_type:")), "")
     count = amount // each if each else 0
-    return [Slot(kind, float(each), int(node.get("memory", 0.0)) // max(1, count), model, each)] * count
+    return [Slot(kind, float(each), int(node.get("memory", 0.0)) // max(1, count), model_of(node), each)] * count
 
 
 class Landing:
@@ -216,11 +197,12 @@ def _put(item: Path, target: Path) -> None:
 
 @dataclass
 class _Worker:
-    """A slot in use: its actor, the actor's answer that is awaited, and the job under way."""
+    """A slot in use: its actor, the answer of it that is awaited, and the job under way. room: of a gang's members."""
 
     number: int
     slot: Slot
     actor: Any = None
+    room: Any = None
     answer: Any = None
     host: str = ""  # the node's; empty until the actor has a place
     pid: int = 0  # of the worker process; 0 until it is ready
@@ -277,7 +259,7 @@ class RayExecutor:
         if known.pid:
             self._ask(known, "kill")
         else:
-            self._ray.kill(known.actor)
+            self._end(known)
 
     def poll(self, timeout_s: float) -> list[Message]:
         """Messages since the last call; waits up to timeout_s seconds for the first one.
@@ -301,7 +283,7 @@ class RayExecutor:
         if ends:
             self._ray.wait(ends, num_returns=len(ends), timeout=CLOSE_S)
         for worker in self._workers:
-            self._ray.kill(worker.actor)
+            self._end(worker)
             if worker.landing is not None:
                 worker.landing.drop()
         self._workers = []
@@ -313,14 +295,29 @@ class RayExecutor:
 
     def _start(self, worker: _Worker) -> None:
         """Ask for an actor; it starts when the cluster has room."""
-        spread = self._remote.options(scheduling_strategy="SPREAD", **worker.slot.options)
-        worker.actor = spread.remote(worker.slot.kind, worker.slot.amount, worker.slot.devices, self._warm)
+        if worker.slot.hosts > 1:
+            from research.execute.gang import begin
+
+            worker.actor, worker.room = begin(worker.slot, self._warm)
+        else:
+            spread = self._remote.options(scheduling_strategy="SPREAD", **worker.slot.options)
+            worker.actor = spread.remote(worker.slot, self._warm)
         worker.host, worker.pid, worker.asked, worker.answer = "", 0, 0, worker.actor.start.remote()
+
+    def _end(self, worker: _Worker) -> None:
+        """Kill the actor, and of a gang all members, at once: JAX catches the signals that ask."""
+        with contextlib.suppress(self._ray.exceptions.RayError):
+            self._ray.kill(worker.actor)
+        if worker.room is not None:
+            self._ray.util.remove_placement_group(worker.room)
+            worker.room = None
 
     def _receive(self, worker: _Worker) -> None:
         try:
             answer = self._ray.get(worker.answer)
         except self._ray.exceptions.RayTaskError as error:  # raised by the code there, and would be again
+            if isinstance(gone := error.cause, Lost):
+                return self._lost(worker, gone.reason, "creation task" in gone.reason, gone.asked)
             raise ExecutorError(f"worker {worker.number} on {worker.host or 'a node'}: {_line(error.cause)}") from error
         except self._ray.exceptions.RayError as error:
             broken = "creation task" in str(error)  # the package, or what it needs, cannot be imported there
@@ -350,7 +347,7 @@ class RayExecutor:
             message, worker.landing = replace(message, body=body or message.body), None
         self._pending.append(message)
 
-    def _lost(self, worker: _Worker, why: str, broken: bool) -> None:
+    def _lost(self, worker: _Worker, why: str, broken: bool, asked: bool = False) -> None:
         """The actor has ended, or its node is out of reach: say so, and ask for another one.
 
         One that never began is no failure: for a while Ray asks a node for it that is gone.
@@ -358,15 +355,14 @@ class RayExecutor:
         worker.failed_starts += bool(worker.host) and not worker.pid
         if worker.failed_starts >= START_ATTEMPTS or broken:
             raise ExecutorError(f"worker {worker.number} cannot be started on {worker.host or 'a node'}: {why}")
-        with contextlib.suppress(self._ray.exceptions.RayError):
-            self._ray.kill(worker.actor)  # out of reach is not gone: nothing it says will be read
+        self._end(worker)  # out of reach is not gone: nothing it says will be read
         about: tuple[str | None, int | None] = (None, None)
         if worker.landing is not None:
             about = (worker.landing.job["id"], worker.landing.job["attempt"])
             worker.landing = worker.landing.drop()
         if worker.pid or about[0]:
             reason = f"the worker on {worker.host or 'a node'} was lost: {why}"
-            body = {"exit": -signal.SIGKILL, "reason": reason, "lost": True}
+            body = {"exit": -signal.SIGKILL, "reason": reason, **({} if asked else {"lost": True})}
             self._pending.append(Message("died", worker.number, *about, body))
         self._start(worker)
 

@@ -78,8 +78,9 @@ def run_job(args: Mapping[str, Any], report: Report, devices: Sequence[Any] | No
         result |= _evaluated(recipe, params(state, hypers(last, steps)), corpus, args["splits"])
     if result["outcome"] == "completed" and args.get("checkpoint"):
         shutil.rmtree(args["checkpoint"], ignore_errors=True)  # left by an attempt that was interrupted
-        folder = Path(args["checkpoint"])
-        with _writing(), closing(Checkpoints(folder, recipe, seed, steps, corpus.data_hash, mesh)) as made:
+        folder, state = Path(args["checkpoint"]), hosts.gathered(state)  # of a gang, each process writes all of it
+        about, apart = (recipe, seed, steps, corpus.data_hash), jax.process_count() > 1
+        with _writing(), closing(Checkpoints(folder, *about, apart=apart)) as made:
             made.save(state, batches.get_state(), next(iter(result["loss"].values())))
     backend = jax.default_backend()
     return result | {

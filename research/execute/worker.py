@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--parent", type=int, required=True, help="process number of the loop")
     parser.add_argument("--cores", type=int, nargs="*", default=[], help="cores to run on")
     parser.add_argument("--warm", nargs="*", default=[], help="modules to import before the first job")
+    parser.add_argument("--join", nargs=3, metavar=("HOST:PORT", "N", "I"), help="where process 0 of a gang of N "
+                        "processes listens, and which one this is")
     parser.add_argument("--tensorboard", action="store_true", help="write event files beside metrics.jsonl")
     options = parser.parse_args(argv)
     _die_with(options.parent)
@@ -90,26 +92,38 @@ def main(argv: list[str] | None = None) -> None:
     os.dup2(2, 1)
     for module in options.warm:
         importlib.import_module(module)
+    agree = _join(*options.join) if options.join else int
     outbox.send("ready")
     while True:
         job = inbox.jobs.get()
-        result = run(job, inbox, outbox, options.tensorboard)
+        result = run(job, inbox, outbox, options.tensorboard, agree)
         outbox.send("result", job, result)
 
 
-def run(job: Job, inbox: Inbox, outbox: Outbox, tensorboard: bool = False) -> dict[str, Any]:
+def _join(coordinator: str, processes: str, process: str) -> Callable[[int], int]:
+    """Become one process of a gang. Returns: what the first one says of a number, which all of them have to ask for."""
+    from jaxnano import hosts  # which imports JAX: a worker by itself leaves that to its targets
+
+    hosts.join(coordinator, int(processes), int(process))
+    return hosts.agreed
+
+
+def run(job: Job, inbox: Inbox, outbox: Outbox, tensorboard: bool = False, agree: Callable[[int], int] = int
+        ) -> dict[str, Any]:
     """Run one job with its output in its log; returns the result as written to its folder.
+
+    agree: see `_join`; a gang stops where its first process has heard that it should.
 
     What the machine fails at (a disk that is full or read-only, memory) ends it as `interrupted`, with `machine` true:
     it says nothing of what was run. Where not even that can be written, it is returned all the same.
     """
     try:
-        return _run(job, inbox, outbox, tensorboard)
+        return _run(job, inbox, outbox, tensorboard, agree)
     except OSError as error:  # of its folder, its log, its curves or its result
         return {"attempt": job["attempt"], **_interrupted(error)}
 
 
-def _run(job: Job, inbox: Inbox, outbox: Outbox, tensorboard: bool) -> dict[str, Any]:
+def _run(job: Job, inbox: Inbox, outbox: Outbox, tensorboard: bool, agree: Callable[[int], int]) -> dict[str, Any]:
     folder = Path(job["dir"])
     folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
@@ -121,8 +135,9 @@ def _run(job: Job, inbox: Inbox, outbox: Outbox, tensorboard: bool) -> dict[str,
             row = json.loads(encode(values))
             curves.write([row])
             outbox.send("progress", job, row)
-            if (reason := inbox.cancelled.get((job["id"], job["attempt"]))) is not None:
-                raise Cancelled(reason)
+            reason = inbox.cancelled.get((job["id"], job["attempt"]))
+            if agree(reason is not None):
+                raise Cancelled(reason or "the gang's first process was asked to stop")
 
         try:
             result = pkgutil.resolve_name(job["target"])(job["args"], report)
