@@ -25,17 +25,17 @@ class Layout(NamedTuple):
         return ",".join(f"{name}={self.axes[name]}" for name in sharding.AXES)
 
 
-def layout(recipe: Recipe, devices: int, room: int, platform: str) -> Layout:
-    """The plainest mesh over so many devices that a step fits on, and the least accumulation there.
+def layout(recipe: Recipe, devices: int, room: int, platform: str, mesh: str | None = None) -> Layout:
+    """The plainest mesh over so many devices that a step fits on, or that asked for, and the least accumulation there.
 
     Every device has all weights if these fit, else more and more devices share them (axis fsdp); heads and channels are
     divided (axis tensor) only where a batch has fewer rows than there are devices. By the estimate of `cost`.
 
-    Args: room: bytes of one device. platform: cpu, gpu or tpu.
-    Raises: ConfigError if a batch does not divide over the devices, or no mesh fits.
+    Args: room: bytes of one device. platform: cpu, gpu or tpu. mesh: its axes, as `--mesh` takes them.
+    Raises: UserError if a batch does not divide over the devices, or no mesh fits.
     """
     parts, last = stages(recipe), ALONE
-    for axes in _meshes(parts, devices):
+    for axes in _meshes(parts, devices) if mesh is None else _given(parts, devices, mesh):
         found = [least_accumulate(part.recipe, room, platform, axes) for part in parts]
         if None not in found:
             return Layout(axes, tuple(found))  # type: ignore[arg-type]
@@ -53,11 +53,25 @@ def _meshes(parts: tuple[Stage, ...], devices: int) -> Iterator[Axes]:
     batches = [part.recipe.data.batch for part in parts]
     tensor = next(t for t in _divisors(devices) if all(batch % (devices // t) == 0 for batch in batches))
     if tensor > 1 and min(batches) >= devices:
-        part = next(part for part in parts if part.recipe.data.batch % devices)
-        raise ConfigError([Problem(f"phases.{part.name}.set." * bool(part.name) + "data.batch", part.recipe.data.batch,
-                                   f"its rows do not divide over {devices} devices; a multiple of {devices} would do")])
+        _divides(parts, devices)
     for fsdp in _divisors(shards := devices // tensor):
         yield dict(zip(sharding.AXES, (shards // fsdp, fsdp, tensor), strict=True))
+
+
+def _given(parts: tuple[Stage, ...], devices: int, mesh: str) -> Iterator[Axes]:
+    """The one mesh that was asked for."""
+    axes: dict[str, int] = dict(zip(sharding.AXES, sharding.shape(sharding.sizes(mesh), devices), strict=True))
+    _divides(parts, axes["data"] * axes["fsdp"])
+    yield axes
+
+
+def _divides(parts: tuple[Stage, ...], shards: int) -> None:
+    """Raises: ConfigError if a stage's batch does not divide over so many devices."""
+    for part in parts:
+        if part.recipe.data.batch % shards:
+            path = f"phases.{part.name}.set." * bool(part.name) + "data.batch"
+            raise ConfigError([Problem(path, part.recipe.data.batch, f"its rows do not divide over {shards} devices; "
+                                       f"a multiple of {shards} would do")])
 
 
 def _divisors(n: int) -> list[int]:

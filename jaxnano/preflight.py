@@ -21,7 +21,7 @@ PARSER.add_argument("--accumulate", type=positive, metavar="K", help="pieces a b
 PARSER.add_argument("--devices", type=positive, metavar="N", help="lay it over so many such devices")
 PARSER.add_argument("--topology", metavar="TPU", help="compile a trial for this slice: v6e-8, v5p-16, v6e:2x4; no "
                     "TPU is needed")
-PARSER.add_argument("--mesh", metavar="AXES", help="with --topology: data=2,fsdp=4,tensor=1")
+PARSER.add_argument("--mesh", metavar="AXES", help="with --topology or --devices: data=2,fsdp=4,tensor=1")
 PARSER.add_argument("--json", action="store_true")
 PARSER.early(__name__)
 
@@ -42,13 +42,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _estimated(options: argparse.Namespace) -> dict[str, Any]:
-    if options.mesh is not None:
-        raise UserError("--mesh: only with --topology; without it the cost is that of one device")
+    if options.mesh is not None and not options.devices:
+        raise UserError("--mesh: only with --topology or --devices; without them the cost is that of one device")
     recipe, platform, room = load(options.config, tuple(options.set)), jax.default_backend(), device_bytes()
     laid: dict[str, Any] = {}
     found = preflight(recipe, options.accumulate or 1, platform)
     if options.devices:
-        axes, pieces = over = layout(recipe, options.devices, room, platform)
+        axes, pieces = over = layout(recipe, options.devices, room, platform, options.mesh)
         found = preflight(recipe, max(pieces), platform, axes)
         laid = {"mesh": over.told, "accumulate": ",".join(map(str, pieces))}
     return laid | asdict(found) | {

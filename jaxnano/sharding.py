@@ -33,14 +33,20 @@ def make_mesh(data: int = 0, fsdp: int = 1, tensor: int = 1, devices: Sequence[A
 
     Raises: ValueError if the axes do not multiply to the number of devices.
     """
-    count = jax.device_count() if devices is None else len(devices)
-    shape = (data or max(1, count // (fsdp * tensor)), fsdp, tensor)
-    if math.prod(shape) != count:
+    found = shape((data, fsdp, tensor), jax.device_count() if devices is None else len(devices))
+    return jax.make_mesh(found, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def shape(asked: tuple[int, int, int], count: int) -> tuple[int, int, int]:
+    """The sizes of the three axes over so many devices, of those that `sizes` has read; raises as `make_mesh`."""
+    data, fsdp, tensor = asked
+    found = (data or max(1, count // (fsdp * tensor)), fsdp, tensor)
+    if math.prod(found) != count:
         rest, left = divmod(count, fsdp * tensor)
         would = (1, count, 1) if left else (rest, fsdp, tensor)
-        given, right = (",".join(f"{n}={s}" for n, s in zip(AXES, x, strict=True)) for x in (shape, would))
+        given, right = (",".join(f"{n}={s}" for n, s in zip(AXES, x, strict=True)) for x in (found, would))
         raise UserError(f"mesh: {given}: the sizes multiply to the {count} device(s) there are; {right} would do")
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return found
 
 
 def parse_mesh(text: str | None) -> Mesh | None:

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from jaxnano.cli import Command, Output, UserError, report_errors, seed_number
+from jaxnano.cli import Command, Output, UserError, above_zero, report_errors, seed_number
+from research.execute import executors
 
 PARSER = Command("research.compare", "How much better is B than A, in nats?")
 PARSER.add_argument("a", metavar="A.yaml")
@@ -14,6 +15,7 @@ PARSER.add_argument("--seeds", type=int, default=6)
 PARSER.add_argument("--first-seed", type=seed_number, default=0)
 PARSER.add_argument("--track", default="tiny", help="whose budget and evaluation")
 PARSER.add_argument("--workers", type=int)
+executors.add_options(PARSER)
 PARSER.add_argument("--json", action="store_true")
 PARSER.early(__name__)
 
@@ -28,12 +30,14 @@ def main(argv: list[str] | None = None) -> int:
     options = PARSER.options(argv)
     if options.seeds < 2:
         raise UserError(f"--seeds: {options.seeds}: 2 or more would do")
+    above_zero(options, "workers")
+    executors.check(options)
     track, recipes = load_track(options.track), [load(options.a), load(options.b)]
     if recipes[0].data != recipes[1].data:
         raise UserError(f"{options.b}: its data differs from that of {options.a}; equal data would do")
     corpus, seeds = data.load(recipes[0].data), range(options.first_seed, options.first_seed + options.seeds)
-    jobs = full_runs(track, recipes, seeds, corpus.data_hash, options.workers)
-    results = run_batch(jobs, options.workers, "compare", devices=track.devices)
+    jobs = full_runs(track, recipes, seeds, corpus.data_hash, options.workers, options)
+    results = run_batch(jobs, options.workers, "compare", options, track)
     a, b = (all_losses(results, recipe, 1.0, seeds, track.splits.search, name)
             for recipe, name in zip(recipes, (options.a, options.b), strict=True))
     found = compare(a, b)

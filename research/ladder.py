@@ -86,7 +86,7 @@ def climb(track: Track, rungs: tuple[Rung, ...], seeds: int, workers: int | None
     """
     built, corpus, own = recipes(rungs, track.base_recipe), data.load(track.base_recipe.data), range(seeds)
     jobs = full_runs(track, built, own, corpus.data_hash, workers)
-    results = run_batch(jobs, workers, "ladder", devices=track.devices)
+    results = run_batch(jobs, workers, "ladder", track=track)
     minutes = {record.number: record.value for line in lineages() if line.track == 1 for record in line.records}
     by_seed = [losses(results, recipe, 1.0, own, track.splits.search) for recipe in built]
     rows: list[dict[str, Any]] = []

@@ -28,6 +28,7 @@ MINUTES = 10.0
 
 PARSER = Command("research.loop", __doc__)
 PARSER.add_argument("--track", default="tiny", help="a name below configs/tracks, or a YAML file")
+PARSER.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="change the track's base")
 PARSER.add_argument("--minutes", type=float, help=f"report included (default {MINUTES:g}; --resume: what was left)")
 PARSER.add_argument("--max-trials", type=int, help="search runs at most")
 PARSER.add_argument("--workers", type=int, help="one a core, or one a device, by default")
@@ -100,9 +101,10 @@ def start(options: argparse.Namespace) -> Opened:
 
     lanes = (options.lanes or ",".join(known_lanes())).split(",")
     llm = lanes_for(lanes, options).get(LLM)
-    track = load_track(options.track)
+    track = load_track(options.track, options.set)
     source = options.track if options.track in tracks() else str(Path(options.track).resolve())
     offered, minutes = executors.offer(options, options.workers, track.devices), options.minutes or MINUTES
+    track.admit(offered.place.devices)
     begun = Begun(
         track=track.name, source=source, contract=dump_full(track), track_hash=track.identity, data_hash="",
         seed=options.seed, minutes=minutes, max_trials=options.max_trials, workers=offered.workers, lanes=tuple(lanes),
@@ -110,9 +112,6 @@ def start(options: argparse.Namespace) -> Opened:
         accelerator=offered.device_bytes is None, place=offered.place,
         llm=dump_full(llm.settings) if isinstance(llm, Llm) else None, versions=machine.versions(),
         argv=tuple(sys.argv[1:]))
-    if track.seconds(1.0, 1.0) is not None and offered.place.devices != track.devices:
-        raise UserError(f"--devices-per-trial: {offered.place.devices}: track {track.name} counts seconds of "
-                        f"{track.devices}; that would do, or a track whose `devices` says otherwise")
     refuse_too_short("--minutes", unbegun(track, begun), offered.workers, minutes)
     corpus = data.load(track.base_recipe.data)
     begun = begun.model_copy(update={"data_hash": corpus.data_hash,
@@ -137,7 +136,7 @@ def resume(options: argparse.Namespace) -> Opened:
         state = fold(session.ledger.events())
         if (begun := state.begun) is None:
             raise SessionError(f"{options.session}: its loop ended before it began; another folder would do")
-        track = load_track(begun.source)
+        track = begun_track(begun)
         found = {"track_hash": track.identity, "data_hash": data.load(track.base_recipe.data).data_hash}
         for name, value in found.items():
             if value != (there := getattr(begun, name)):
@@ -153,6 +152,11 @@ def resume(options: argparse.Namespace) -> Opened:
         session.ledger.append("resume", "", started)
         opened.pop_all()
     return session, track, begun, offered
+
+
+def begun_track(begun: Begun) -> Track:
+    """The track that a session began on, as its file says today, with what was changed of the base."""
+    return load_track(begun.source, (begun.contract or {}).get("set", ()))
 
 
 def offered_again(options: argparse.Namespace, track: Track, begun: Begun) -> Offer:
@@ -199,7 +203,7 @@ def inherit(origin: Path, begun: Begun) -> Begun:
             raise UserError(f"--from: {origin}: its {name} is another; a session of this track and data would do")
     if state.champion is None:
         raise UserError(f"--from: {origin}: it crowned no champion; a session that did would do")
-    known, base = state.proposals[state.champion].proposal, load_track(begun.source).base_recipe
+    known, base = state.proposals[state.champion].proposal, begun_track(begun).base_recipe
     parts = live(base, known.parts)  # version 0.2 let edits pass that change nothing
     recipe = build(base, parts)
     proposal = Proposal(name=known.name, parts=parts, hypothesis=f"champion of {origin.name}", lane=FROM,

@@ -1,19 +1,26 @@
 """Measures a track before it is used: the base's grid, the noise, and the smallest effect a proof can find.
 
     python -m research.qualify tiny --out configs/tracks/tiny.qualified.json
+    python -m research.qualify one-gpu --estimate H100           (nothing is run)
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
 
-from jaxnano.cli import Command, Failure, Output, report_errors
+from jaxnano.cli import Command, Failure, Output, UserError, above_zero, report_errors
+from research.execute import executors
 
 PARSER = Command("research.qualify", __doc__)
 PARSER.add_argument("track")
+PARSER.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="change the track's base")
 PARSER.add_argument("--workers", type=int)
+executors.add_options(PARSER)
+PARSER.add_argument("--estimate", metavar="DEVICE", help="run nothing; say what it takes on such: H100, TPU v6, cpu")
+PARSER.add_argument("--hours", type=float, default=8.0, help="with --estimate: how many runs fit into them (8)")
 PARSER.add_argument("--out", type=Path, help="write everything as JSON")
 PARSER.add_argument("--json", action="store_true")
 PARSER.early(__name__)
@@ -21,13 +28,16 @@ PARSER.early(__name__)
 import numpy as np
 
 from jaxnano import data
+from jaxnano.config.base import dump_full
 from jaxnano.config.edit import Diff, Edit, apply
 from jaxnano.config.recipe import Recipe
+from jaxnano.device import PEAK_FLOPS
 from research.contract.track import Track, load_track
-from research.execute.batch import all_losses, full_runs, losses, run_batch
+from research.execute.batch import HERE, all_losses, few_steps, full_runs, losses, run_batch
 from research.learn.compare import alpha_for_attempt, compare, detectable
 from research.machine import versions
 
+PEAK_SHARE, CORE_FLOPS = 0.3, 5e10  # of a GPU or TPU, guessed; FLOP/s of a CPU's core, as measured
 AA_SEEDS = 1000  # the A/A runs of the base use seeds from here on
 
 
@@ -37,8 +47,10 @@ def at_value(track: Track, value: float) -> Recipe:
     return apply(base, Diff(name="grid", edits=tuple(Edit.to(base, path, value) for path in track.grid.paths)))
 
 
-def qualify(track: Track, workers: int | None = None) -> dict[str, Any]:
-    """Run the grid and the A/A test.
+def qualify(track: Track, workers: int | None = None, options: argparse.Namespace = HERE) -> dict[str, Any]:
+    """Run the grid and the A/A test, once every place has trained a few steps.
+
+    options: where, see `executors.offer`.
 
     Returns: losses of each grid value by seed, the best value and whether the base has it, comparisons with its
     neighbours, the base's seed noise over all its runs, the A/A comparison, and the smallest effect that a first
@@ -48,9 +60,10 @@ def qualify(track: Track, workers: int | None = None) -> dict[str, Any]:
     seeds, aa_seeds = range(track.grid.seeds), range(AA_SEEDS, AA_SEEDS + 2 * track.grid.seeds)
     recipes = {value: at_value(track, value) for value in track.grid.values}
 
-    jobs = [*full_runs(track, recipes.values(), seeds, corpus.data_hash, workers),
-            *full_runs(track, [track.base_recipe], aa_seeds, corpus.data_hash, workers)]
-    results = run_batch(jobs, workers, f"track {track.name}", devices=track.devices)
+    jobs = [*full_runs(track, recipes.values(), seeds, corpus.data_hash, workers, options),
+            *full_runs(track, [track.base_recipe], aa_seeds, corpus.data_hash, workers, options)]
+    first = few_steps(track, corpus.data_hash)
+    results = run_batch(jobs, workers, f"track {track.name}", options, track, first)
     grid = {value: losses(results, recipe, 1.0, seeds, split) for value, recipe in recipes.items()}
     complete = {value: by_seed for value, by_seed in grid.items() if len(by_seed) == len(seeds)}
     aa = all_losses(results, track.base_recipe, 1.0, aa_seeds, split, f"track {track.name}: the base")
@@ -70,14 +83,44 @@ def qualify(track: Track, workers: int | None = None) -> dict[str, Any]:
         "against_best": {value: c.as_dict() for value, c in pairs.items()},
         "seed_sd": seed_sd, "aa": same.as_dict(), "aa_losses": aa,
         "detectable": detectable(float(np.sqrt(2)) * seed_sd, rule.n, alpha_for_attempt(1, rule.alpha)),
+        "topology": next((dump_full(r.topology) for r in results.values() if r.topology is not None), None),
         "core_seconds": {"median": float(np.median(times)), "max": float(np.max(times))},
     }
+
+
+def estimate(track: Track, device: str, hours: float) -> dict[str, Any]:
+    """What runs of a track take, compiling not counted; what share of a device's peak a small model reaches is a guess.
+
+    Args: device: a name in jaxnano.device, or cpu for one core. hours: of one place.
+    """
+    cost, grid = track.base_cost, track.grid
+    rates = {"cpu": CORE_FLOPS} | {name: PEAK_SHARE * peak for name, peak in PEAK_FLOPS}
+    one = next((rate for name, rate in rates.items() if name.lower() == device.lower()), None)
+    if one is None:
+        raise UserError(f"--estimate: {device}: no such device; {', '.join(rates)} would do")
+    rate = track.devices * one
+    flops = track.full_steps * cost.flops_per_step
+    run_hours = track.seconds(1.0, cost.flops_per_step / rate) or flops / rate
+    run_hours /= 3600
+    return {
+        "parameters": cost.parameters, "run_tokens": round(track.full_steps * cost.tokens_per_step),
+        "run_flops": flops, "flops_per_s": rate, "run_minutes": 60 * run_hours,
+        "runs": int(hours / run_hours), "qualify_hours": (len(grid.values) + 2) * grid.seeds * run_hours,
+        "proof_hours": 2 * track.significance.n * run_hours}
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command: exit code 1 if the base does not have the grid's best value."""
     options = PARSER.options(argv)
-    found = qualify(load_track(options.track), options.workers)
+    for name in ("workers", "hours"):
+        above_zero(options, name)
+    executors.check(options)
+    if options.estimate:
+        found = estimate(load_track(options.track, options.set), options.estimate, options.hours)
+        title = f"track {options.track} on {options.estimate}, for {options.hours:g} hours, estimated"
+        Output(options.json).table(title, found)
+        return 0
+    found = qualify(load_track(options.track, options.set), options.workers, options)
     if options.out:
         options.out.write_text(json.dumps(found, indent=1) + "\n")
     means = {f"mean loss at {v:g}": float(np.mean(list(by_seed.values()))) for v, by_seed in found["grid"].items()

@@ -55,8 +55,10 @@ def replay(session: Path, name: str) -> dict[str, Any]:
     if corpus.data_hash != before.fingerprint["data"]:
         raise UserError(f"{session}: its data {before.fingerprint['data'][:12]} is not this machine's "
                         f"{corpus.data_hash[:12]}; the same versions of the wheels would do")
-    again = job(recipe, trial.horizon, trial.seed, before.steps, splits, corpus.data_hash)
-    after = run_batch([again], 1, "replay", _like(state.session.place))[trial.key]
+    like = _like(state.session.place)
+    mesh = None if like is HERE else contract.mesh
+    again = job(recipe, trial.horizon, trial.seed, before.steps, splits, corpus.data_hash, mesh=mesh)
+    after = run_batch([again], 1, "replay", like)[trial.key]
     if after.outcome != "completed":
         raise Failure(f"{trial.key}: completed then, and {after.outcome} now: {after.reason}")
     then, now = ({**result.fingerprint, **(dump_full(result.topology) if result.topology else {})}

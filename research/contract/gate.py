@@ -120,7 +120,7 @@ class Gate:
                 yield problem._replace(path=f"phases.{stage.name}.set." * bool(stage.name) + problem.path)
         if self.devices > 1:
             try:
-                layout(recipe, self.devices, int(self.memory_bytes), "gpu")
+                layout(recipe, self.devices, int(self.memory_bytes), "gpu", self.track.mesh)
             except ConfigError as error:
                 yield from error.problems
 

@@ -11,12 +11,15 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
+from jaxnano.cli import UserError
 from jaxnano.config.base import ConfigError, Node, Problem, digest, dump, dump_full, validate
 from jaxnano.config.file import load
 from jaxnano.config.recipe import Recipe
 from jaxnano.config.text import read_yaml
 from jaxnano.cost import Cost, preflight, steps_for
+from jaxnano.layout import layout
 
+ENDLESS = 1 << 62  # bytes: whether a step fits is the gate's question
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
@@ -61,7 +64,7 @@ class LossAtFlops(_Objective):
 
 
 class LossAtSeconds(_Objective):
-    """Lowest loss after so many seconds of training on one device, compiling not counted: faster steps buy more."""
+    """Lowest loss after so many seconds of training, compiling not counted: faster steps buy more."""
 
     kind: Literal["loss_at_seconds"]
     seconds: float = Field(gt=0)
@@ -171,13 +174,16 @@ class Grid(Node):
 class Track(Node):
     """The contract. base: a recipe file below configs/ or beside the track's. full_steps: its at the full horizon.
 
-    frozen: paths nobody may touch. needs: what a machine must have. horizons: fractions of the full budget, 1.0 last.
-    epsilon: nats that do not matter. devices: that a run trains on, unless the user says otherwise.
+    set: what is otherwise in the base, as `--set` takes it. frozen: paths nobody may touch. needs: what a machine must
+    have. horizons: fractions of the full budget, 1.0 last. epsilon: nats that do not matter. devices: that a run trains
+    on; the user may say otherwise, but where seconds count. mesh: their axes, as `--mesh` takes them; by default
+    `jaxnano.layout` chooses.
     """
 
     name: str
     summary: str
     base: str
+    set: tuple[str, ...] = ()
     full_steps: int = Field(ge=1)
     frozen: tuple[str, ...]
     horizons: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.125, 0.25, 0.5, 1.0)
@@ -191,11 +197,12 @@ class Track(Node):
     grid: Grid
     needs: str = ""
     devices: int = Field(default=1, ge=1)
+    mesh: str | None = None
 
     @cached_property
     def base_recipe(self) -> Recipe:
         """The recipe everything is measured against."""
-        return load(CONFIGS / self.base)
+        return load(CONFIGS / self.base, self.set)
 
     @cached_property
     def base_cost(self) -> Cost:
@@ -226,16 +233,29 @@ class Track(Node):
         """Time a run may train for, where the budget is time. base_step_s: of the base's step here, once measured."""
         return self.objective.time_s(self, horizon, base_step_s)
 
+    @property
+    def timed(self) -> bool:
+        """Whether a run's budget is time, which is that of so many devices."""
+        return self.seconds(1.0, 1.0) is not None
+
+    def admit(self, devices: int) -> None:
+        """Raises: UserError, in one line, if its runs cannot have so many devices each."""
+        if self.timed and devices != self.devices:
+            raise UserError(f"--devices-per-trial: {devices}: track {self.name} counts seconds of {self.devices}; that "
+                            "would do, or a track whose `devices` says otherwise")
+        if devices > 1 or self.mesh is not None:
+            layout(self.base_recipe, devices, ENDLESS, "gpu", self.mesh)
+
 
 def tracks() -> dict[str, Path]:
     """The tracks there are, by name."""
     return {path.stem: path for path in sorted((CONFIGS / "tracks").glob("*.yaml"))}
 
 
-def load_track(name: str) -> Track:
-    """Read a track by name, or from a YAML file.
+def load_track(name: str, changes: Iterable[str] = ()) -> Track:
+    """Read a track by name, or from a YAML file. changes: of its base, beside the track's own.
 
-    Raises: ConfigError with what would do.
+    Raises: UserError with what would do.
     """
     path = tracks().get(name, Path(name))
     if not path.is_file():
@@ -244,4 +264,11 @@ def load_track(name: str) -> Track:
     base = data.get("base") if isinstance(data, dict) else None
     if isinstance(base, str) and not (CONFIGS / base).is_file() and (beside := path.parent / base).is_file():
         data["base"] = str(beside.resolve())
-    return validate(Track, data, str(path))
+    found = validate(Track, data, str(path))
+    if found.timed and "devices" not in found.model_fields_set:
+        raise ConfigError([Problem("devices", None, "how many its seconds are of; 1 would do")], str(path))
+    if new := [change for change in changes if change not in found.set]:
+        told = f"{found.summary}; {', '.join(new)}"
+        found = found.model_copy(update={"set": (*found.set, *new), "summary": told})
+    found.admit(found.devices)
+    return found

@@ -47,7 +47,7 @@ def held_out_job(session: Session, track: Track, data_hash: str, trial_key: str,
     """The job that measures what `crown` has prepared; its result stays in the folder until `install`."""
     folder = _beside(session)
     args = {"checkpoint": str(folder / "checkpoint"), "splits": {track.splits.heldout: track.proof_tokens},
-            "data_hash": data_hash}
+            "data_hash": data_hash, "mesh": track.mesh}
     return Job(id=trial_key, attempt=attempt, dir=str(folder), target=TARGET, args=args, brings=["checkpoint"])
 
 

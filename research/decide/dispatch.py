@@ -82,7 +82,7 @@ class Dispatcher:
         about = {"recipe": trial.recipe_id, "name": told.name, "hypothesis": told.hypothesis}
         args = {"recipe": dump(arm.recipe), "total_steps": steps, "seconds": prices.budget_s(arm, trial.horizon),
                 "seed": trial.seed, "splits": splits, "data_hash": state.session.data_hash, "place": self._place,
-                "checkpoint": str(folder / "checkpoint") if shipped else None}
+                "mesh": track.mesh, "checkpoint": str(folder / "checkpoint") if shipped else None}
         self.executor.submit(worker, Job(id=trial.key, attempt=attempt, dir=str(folder), target=TARGET, about=about,
                                          args=args))
         self._new.discard(worker)

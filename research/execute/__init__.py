@@ -93,6 +93,10 @@ class Executor(Protocol):
         """Process number of the worker on its machine, for the ledger; 0 while it is not known."""
         ...
 
+    def where(self, worker: int) -> str:
+        """The worker and its place, for people."""
+        ...
+
     def close(self) -> None:
         """End all workers; their jobs are lost."""
         ...

@@ -137,6 +137,10 @@ class LocalExecutor:
         """Always: this machine is where the loop is."""
         return True
 
+    def where(self, worker: int) -> str:
+        """The worker and its place."""
+        return f"worker {worker} ({self._slots[worker].place})"
+
     def fileno(self) -> int:
         """A descriptor that can be read from when `poll` would not wait."""
         return self._selector.fileno()
@@ -246,8 +250,8 @@ class LocalExecutor:
         if slot.failed_starts >= START_ATTEMPTS:
             log = self._log(slot.number)
             last = [*log.read_text(errors="replace").strip().splitlines()[-1:], "(empty)"][0]
-            raise ExecutorError(f"worker {slot.number} ended {START_ATTEMPTS} times before it was ready (exit {status})"
-                                f"; see {log}: {last}")
+            raise ExecutorError(f"{self.where(slot.number)} ended {START_ATTEMPTS} times before it was ready (exit "
+                                f"{status}); see {log}: {last}")
         if process is slot.successor:
             slot.successor = None
             return

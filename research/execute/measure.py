@@ -22,7 +22,7 @@ TARGET = "research.execute.measure:run_job"
 def run_job(args: Mapping[str, Any], report: Report) -> dict[str, Any]:
     """Evaluate.
 
-    Args: args: checkpoint (a folder), splits {name: tokens}, data_hash. report: is not called.
+    Args: args: checkpoint (a folder), splits {name: tokens}, data_hash, mesh (axes, or None). report: is not called.
     Returns: outcome, reason and the loss by split, as a trial's result has them; one that is not finite stays so.
     Raises: ValueError if there is no checkpoint, or if this machine's data is not the session's.
     """
@@ -31,7 +31,8 @@ def run_job(args: Mapping[str, Any], report: Report) -> dict[str, Any]:
     mesh = None
     if about is not None:
         recipe = validate(Recipe, about["recipe"])
-        mesh = mesh_of(layout(recipe, len(devices), room(devices), jax.default_backend()), devices)
+        laid = layout(recipe, len(devices), room(devices), jax.default_backend(), args.get("mesh"))
+        mesh = mesh_of(laid, devices)
     recipe, params, _ = checkpoint.load(args["checkpoint"], mesh)
     corpus = data.load(recipe.data)
     if corpus.data_hash != args["data_hash"]:

@@ -34,6 +34,7 @@ from research.execute.local import CLOSE_S, START_ATTEMPTS
 from research.execute.node import LOG, Chunk, Lost, NodeWorker, Slot, add, files, model_of
 from research.ledger.kinds import Placed
 from research.ledger.session import write_result
+from research.machine.accelerators import Accelerators
 from research.machine.place import usable
 from research.text import clean
 
@@ -83,7 +84,8 @@ def connect(address: str | None = None, workers: int | None = None, cpus: float 
     own = {"num_cpus": len(machine.cores()), "include_dashboard": False, "object_store_memory": STORE_BYTES,
            "num_gpus": len(here.ids) if here is not None and here.kind != "tpu" else 0}
     try:
-        ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if address else own))
+        ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True,
+                 **({} if address else own))
     except (Exception, SystemExit) as error:  # SystemExit: Ray's way to say that what listens there is no Ray
         where = f"--ray-address: {address}" if address else "--executor ray: Ray did not start on this machine"
         raise Failure(f"{where}: {_line(error)}") from error
@@ -96,9 +98,16 @@ def connect(address: str | None = None, workers: int | None = None, cpus: float 
                       f"{'one ' * (devices == 'slice')}{devices}{' devices' * (devices != 'slice')} a worker")
     first = slots[0]
     shared = min(slot.share_bytes for slot in slots) // first.devices if first.kind == "CPU" else None
-    kind = platform or {"GPU": "cuda", "TPU": "tpu", "CPU": "cpu"}[first.kind]
-    place = Placed(kind=kind, model=first.model, devices=first.devices * first.hosts, processes=first.hosts)
-    return Offer(len(slots), shared, place, partial(RayExecutor, slots))
+    return Offer(len(slots), shared, placed(first, here, platform), partial(RayExecutor, slots))
+
+
+def placed(slot: Slot, here: Accelerators | None, platform: str | None) -> Placed:
+    """A slot's place, called as the local executor would. here: this machine's accelerators, where Ray is its own."""
+    if here is not None and slot.kind != "CPU":
+        return Placed(kind=here.kind, model=here.model, devices=slot.devices * slot.hosts, processes=slot.hosts)
+    gpu = "rocm" if slot.model.startswith("AMD") else "cuda"
+    kind = platform or {"GPU": gpu, "TPU": "tpu", "CPU": "cpu"}[slot.kind]
+    return Placed(kind=kind, model=slot.model, devices=slot.devices * slot.hosts, processes=slot.hosts)
 
 
 def _answers(address: str | None) -> None:
@@ -231,6 +240,10 @@ class RayExecutor:
     def present(self, worker: int) -> bool:
         """Whether the worker's actor has a place and has said that it is ready."""
         return self._workers[worker].pid != 0
+
+    def where(self, worker: int) -> str:
+        """The worker and its node."""
+        return f"worker {worker} on {self._workers[worker].host or 'a node'}"
 
     def pid(self, worker: int) -> int:
         """Process number of the worker on its node; 0 while it is not there."""

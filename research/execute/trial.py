@@ -35,9 +35,9 @@ def run_job(args: Mapping[str, Any], report: Report, devices: Sequence[Any] | No
     """Train and evaluate.
 
     Args: args: recipe (plain data), total_steps, seed, splits {name: tokens}, data_hash, checkpoint (a folder, or
-    None), seconds (None, or the training time that decides the steps instead of total_steps) and place (None, or the
-    device's model, devices and processes that it has to be run on). report: takes {progress, loss, tokens_per_s} after
-    every few steps. devices: to train on, all there are by default.
+    None), seconds (None, or the training time that decides the steps instead of total_steps), mesh (its axes, or None)
+    and place (None, or the device's model, devices and processes that it has to be run on). report: takes {progress,
+    loss, tokens_per_s} after every few steps. devices: to train on, all there are by default.
     Returns: the body of a `result` event. A loss that is not finite is outcome `diverged`, with no number.
     Raises: ValueError if this machine's data is not the session's, or the recipe cannot be laid over the devices;
     OSError if they are others than the session's: that says nothing of the recipe.
@@ -52,7 +52,7 @@ def run_job(args: Mapping[str, Any], report: Report, devices: Sequence[Any] | No
     here = {"device": devices[0].device_kind, "devices": len(devices), "processes": jax.process_count()}
     if args.get("place") not in (None, here):
         raise OSError(f"this place, {here}, is not that of the session's results, {args['place']}")
-    laid = layout(recipe, len(devices), room(devices), jax.default_backend())
+    laid = layout(recipe, len(devices), room(devices), jax.default_backend(), args.get("mesh"))
     mesh = mesh_of(laid, devices)
     if args.get("seconds"):
         steps = hosts.agreed(steps_within(recipe, args["seconds"], laid.accumulate, corpus, clock, mesh))

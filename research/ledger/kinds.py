@@ -6,6 +6,7 @@ loop writes has to be what it says; what anybody may append holds anything, and 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from research.contract.trial import Trial
 LONGEST = 1000  # characters of what a reviewer says
 SHOWN = 80  # characters of a model's or a provider's name: anybody may append a call
 MOST = 1e15  # of a call's number, so that sums stay finite
+OTHERWISE = {"V5LITEPOD": "V5E", "TPU7X": "V7X"}  # Google's names of a TPU, of which Ray takes the second
 DECISIONS = ("approve", "veto", "hold")  # what a person may say of a recipe; the last word counts
 
 Said = Annotated[str, BeforeValidator(lambda value: str(value or "")[:LONGEST])]
@@ -50,6 +52,12 @@ class Proposed(Body):
     recipe: dict[str, Any]
 
 
+def _words(model: str) -> set[str]:
+    """What a device's name is made of: NVIDIA, A100, SXM4 and 40GB, or, as Ray calls it, A100."""
+    words: list[str] = re.findall(r"[A-Z0-9]+", model.upper())
+    return {OTHERWISE.get(word, word) for word in words}
+
+
 class Placed(Node):
     """What every run of a session has to itself. kind: of device, see research/machine/place.py. model: as its driver
     calls it. devices: in all. processes: one a host."""
@@ -64,10 +72,10 @@ class Placed(Node):
 
     def like(self, other: Placed) -> bool:
         """Whether results of both compare. Those of two models of CPU do: they are known to differ by less than 1e-3
-        nats."""
-        mine, theirs = (place.model_copy(update={"model": ""}) if place.kind in ("cpu", "virtual") else place
-                        for place in (self, other))
-        return mine == theirs
+        nats. Of a model's two names, its driver's and Ray's, one says more: workers refuse what only seems the same."""
+        alike = (self.kind, self.devices, self.processes) == (other.kind, other.devices, other.processes)
+        mine, theirs = _words(self.model), _words(other.model)
+        return alike and (self.kind in ("cpu", "virtual") or mine <= theirs or theirs <= mine)
 
 
 class Begun(Body):

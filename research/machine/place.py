@@ -47,6 +47,9 @@ class Place:
     part: bool = False
     alone: bool = False
 
+    def __str__(self) -> str:
+        return f"{self.kind} {','.join(self.ids)}" if self.accelerated else f"core {','.join(map(str, self.cores))}"
+
     @property
     def devices(self) -> int:
         """Devices on this host. A chip of TPU v3 or tpu7x counts as one here and as two to JAX."""

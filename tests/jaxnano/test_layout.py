@@ -41,6 +41,25 @@ def test_the_first_mesh_that_fits_and_the_least_accumulation(
     assert (found.told, found.accumulate) == (mesh, accumulate)
 
 
+@pytest.mark.parametrize(("mesh", "room", "found", "accumulate"), [
+    ("fsdp=8", 1 << 30, "data=1,fsdp=8,tensor=1", (1,)), ("tensor=2", 1 << 30, "data=4,fsdp=1,tensor=2", (1,)),
+    ("fsdp=8", bytes_of((1, 8, 1), 2), "data=1,fsdp=8,tensor=1", (2,))])
+def test_a_mesh_that_is_asked_for_is_taken(mesh: str, room: int, found: str, accumulate: tuple[int, ...]) -> None:
+    laid = layout(RECIPE, 8, room, "cpu", mesh)
+    assert (laid.told, laid.accumulate) == (found, accumulate)
+
+
+@pytest.mark.parametrize(("mesh", "devices", "room", "reason"), [
+    ("fsdp=3", 8, 1 << 30, "mesh: data=2,fsdp=3,tensor=1: the sizes multiply to the 8 device.* would do"),
+    ("rows=2", 8, 1 << 30, "mesh: 'rows=2': written as data=2,fsdp=4"),
+    ("fsdp=2", 6, 1 << 30, "data.batch: 16: its rows do not divide over 6 devices; a multiple of 6 would do"),
+    ("fsdp=2", 8, bytes_of((4, 2, 1), 2) - 1, "bytes of a step of a row a device on one of 8 devices, .* would do")])
+def test_a_mesh_that_does_not_fit_is_one_line(mesh: str, devices: int, room: int, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason) as refused:
+        layout(RECIPE, devices, room, "cpu", mesh)
+    assert "\n" not in str(refused.value)
+
+
 @pytest.mark.parametrize(("devices", "changes", "room", "reason"), [
     (6, {}, 1 << 30, "data.batch: 16: its rows do not divide over 6 devices; a multiple of 6 would do"),
     (16, {"phases": [{"name": "odd", "start": 0.5, "set": {"data": {"batch": 24}}}]}, 1 << 30,

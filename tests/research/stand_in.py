@@ -51,6 +51,9 @@ class StandIn:
     def present(self, worker):
         return True
 
+    def where(self, worker):
+        return f"worker {worker} (core {worker})"
+
     def submit(self, worker, job):
         assert worker not in self._open
         self.jobs.append(job)

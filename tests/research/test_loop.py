@@ -237,14 +237,23 @@ def test_a_session_is_resumed_on_its_own_place_and_its_champion_begins_anew_on_a
     assert inherited.place == Placed() and inherited.incumbent == fold(ended[2]).champion
 
 
-def test_another_model_of_cpu_is_the_same_place():
-    assert Placed(model="EPYC").like(Placed(model="Xeon")) and not Placed().like(Placed(devices=2, kind="virtual"))
-    assert not Placed(kind="cuda", model="A100").like(Placed(kind="cuda", model="H100"))
+@pytest.mark.parametrize(("kind", "mine", "theirs", "same"), [
+    ("cpu", "EPYC", "Xeon", True), ("cuda", "NVIDIA A100-SXM4-40GB", "A100", True),
+    ("cuda", "NVIDIA H100 80GB HBM3", "H100", True), ("cuda", "NVIDIA RTX PRO 6000 Blackwell", "RTX-PRO-6000", True),
+    ("cuda", "NVIDIA GeForce RTX 4090", "GeForce-RTX-4090", True), ("cuda", "Tesla V100-SXM2-16GB", "V100", True),
+    ("tpu", "v6e", "TPU-V6E", True), ("tpu", "v5e", "TPU-V5LITEPOD", True), ("tpu", "tpu7x", "TPU-V7X", True),
+    ("cuda", "NVIDIA A100-SXM4-40GB", "H100", False), ("cuda", "A100", "H100", False), ("tpu", "v5e", "TPU-V5P", False),
+    ("cuda", "NVIDIA H100 PCIe", "NVIDIA H100 80GB HBM3", False), ("rocm", "gfx942", "gfx90a", False)])
+def test_a_place_is_the_same_by_its_driver_s_name_and_by_ray_s(kind, mine, theirs, same):
+    here, there = Placed(kind=kind, model=mine), Placed(kind=kind, model=theirs)
+    assert here.like(there) == there.like(here) == same
+    for other in ({"devices": 2}, {"processes": 2}, {"kind": "virtual"}):
+        assert not here.like(there.model_copy(update=other))
 
 
 def test_seconds_are_of_so_many_devices(capsys, tmp_path):
     track = {**yaml.safe_load((ROOT / MICRO).read_text()), "base": str(ROOT / MICRO.replace("micro", "micro-base")),
-             "objective": {"kind": "loss_at_seconds", "seconds": 5.0}}
+             "objective": {"kind": "loss_at_seconds", "seconds": 5.0}, "devices": 1}
     (tmp_path / "timed.yaml").write_text(yaml.safe_dump(track))
     code, line = refusal(capsys, "--track", str(tmp_path / "timed.yaml"), "--platform", "virtual",
                          "--devices-per-trial", "2")
@@ -271,6 +280,9 @@ def test_a_session_in_use_is_refused(capsys, tmp_path):
 
 @pytest.mark.parametrize(("argv", "words"), [
     (("--track", "huge"), '--track: "huge": no such track; '),
+    (("--set", "model.depth"), "written as path=value"),
+    (("--set", "data.lenght=8"), "data.lenght"),
+    (("--track", "laptop", "--minutes", "600", "--set", "data.path=nowhere"), "data.path: nowhere: no such file or"),
     (("--minutes", "-1"), "--minutes: -1.0: above 0 would do"),
     (("--minutes", "nan"), "--minutes: nan: above 0 would do, and finite"),
     (("--minutes", "inf"), "--minutes: inf: above 0 would do, and finite"),

@@ -4,13 +4,14 @@ import math
 from pathlib import Path
 
 import pytest
+import yaml
 
-from jaxnano.config.base import ConfigError
+from jaxnano.config.base import ConfigError, dump_full, validate
 from jaxnano.config.edit import read
 from jaxnano.config.file import load
 from jaxnano.cost import preflight
 from research.contract.gate import Gate
-from research.contract.track import CONFIGS, load_track, tracks
+from research.contract.track import CONFIGS, Track, load_track, tracks
 
 MICRO = "tests/research/micro.yaml"
 
@@ -89,6 +90,58 @@ def test_a_track_that_makes_no_sense_is_refused_by_path(tmp_path, change, words)
     with pytest.raises(ConfigError) as error:
         load_track(str(path))
     assert str(path) in str(error.value) and words in str(error.value)
+
+
+def edited(path, **changes):
+    """Track micro with other fields, as a file."""
+    plain = yaml.safe_load(Path(MICRO).read_text()) | {"base": str(Path(MICRO).with_name("micro-base.yaml").resolve())}
+    path.write_text(yaml.safe_dump(plain | changes))
+    return str(path)
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"objective": {"kind": "loss_at_seconds", "seconds": 5.0}}, "devices: null: how many its seconds are of; 1 would"),
+    ({"objective": {"kind": "time_to_target", "target": 3.0}}, "devices: null: how many its seconds are of; 1 would"),
+    ({"mesh": "fsdp=2"}, r"mesh: data=1,fsdp=2,tensor=1: the sizes multiply to the 1 device\(s\)"),
+    ({"mesh": "width=2"}, "mesh: 'width=2': written as"),
+    ({"devices": 8, "mesh": "fsdp=2"}, "data.batch: 4: its rows do not divide over 8 devices; a multiple of 8"),
+    ({"devices": 3}, "data.batch: 4: its rows do not divide over 3 devices"),
+    ({"set": ["model.depht=2"]}, "model.depht"), ({"set": ["model.depth"], "devices": 2}, "written as path=value")])
+def test_devices_that_a_track_s_runs_cannot_have_are_refused_in_one_line(tmp_path, changes, words):
+    with pytest.raises(ValueError, match=words) as refused:
+        _ = load_track(edited(tmp_path / "track.yaml", **changes)).base_recipe
+    assert "\n" not in str(refused.value)
+
+
+def test_devices_and_mesh_belong_to_the_contract(tmp_path):
+    plain, two, laid = (load_track(edited(tmp_path / "track.yaml", **changes)) for changes in (
+        {}, {"devices": 2}, {"devices": 2, "mesh": "fsdp=2"}))
+    assert len({plain.identity, two.identity, laid.identity}) == 3
+    with pytest.raises(ValueError, match=r"mesh: data=1,fsdp=2,tensor=1: .* the 1 device\(s\) there are"):
+        laid.admit(1)
+    laid.admit(4)
+    big = laid.base_recipe.model_copy(update={"data": laid.base_recipe.data.model_copy(update={"batch": 6})})
+    refused = Gate(laid.model_copy(update={"frozen": ()}), devices=4).judge(big).problems
+    assert "do not divide over 4 devices" in refused[0].rule
+    seconds = {"kind": "loss_at_seconds", "seconds": 5.0}
+    timed = load_track(edited(tmp_path / "track.yaml", devices=2, objective=seconds))
+    timed.admit(2)
+    with pytest.raises(ValueError, match="--devices-per-trial: 4: track micro counts seconds of 2; that would do"):
+        timed.admit(4)
+
+
+def test_a_track_on_other_data_is_another_track(tmp_path):
+    (tmp_path / "mine.txt").write_text("a line of text\n" * 9)
+    changes = f"data={{kind: text, path: {tmp_path}, length: 16, batch: 4}}", "model.depth=2"
+    found = load_track(MICRO, changes)
+    assert found.base_recipe.data.path == str(tmp_path) and found.base_recipe.model.depth == 2
+    assert found.set == changes and found.identity != load_track(MICRO).identity
+    assert found.summary == f"{load_track(MICRO).summary}; {', '.join(changes)}"
+    assert load_track(MICRO, found.set).identity == validate(Track, dump_full(found)).identity == found.identity
+    own = load_track(edited(tmp_path / "track.yaml", set=["model.depth=2"]), changes[:1])
+    assert own.base_recipe == found.base_recipe
+    again = load_track(str(tmp_path / "track.yaml"), own.set)  # as a session that is resumed reads it
+    assert (again.identity, again.set) == (own.identity, ("model.depth=2", changes[0]))
 
 
 def test_an_unknown_track_names_those_there_are():

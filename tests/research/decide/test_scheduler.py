@@ -188,9 +188,10 @@ def test_all_runs_are_to_be_made_where_the_first_was(track, tmp_path):
     topology = place | {"mesh": "data=2,fsdp=1,tensor=1", "accumulate": [1]}
     executor = StandIn(1, outcomes=lambda job: completed(job) | {"topology": topology})
     with created(tmp_path / "s") as session:
-        drive(session, track, executor, max_trials=3)
+        drive(session, track.model_copy(update={"mesh": "fsdp=2"}), executor, max_trials=3)
     first, *others = [job["args"]["place"] for job in executor.jobs]
     assert first is None and others and all(other == place for other in others)
+    assert {job["args"]["mesh"] for job in executor.jobs} == {"fsdp=2"}
 
 
 def test_stop_ends_runs_as_interrupted(track, tmp_path):

@@ -22,12 +22,14 @@ from research.contract.track import load_track
 from research.decide.claims import violations
 from research.decide.scheduler import Scheduler
 from research.execute import ExecutorError
-from research.execute.ray import connect, offered
+from research.execute.node import Slot
+from research.execute.ray import connect, offered, placed
 from research.execute.trial import WARM
 from research.lanes import lanes as known_lanes
 from research.lanes import lanes_of
 from research.ledger.session import Session, read_result
 from research.machine import ROOT, process_identity
+from research.machine.accelerators import Accelerators
 from tests.jaxnano import events
 
 # Ray starts its processes by fork, at once followed by exec; JAX, which other tests have used here, warns of the fork.
@@ -209,6 +211,21 @@ def test_a_cluster_s_workers_are_alike(devices, platform, slots):
     found = list(offered([{"Resources": node} for node in nodes], devices=devices, platform=platform))
     assert [(slot.kind, slot.model, slot.devices) for slot in found] == slots
     assert all(slot.options.get("accelerator_type") == (slot.model or None) for slot in found)
+
+
+@pytest.mark.parametrize(("slot", "here", "platform", "place"), [
+    (Slot("GPU", 1.0, 0, "A100"), ("cuda", "NVIDIA A100-SXM4-40GB"), None, ("cuda", "NVIDIA A100-SXM4-40GB", 1)),
+    (Slot("GPU", 2.0, 0, "AMD-Instinct-MI300X-OAM", 2), ("rocm", "gfx942"), None, ("rocm", "gfx942", 2)),
+    (Slot("TPU", 4.0, 0, "TPU-V6E", 4), ("tpu", "v6e"), None, ("tpu", "v6e", 4)),
+    (Slot("GPU", 1.0, 0, "AMD-Instinct-MI300X-OAM"), None, None, ("rocm", "AMD-Instinct-MI300X-OAM", 1)),
+    (Slot("GPU", 1.0, 0, "A100", 1, 3), None, None, ("cuda", "A100", 3)),
+    (Slot("TPU", 1.0, 0, ""), None, None, ("tpu", "", 1)),
+    (Slot("CPU", 1.0, 0), ("cuda", "L4"), None, ("cpu", "", 1)), (Slot("CPU", 1.0, 0, "", 4), None, "virtual", (
+        "virtual", "", 4))])
+def test_a_ray_of_this_machine_s_own_calls_its_devices_as_the_local_executor_does(slot, here, platform, place):
+    there = here and Accelerators(*here, ids=("0",), total=1)
+    found = placed(slot, there, platform)
+    assert (found.kind, found.model, found.devices) == place
 
 
 def test_what_a_cpu_is_not():

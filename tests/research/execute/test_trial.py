@@ -193,7 +193,9 @@ def test_a_trial_on_several_devices_is_that_on_one(job, recipe, tmp_path):
     wide = dump(recipe) | {"data": dump(recipe)["data"] | {"batch": 16}, "optimizer": {"groups": groups}}
     folder = tmp_path / "checkpoint"
     arguments = job(recipe=wide, total_steps=20, splits={"search": 1024})
-    one, two, eight = (run_job(arguments, lambda values: None, n) for n in (1, 2, 8))
+    parts = arguments | {"mesh": "fsdp=2"}
+    kinds = (1, arguments), (2, parts), (8, arguments)
+    one, two, eight = (run_job(found, lambda values: None, n) for n, found in kinds)
     again = run_job(arguments | {"checkpoint": str(folder)}, lambda values: None, 8)
     for found in (two, eight):
         np.testing.assert_allclose(np.array(found["curve"]), np.array(one["curve"]), rtol=0, atol=1e-5)
@@ -202,11 +204,12 @@ def test_a_trial_on_several_devices_is_that_on_one(job, recipe, tmp_path):
     told = validate(Result, json.loads(encode({"attempt": 1, **eight}))).topology
     assert told is not None and (told.devices, told.processes, told.mesh, told.accumulate) == (
         8, 1, "data=8,fsdp=1,tensor=1", (1,))
+    assert two["topology"]["mesh"] == "data=1,fsdp=2,tensor=1"
     found, params, about = checkpoint.load(folder)  # on one device
     windows = evaluate.eval_windows(data.load(found.data), "search", found, 1024)
     assert evaluate.evaluate(found, params, windows) == pytest.approx(eight["loss"]["search"], abs=1e-5)
     assert {len(w.sharding.device_set) for w in params.values()} == {1}
-    timed = run_job(arguments | {"seconds": 0.05}, lambda values: None, 2)  # by programs that are compiled
+    timed = run_job(parts | {"seconds": 0.05}, lambda values: None, 2)  # by programs that are compiled
     assert timed["outcome"] == "completed" and timed["topology"] == two["topology"]
 
 
