@@ -24,7 +24,7 @@ from research import machine
 from research.execute import Job, Message
 from research.execute.local import LocalExecutor, rss_limit_mb
 from research.ledger.session import LOG_BYTES
-from research.machine.place import Place, free_port, places
+from research.machine.place import Place, free_port, places, usable
 
 CHUNK_BYTES = 16 * 2**20
 LOG = "log.txt"
@@ -119,9 +119,9 @@ class NodeWorker:
         """A core of the node's, or the accelerators that Ray has made visible to this process."""
         slot = self._slot
         if slot.kind != "CPU":
-            place = places(1, slot.devices)[0]
-            if not place.accelerated:
+            if usable() is None:
                 raise UserError(f"Ray offers a {slot.kind} on {machine.host()}, but none can be found there")
+            place = places(1, slot.devices)[0]
             return replace(place, cores=(), hosts=slot.hosts, alone=place.alone and slot.hosts == 1)
         cores = machine.cores()
         ids = tuple(map(str, range(slot.devices)))

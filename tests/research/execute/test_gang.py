@@ -15,9 +15,9 @@ from stand_in import MICRO
 from jaxnano import checkpoint, data, train
 from jaxnano.config.base import dump
 from research.contract.track import load_track
-from research.execute import trial
-from research.execute.gang import gangs
-from research.execute.node import Slot
+from research.execute import ExecutorError, trial
+from research.execute.gang import SLICE, TOPOLOGY, gangs
+from research.execute.node import RANK, Slot
 from research.execute.ray import connect
 from research.execute.trial import TARGET, WARM
 from research.machine import process_identity
@@ -124,9 +124,22 @@ def test_a_lost_process_takes_all_with_it_and_a_gang_comes_back(executor, job):
     assert (died.id, died.attempt) == ("trial", 2) and "lost" not in died.body, "it was the loop's will"
 
 
+def test_a_slice_is_asked_for_by_its_name(cluster, executor):
+    """Two nodes that pose as hosts of one: that they have no chips is found out there, once both have their place."""
+    executor.close()
+    for rank in ("1", "0"):
+        labels = {SLICE: "pod", TOPOLOGY: "2x2x2", RANK: rank}
+        cluster.add_node(num_cpus=0, resources={"TPU": 4, "accelerator_type:TPU-V5P": 1}, labels=labels)
+    offered = connect(cluster.address, devices="slice", platform="tpu")
+    assert (offered.workers, offered.place.devices, offered.place.processes) == (1, 8, 2)
+    with (closing(offered.start(Path(), warm=())) as posing,
+          pytest.raises(ExecutorError, match="Ray offers a TPU on .*, but none can be found there")):
+        wait_for(posing, "ready")
+
+
 def host(kind, amount, name="", model="", topology=""):
     """A node as Ray tells of it."""
-    labels = {"ray.io/tpu-slice-name": name, "ray.io/tpu-topology": topology} if name else {}
+    labels = {SLICE: name, TOPOLOGY: topology} if name else {}
     models = {f"accelerator_type:{model}": 1.0} if model else {}
     return {"NodeID": f"{kind}{amount}", "Labels": labels,
             "Resources": {kind: amount, "CPU": 8.0, "memory": 4e9} | models}
