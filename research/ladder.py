@@ -26,55 +26,18 @@ PARSER.add_argument("--json", action="store_true")
 PARSER.early(__name__)
 
 import numpy as np
-from pydantic import Field
 from scipy import stats
 
 from jaxnano import data
-from jaxnano.config.base import Node, validate
-from jaxnano.config.recipe import Recipe, recipe_id
-from jaxnano.config.text import read_yaml
-from research.contract.idea import ideas, part
-from research.contract.part import IdeaEdit, Part
+from jaxnano.config.recipe import recipe_id
 from research.contract.proposal import build
 from research.contract.records import lineages
-from research.contract.track import CONFIGS, Track, load_track
+from research.contract.rungs import Rung, ladder, stacks
+from research.contract.track import Track, load_track
 from research.execute.batch import full_runs, losses, run_batch
 from research.learn.compare import compare
 from research.show import plots
 from research.text import clean
-
-
-class Rung(Node):
-    """What a record of track 1 brought: ideas by name, in turn, and edits of what stands by then."""
-
-    name: str
-    record: int
-    ideas: tuple[str, ...] = ()
-    edits: tuple[IdeaEdit, ...] = ()
-
-
-class Ladder(Node):
-    """Rungs from the bottom; the lowest is a track's base."""
-
-    rungs: tuple[Rung, ...] = Field(min_length=2)
-
-
-def recipes(rungs: tuple[Rung, ...], base: Recipe) -> list[Recipe]:
-    """The recipe of each rung.
-
-    Raises: ConfigError where a rung does not fit the base; UserError for an idea that there is not.
-    """
-    found = [base]
-    for rung in rungs[1:]:
-        recipe = found[-1]
-        for name in rung.ideas:
-            if name not in ideas():
-                raise UserError(f"ladder.yaml: {rung.name}: {name}: no such idea")
-            recipe = build(recipe, [part(ideas()[name], recipe)])
-        if rung.edits:
-            recipe = build(recipe, [Part(name=rung.name, edits=rung.edits)])
-        found.append(recipe)
-    return found
 
 
 def climb(track: Track, rungs: tuple[Rung, ...], seeds: int, workers: int | None) -> dict[str, Any]:
@@ -84,7 +47,8 @@ def climb(track: Track, rungs: tuple[Rung, ...], seeds: int, workers: int | None
     lowest, with intervals; and how the order found agrees with the published one (Kendall's tau of minutes and losses).
     Raises: Failure where a rung completed on fewer than two seeds.
     """
-    built, corpus, own = recipes(rungs, track.base_recipe), data.load(track.base_recipe.data), range(seeds)
+    base, own = track.base_recipe, range(seeds)
+    built, corpus = [build(base, parts) for parts in stacks(rungs, base)], data.load(base.data)
     jobs = full_runs(track, built, own, corpus.data_hash, workers)
     results = run_batch(jobs, workers, "ladder", track=track)
     minutes = {record.number: record.value for line in lineages() if line.track == 1 for record in line.records}
@@ -152,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     options = PARSER.options(argv)
     if options.seeds < 2:
         raise UserError(f"--seeds: {options.seeds}: 2 or more would do")
-    rungs = validate(Ladder, read_yaml(CONFIGS / "records/ladder.yaml"), "ladder.yaml").rungs
+    rungs = ladder()
     if options.rungs and not 2 <= options.rungs <= len(rungs):
         raise UserError(f"--rungs: {options.rungs}: 2 to {len(rungs)} would do")
     found = climb(load_track(options.track), rungs[: options.rungs], options.seeds, options.workers)

@@ -32,11 +32,18 @@ OVERHEAD = 0.03
 
 @dataclass
 class World:
-    """Ground truth of one campaign. Candidate 0 is the base."""
+    """Ground truth of one campaign. Candidate 0 is the base.
+
+    pair_sd, drift_sd: nats, of what two edits do together, and of what an edit's effect is off by at an eighth of the
+    budget. diverging: share of the candidates that do not get as far as half of it.
+    """
 
     seed: int
     n_candidates: int = 64
     n_edits: int = 24
+    pair_sd: float = 0.006
+    drift_sd: float = 0.015
+    diverging: float = 0.0
     levels: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -46,11 +53,13 @@ class World:
         self.has = np.zeros((self.n_candidates, self.n_edits))
         for row, pick in enumerate(picks, start=1):
             self.has[row, pick] = 1.0
-        pairs = np.triu(rng.normal(0, 0.006, (self.n_edits, self.n_edits)), 1)
+        pairs = np.triu(rng.normal(0, self.pair_sd, (self.n_edits, self.n_edits)), 1)
         self.value = self.has @ rng.normal(0, 0.015, self.n_edits) + np.einsum("ci,ij,cj->c", self.has, pairs, self.has)
-        self.drift = self.has @ rng.normal(0, 0.015, self.n_edits)  # what an eighth of the budget distorts
+        self.drift = self.has @ rng.normal(0, self.drift_sd, self.n_edits)
         self.candidates = [Candidate({f"edit_{j:02d}": "on" for j in np.flatnonzero(row)}) for row in self.has]
         distance = np.abs(self.has[:, None] - self.has[None]).sum(-1)
+        order = rng.permutation(np.arange(1, self.n_candidates))
+        self.fallen = frozenset(order[: round(self.diverging * self.n_candidates)].tolist())
         self.alike = np.linalg.cholesky(np.exp(-distance / 3.0) + 1e-9 * np.eye(self.n_candidates))
 
     def loss(self, run: Action) -> float:

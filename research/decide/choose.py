@@ -117,10 +117,11 @@ def _base_first(now: Snapshot, worker: int, left_s: float, why: str) -> Chosen |
     return base, Decided(purpose="base", worker=worker, left_s=left_s, as_of=now.state.seq, why=why)
 
 
-def decide(prices: Prices, seed: int, worker: int, left_s: float) -> Chosen | None:
+def decide(prices: Prices, seed: int, worker: int, left_s: float, seeds: int = SEEDS) -> Chosen | None:
     """The next search run; None if nothing fits into the time left.
 
-    Args: seed: the session's. worker: who will run it. left_s: seconds until the search must be over.
+    Args: seed: the session's. worker: who will run it. left_s: seconds until the search must be over. seeds: common
+    seeds that there are.
     """
     now = prices.snapshot
     if untimed(prices):
@@ -136,7 +137,7 @@ def decide(prices: Prices, seed: int, worker: int, left_s: float) -> Chosen | No
     chosen = allocate.choose(
         now.fitted, [arm.candidate for arm in arms],
         history=runs(t for trials in now.over.values() for t in trials), pending=runs(now.running),
-        horizons=horizons, max_seeds=SEEDS, epsilon=now.track.epsilon,
+        horizons=horizons, max_seeds=seeds, epsilon=now.track.epsilon,
         cost_s=np.array([[prices.seconds(arm, h, worker) for h in horizons] for arm in arms]),
         limit_s=left_s / prices.slowdown, names=[arm.recipe_id for arm in arms],
         rng=np.random.default_rng([seed, now.state.seq]),

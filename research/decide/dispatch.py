@@ -13,14 +13,17 @@ from research.contract.trial import Trial
 from research.decide.book import Book
 from research.decide.champion import HELD_OUT, held_out_job
 from research.decide.price import PATIENCE_S
-from research.decide.retry import Retries
+from research.decide.retry import Retries, unless_undecided
 from research.execute import Executor, Job, Message
 from research.execute.trial import TARGET
 from research.learn import watch
 from research.ledger.events import node_of
 from research.ledger.kinds import Decided, Started
+from research.ledger.session import read_result
+from research.ledger.state import ended_with_the_loop
 
 NEW = -1  # a worker that has compiled nothing, to prices
+CONFIG = watch.WatchConfig()
 
 
 @dataclass
@@ -42,14 +45,24 @@ class Flight:
 
 
 class Dispatcher:
-    """Who runs what. stopping: whether nothing new may start, and what runs is to end."""
+    """Who runs what. stopping: whether nothing new may start, and what runs is to end. config: when a run is ended."""
 
-    def __init__(self, book: Book, executor: Executor):
-        self.book, self.executor = book, executor
+    def __init__(self, book: Book, executor: Executor, config: watch.WatchConfig = CONFIG):
+        self.book, self.executor, self.config = book, executor, config
         self.flights: dict[int, Flight] = {}
         self.retries, self.stopping = Retries(), False
         self._new: set[int] = set()  # workers whose process has had no run yet
         self._measured = 0  # attempts at held-out losses
+
+    def take_up(self) -> None:
+        """After a crash: take in results that were written, and mark what was not finished."""
+        session = self.book.session
+        for trial in list(self.book.state.trials.values()):
+            for attempt in trial.attempts:
+                if attempt.result is None:
+                    found = read_result(session.trial_dir(trial.key), attempt.number, trial.key)
+                    result = node_of("result", found) if found else ended_with_the_loop(attempt.number)
+                    self.book.record("result", trial.key, unless_undecided(attempt.purpose, result))
 
     @property
     def idle(self) -> list[int]:
@@ -166,7 +179,7 @@ class Dispatcher:
                                     flight.first_message_s, flight.begins)
             judged = self.book.state.session.kills and flight.purpose == "search"
             references = self._references(flight.trial) if judged else []
-            verdict = watch.watch(running, references, time.monotonic())
+            verdict = watch.watch(running, references, time.monotonic(), self.config)
             if verdict.kind == "hopeless" and watch.is_audited(flight.trial.key):
                 flight.audited = flight.audited or verdict
             if verdict.kind == "ok" or (verdict.kind == "hopeless" and flight.audited is not None):

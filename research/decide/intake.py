@@ -43,11 +43,11 @@ class Intake:
             self.gate.remember(arm.recipe)
         base = self.book.track.base_recipe
         if recipe_id(base) not in self.book.state.accepted:
-            self._submit(base_proposal(self.book.track), base, Verdict(base))
+            self.admit(base_proposal(self.book.track), base, Verdict(base))
         session = self.book.state.session
         if session.inherited is not None and session.incumbent not in self.book.state.accepted:
             recipe = validate(Recipe, session.inherited.recipe)
-            self._submit(session.inherited.proposal, recipe, Verdict(recipe))
+            self.admit(session.inherited.proposal, recipe, Verdict(recipe))
         self.judge()
 
     def stock(self) -> None:
@@ -89,7 +89,7 @@ class Intake:
         except ConfigError:
             self.book.record("verdict", "", verdict.as_dict() | {"proposal": proposal} | about)
             return verdict
-        self._submit(proposal, recipe, verdict, **about)
+        self.admit(proposal, recipe, verdict, **about)
         return verdict
 
     def judge(self) -> None:
@@ -118,7 +118,8 @@ class Intake:
         if waiting >= ROOM:
             raise ConfigError([Problem("", waiting, f"fewer than {ROOM} proposals may wait for a run; later would do")])
 
-    def _submit(self, proposal: Proposal, recipe: Recipe, verdict: Verdict, **about: Any) -> None:
+    def admit(self, proposal: Proposal, recipe: Recipe, verdict: Verdict, **about: Any) -> None:
+        """Write a proposal and its verdict down, whatever the gate would say of it."""
         self.book.record("proposal", recipe_id(recipe), Proposed(proposal=proposal, recipe=dump(recipe)))
         self._judged(recipe_id(recipe), verdict, **about)
 

@@ -21,13 +21,10 @@ from research.decide.intake import Intake
 from research.decide.plan import Plan
 from research.decide.proof import pending
 from research.decide.prove import Prover
-from research.decide.retry import unless_undecided
 from research.execute import Executor
 from research.lanes.protocol import Proposer
-from research.ledger.events import node_of
 from research.ledger.kinds import Decided
-from research.ledger.session import Session, read_result
-from research.ledger.state import ended_with_the_loop
+from research.ledger.session import Session
 
 SEARCH = ("search", "base")  # purposes of the runs that --max-trials counts
 LONGEST_WAIT_S = 30.0  # for the last search runs before a nomination
@@ -77,12 +74,7 @@ class Scheduler:
         if self.state.crowned:
             self.prover.install()
         self.intake.take_up()
-        for trial in list(self.state.trials.values()):
-            for attempt in trial.attempts:
-                if attempt.result is None:
-                    found = read_result(self.session.trial_dir(trial.key), attempt.number, trial.key)
-                    result = node_of("result", found) if found else ended_with_the_loop(attempt.number)
-                    self.record("result", trial.key, unless_undecided(attempt.purpose, result))
+        self.dispatcher.take_up()
         if (proof := self.prover.proof()) is not None:
             self.prover.prepare(proof)
 

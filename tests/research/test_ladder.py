@@ -9,14 +9,15 @@ import pytest
 from stand_in import MICRO
 
 from jaxnano.cli import report_errors
-from jaxnano.config.base import validate
-from jaxnano.config.text import read_yaml
 from jaxnano.cost import preflight
 from research import ladder
+from research.contract.proposal import build
 from research.contract.records import lineages
-from research.contract.track import CONFIGS, load_track
+from research.contract.rungs import ladder as rungs
+from research.contract.rungs import stacks
+from research.contract.track import load_track
 
-RUNGS = validate(ladder.Ladder, read_yaml(CONFIGS / "records/ladder.yaml")).rungs
+RUNGS = rungs()
 
 
 def test_two_rungs_on_two_seeds(tmp_path, capsys):
@@ -40,7 +41,7 @@ def test_two_rungs_on_two_seeds(tmp_path, capsys):
 def test_every_rung_fits_the_track_that_it_is_for():
     """In the order of its record, each another recipe, and all with the training FLOPs of the base."""
     track = load_track("tiny")
-    built = ladder.recipes(RUNGS, track.base_recipe)
+    built = [build(track.base_recipe, parts) for parts in stacks(RUNGS, track.base_recipe)]
     assert len({r.model_dump_json() for r in built}) == len(RUNGS) >= 8
     budget = track.base_cost.flops_per_step * track.full_steps
     for recipe in built:
