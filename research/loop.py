@@ -38,7 +38,6 @@ PARSER.add_argument("--seed", type=int, default=0, help="of the researcher's own
 PARSER.add_argument("--session", type=Path, help="folder; runs/TRACK-TIME by default")
 PARSER.add_argument("--lanes", help=f"comma-separated, of {', '.join(NAMES)} (all by default) and llm")
 PARSER.add_argument("--from", dest="origin", type=Path, metavar="SESSION", help="start from its champion")
-PARSER.add_argument("--kills", action="store_true", help="end runs that are predicted to lose; not proven to pay")
 PARSER.add_argument("--require-review", action="store_true", help="crown only what a person approved")
 PARSER.add_argument("--resume", action="store_true", help="go on with --session")
 llm_options.add_options(PARSER)
@@ -108,7 +107,7 @@ def start(options: argparse.Namespace) -> Opened:
     begun = Begun(
         track=track.name, source=source, contract=dump_full(track), track_hash=track.identity, data_hash="",
         seed=options.seed, minutes=minutes, max_trials=options.max_trials, workers=offered.workers, lanes=tuple(lanes),
-        pid=os.getpid(), require_review=options.require_review, kills=options.kills, executor=options.executor,
+        pid=os.getpid(), require_review=options.require_review, executor=options.executor,
         accelerator=offered.device_bytes is None, place=offered.place,
         llm=dump_full(llm.settings) if isinstance(llm, Llm) else None, versions=machine.versions(),
         argv=tuple(sys.argv[1:]))

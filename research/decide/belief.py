@@ -118,18 +118,15 @@ class Snapshot:
 
     @cached_property
     def fitted(self) -> Fitted:
-        """The posterior given all finished and killed runs."""
+        """The posterior given all finished runs; of one that was ended early, only that it diverged is known."""
         observations, diverged = [], []
         for trial in self.state.trials.values():
             result, arm = trial.result, self.by_id.get(trial.recipe_id)
             if arm is None or result is None or trial.seed >= SEEDS:
                 continue
-            told = result.predicted if result.outcome == "killed" else None
             if result.outcome == "completed":
-                told = trial.loss[self.track.splits.search], 0.0
-            if told:
-                observations.append(Observation(arm.candidate.features, trial.horizon, trial.seed, *told,
-                                                arm.candidate.promise))
+                observations.append(Observation(arm.candidate.features, trial.horizon, trial.seed,
+                                                trial.loss[self.track.splits.search], promise=arm.candidate.promise))
             elif result.outcome == "diverged":
                 diverged.append(arm.candidate.features)
         return self.belief.posterior.fit(observations, diverged)

@@ -28,7 +28,7 @@ CONFIG = watch.WatchConfig()
 
 @dataclass
 class Flight:
-    """A run in flight. cancelled: why it was told to stop. audited: why it was not, though hopeless: to audit kills."""
+    """A run in flight. cancelled: why it was told to stop."""
 
     trial: Trial
     purpose: str
@@ -41,7 +41,6 @@ class Flight:
     first_message_s: float | None = None
     begins: tuple[float, ...] = ()
     cancelled: watch.Finding | None = None
-    audited: watch.Finding | None = None
 
 
 class Dispatcher:
@@ -162,11 +161,7 @@ class Dispatcher:
         body = dict(result) | {"attempt": flight.attempt}
         if flight.cancelled is not None and body["outcome"] == "killed":
             verdict = flight.cancelled
-            body["outcome"] = "diverged" if verdict.kind in ("nan", "diverged") else "killed"
-            body |= {"reason": f"{verdict.kind}: {verdict.reason}", "curve": flight.curve,
-                     "predicted": [verdict.final_mean, verdict.final_sd] if verdict.final_sd else None}
-        if flight.audited is not None:
-            body["audit"] = {"predicted": [flight.audited.final_mean, flight.audited.final_sd]}
+            body |= {"outcome": "diverged", "reason": f"{verdict.kind}: {verdict.reason}", "curve": flight.curve}
         key, purpose = flight.trial.key, flight.purpose
         self.book.record("result", key, self.retries.judge(self.book.state, key, purpose, node_of("result", body)))
 
@@ -177,20 +172,11 @@ class Dispatcher:
                 continue
             running = watch.Running(flight.curve, flight.started_s, flight.predicted_s, flight.messages_s,
                                     flight.first_message_s, flight.begins)
-            judged = self.book.state.session.kills and flight.purpose == "search"
-            references = self._references(flight.trial) if judged else []
-            verdict = watch.watch(running, references, time.monotonic(), self.config)
-            if verdict.kind == "hopeless" and watch.is_audited(flight.trial.key):
-                flight.audited = flight.audited or verdict
-            if verdict.kind == "ok" or (verdict.kind == "hopeless" and flight.audited is not None):
+            verdict = watch.watch(running, time.monotonic(), self.config)
+            if verdict.kind == "ok":
                 continue
             flight.cancelled = verdict
             if verdict.kind in ("stalled", "timeout"):
                 self.executor.kill(worker)
             else:
                 self.executor.cancel(worker, verdict.reason)
-
-    def _references(self, trial: Trial) -> list[watch.Reference]:
-        return [watch.Reference(t.result.points, t.loss[self.book.track.splits.search])
-                for t in self.book.state.trials.values()
-                if t.loss and (t.horizon, t.seed) == (trial.horizon, trial.seed) and t.result]

@@ -3,9 +3,8 @@
     -loss(recipe, horizon, seed) = offset(horizon, seed) + f(recipe) + g(recipe, horizon) + e(recipe, seed) + noise
 
 Effects (f, g) are in nats, relative to the base, positive = better than the base. A diverged run is no number: it
-enters `p_diverge` only. A killed run enters by its predicted final loss and that prediction's error. What a promise is
-worth is learnt by its origin. Everything is a function of the observations in their order, so that a decision can be
-replayed.
+enters `p_diverge` only. What a promise is worth is learnt by its origin. Everything is a function of the observations
+in their order, so that a decision can be replayed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,8 +33,7 @@ class Candidate:
 class Observation:
     """One run's loss (nats).
 
-    noise_sd: what is known of this measurement's own error, beside the fitted noise; a killed run is given as its
-    predicted final loss with the prediction's standard deviation.
+    noise_sd: what is known of this measurement's own error, beside the fitted noise.
     """
 
     features: Features
@@ -166,7 +164,7 @@ class Posterior:
     def fit(self, observations: Sequence[Observation], diverged: Sequence[Features] = ()) -> Fitted:
         """Condition on all observations, oldest first.
 
-        Args: observations: finished and killed runs. diverged: the features of each run that diverged.
+        Args: observations: finished runs. diverged: the features of each run that diverged.
         Raises: ValueError if a loss is not finite or a horizon not positive.
         """
         for o in observations:

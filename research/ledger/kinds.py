@@ -96,7 +96,6 @@ class Begun(Body):
     executor: str = "local"
     accelerator: bool = False
     place: Placed | None = None
-    kills: bool = False
     require_review: bool = False
     bytes_per_token: float | None = None
     incumbent: str | None = None
@@ -181,7 +180,8 @@ class Started(Body):
 
 
 class Audit(Node):
-    """What the watch predicted of a run that went on all the same: mean and standard deviation of its final loss."""
+    """What the watch of an earlier version predicted of a run that went on all the same: mean and standard deviation of
+    its final loss."""
 
     predicted: tuple[float | None, float | None] | None = None
 
@@ -203,9 +203,9 @@ class Topology(Node):
 
 
 class Result(Body):
-    """How a run ended. loss: by split, nats. curve: (progress, loss). predicted: [mean, sd] of the final loss of a run
-    that was ended as hopeless. machine, exit, lost: the machine's doing, a worker's exit status, a machine that is
-    gone."""
+    """How a run ended. loss: by split, nats. curve: (progress, loss). predicted, audit: [mean, sd] of the final loss of
+    a run that an earlier version ended as hopeless, or went on with all the same. machine, exit, lost: the machine's
+    doing, a worker's exit status, a machine that is gone."""
 
     attempt: int
     outcome: str

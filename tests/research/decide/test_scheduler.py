@@ -319,13 +319,12 @@ class Losing(StandIn):
         self.cancelled.append(reason)
 
 
-@pytest.mark.parametrize("kills", [False, True])
-def test_runs_that_look_hopeless_are_ended_only_where_that_was_asked_for(track, tmp_path, kills):
+def test_runs_that_only_look_bad_go_on(track, tmp_path):
     executor = Losing()
     executor.told = set()
-    with created(tmp_path / "s", kills=kills) as session:
+    with created(tmp_path / "s", kills=True) as session:  # as an earlier version might have begun it
         drive(session, track, executor, max_trials=11)
-    assert bool(executor.cancelled) == kills and all(reason for reason in executor.cancelled)
+    assert executor.told and not executor.cancelled
 
 
 def test_a_worker_for_which_nothing_was_found_is_not_asked_for_again_at_the_same_state(track, tmp_path, monkeypatch):
