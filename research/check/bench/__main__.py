@@ -13,7 +13,8 @@ import importlib
 from jaxnano.cli import Command, report_errors
 
 COMMANDS = {"record": "train what the lanes draw, at every horizon and on several seeds: a table of real runs",
-            "allocate": "who finds the best candidate with the least compute: the loop's allocation, and others"}
+            "allocate": "who finds the best candidate with the least compute: the loop's allocation, and others",
+            "kills": "what ending runs early would cost and save, where their end is known"}
 
 PARSER = Command("research.check.bench", __doc__)
 PARSER.add_argument("command", choices=tuple(COMMANDS), help="; ".join(f"{n}: {what}" for n, what in COMMANDS.items()))

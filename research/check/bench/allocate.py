@@ -242,8 +242,8 @@ def picture(lines: Sequence[Mapping[str, Any]], name: str, budget: float) -> str
     spent, shown = np.linspace(0, budget, 61)[1:], []
     told = summary(lines, budget)["problems"][name]["policies"]
     kinds: dict[str, str] = {}
-    for policy in sorted(told, key=lambda policy: told[policy]["to_goal"]):
-        kinds.setdefault(policy if policy in OURS else policy.rsplit("-", 1)[0], policy)
+    for policy in sorted(told, key=lambda policy: (policy not in OURS, told[policy]["to_goal"])):
+        kinds.setdefault(policy.split("-")[0] if policy.startswith(("asha", "hyperband")) else policy, policy)
     for policy in kinds.values():
         paths = [line["path"] for line in lines if (line["problem"], line["policy"]) == (name, policy)
                  and line["budget"] == budget]

@@ -29,7 +29,7 @@ import numpy as np
 
 from jaxnano import data
 from jaxnano.cli import Command, Failure, UserError, positive, seed_number
-from jaxnano.config.base import dump_full, leaves
+from jaxnano.config.base import ConfigError, dump_full, leaves
 from jaxnano.config.recipe import recipe_id
 from jaxnano.device import stay_at
 from research import machine
@@ -43,7 +43,7 @@ from research.contract.trial import Trial
 from research.decide.book import Book
 from research.decide.dispatch import Dispatcher
 from research.decide.intake import Intake
-from research.execute import Executor, executors
+from research.execute import Executor, Offer, executors
 from research.execute.batch import HERE
 from research.execute.trial import WARM
 from research.lanes import NAMES, lanes_of
@@ -188,9 +188,12 @@ class Recorder:
     def _rung(self, count: int) -> bool:
         """Propose the next rung above the base; whether there was one. The gate's word on it is a note."""
         rungs, base = ladder(), self.track.base_recipe
-        for rung, parts in list(zip(rungs, stacks(rungs, base), strict=True))[count + 1 :]:
-            recipe = build(base, parts)
-            if recipe_id(recipe) not in self.book.state.proposals:
+        for number in range(count + 1, len(rungs)):
+            try:
+                rung, parts = rungs[number], stacks(rungs[: number + 1], base)[-1]
+            except ConfigError:  # the track's base has no place for it, nor for those above
+                return False
+            if recipe_id(recipe := build(base, parts)) not in self.book.state.proposals:
                 said = self.intake.gate.judge_parts(parts)
                 proposal = Proposal(name=rung.name, parts=parts, hypothesis=f"record {rung.record} of track 1",
                                     lane=LADDER, origin="configs/records/ladder.yaml")
@@ -202,7 +205,9 @@ class Recorder:
         """Propose a known recipe with a rate far off; whether it got as far as a verdict."""
         state = self.book.state
         parent = self.book.snapshot.by_id[self.drawn[rng.integers(len(self.drawn))]]
-        rates = [leaf for leaf in leaves(parent.recipe) if ".lr" in leaf.path and leaf.value > 0]
+        rates = [leaf for leaf in leaves(parent.recipe) if leaf.path.endswith((".lr", ".lr.value"))]
+        if not rates:
+            return False
         leaf = rates[rng.integers(len(rates))]
         value = float(f"{leaf.value * FAR ** rng.choice((-1.0, 1.0)):.3g}")
         value = min(max(value, leaf.range.low), leaf.range.high)
@@ -211,6 +216,16 @@ class Recorder:
         self.intake.consider(Proposal(name=title(parts), parts=parts, lane=OFF, origin="a rate far off",
                                       hypothesis=f"{value:g} for {leaf.value:g} is too much or too little"))
         return len(state.proposals) > number
+
+
+def beginning(options: argparse.Namespace, track: Track, offered: Offer, plan: dict[str, Any]) -> Begun:
+    """The session's first event; what is recorded stands in it too."""
+    source = options.track if options.track in tracks() else str(Path(options.track).resolve())
+    return Begun.model_validate({
+        "track": track.name, "source": source, "contract": dump_full(track), "track_hash": track.identity,
+        "data_hash": data.load(track.base_recipe.data).data_hash, "seed": options.seed, "workers": offered.workers,
+        "lanes": tuple(plan["lanes"]), "place": offered.place, "versions": machine.versions(), "pid": os.getpid(),
+        "accelerator": offered.device_bytes is None, "argv": tuple(sys.argv[1:]), "recorded": plan})
 
 
 def opened(options: argparse.Namespace, track: Track, begun: Begun) -> Session:
@@ -252,13 +267,8 @@ def main(argv: list[str] | None = None) -> int:
     if track.objective.waits_for_base or track.seconds(1.0, 1.0) is not None:
         raise UserError(f"--track: {options.track}: its budget is time, which other runs would change; one in FLOPs or "
                         "steps would do")
-    source = options.track if options.track in tracks() else str(Path(options.track).resolve())
     offered = executors.offer(HERE, options.workers, track.devices)
-    begun = Begun.model_validate({
-        "track": track.name, "source": source, "contract": dump_full(track), "track_hash": track.identity,
-        "data_hash": data.load(track.base_recipe.data).data_hash, "seed": options.seed, "workers": offered.workers,
-        "lanes": tuple(plan["lanes"]), "place": offered.place, "versions": machine.versions(), "pid": os.getpid(),
-        "accelerator": offered.device_bytes is None, "argv": tuple(sys.argv[1:]), "recorded": plan})
+    begun = beginning(options, track, offered, plan)
     with (opened(options, track, begun) as session,
           closing(offered.start(session.workers, WARM)) as executor):
         recorder = Recorder(session, track, executor, plan)

@@ -93,8 +93,10 @@ class Table(Node):
 
     @cached_property
     def track(self) -> Track:
-        """The track that it was recorded on."""
-        return validate(Track, self.header.session.contract)
+        """The track that it was recorded on, with the base that it had."""
+        track = validate(Track, self.header.session.contract)
+        vars(track)["base_recipe"] = validate(Recipe, self.recipes[0].proposed.recipe)  # fills the cached property
+        return track
 
     @cached_property
     def compile_s(self) -> tuple[float, ...]:

@@ -50,12 +50,12 @@ def test_every_policy_ends_and_never_pays_twice(policy, whole, monkeypatch):
     asked: list[Action] = []
     loss = problems.MadeUp.loss
     monkeypatch.setattr(problems.MadeUp, "loss", lambda self, run: asked.append(run) or loss(self, run))
-    world = problems.MadeUp(World(1, n_candidates=6, n_edits=4, diverging=0.2), seeds=2)
+    world = problems.MadeUp(World(1, n_candidates=6, n_edits=6, diverging=0.2), seeds=2)
     budget = 3.0 if policy.startswith("ours") else 50.0
     found = allocate.campaign(world, policy, 1, budget)
     assert found["path"] and len(asked) == len(set(asked)) and 0 < found["runs"] <= len(asked)
     assert all(regret is None or regret >= 0 for _, regret in found["path"])
-    again = allocate.campaign(problems.MadeUp(World(1, n_candidates=6, n_edits=4, diverging=0.2), seeds=2), policy, 1,
+    again = allocate.campaign(problems.MadeUp(World(1, n_candidates=6, n_edits=6, diverging=0.2), seeds=2), policy, 1,
                               budget)
     assert again["path"] == found["path"]
     on_table = allocate.campaign(problems.DrawnTable(whole).draw(1), policy, 1, 4.0)
@@ -77,7 +77,7 @@ def test_a_sitting_knows_of_a_table_what_it_has_run(whole):
 
 
 def test_an_exhaustive_peer_finds_the_best_of_a_quiet_world():
-    world = World(2, n_candidates=8, n_edits=4)
+    world = World(2, n_candidates=8, n_edits=6)
     world.loss = lambda run: -float(world.value[run.candidate])  # type: ignore[method-assign]
     for policy in ("random", "1-3-8", "best-k"):
         path = allocate.campaign(problems.MadeUp(world), policy, 0, 1e6)["path"]
