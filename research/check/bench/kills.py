@@ -158,9 +158,9 @@ def main(argv: list[str] | None = None) -> int:
                 rng = np.random.default_rng(order)
                 for cell in cells:
                     replayed(cell, rng.permutation(len(cell.final_N)).tolist(), risk, count)
-            pays = count.saved_share >= 0.05 and count.wrong_share <= 0.02 and count.kills >= 100
+            pays = bool(count.saved_share >= 0.05 and count.wrong_share <= 0.02 and count.kills >= 100)
             rows.append({"source": name, "risk": risk, "runs": count.runs, "kills": count.kills, "wrong": count.wrong,
-                         "wrong_share": count.wrong_share, "saved_share": count.saved_share, "pays": pays})
+                         "wrong_share": count.wrong_share, "saved_share": float(count.saved_share), "pays": pays})
     print(json.dumps(rows) if options.json else page(rows))
     return 0
 

@@ -1,7 +1,8 @@
 """What others would do with the same runs: plain rules, and Optuna's pruners and sampler by Optuna's own code.
 
 All of them go through the candidates on one seed after another, and stand behind the candidate whose full runs are best
-on average, each less the level of its seed; before the first, behind the best of the longest.
+on average, each less the level of its seed (how far what ran on the first one too lies from there); before the first,
+behind the best of the longest.
 """
 
 from __future__ import annotations
@@ -45,8 +46,10 @@ class Board:
         if not self.losses:
             return [0]
         told: dict[int, list[float]] = defaultdict(list)
-        for found in self.losses[max(self.losses)].values():
-            level = float(np.median(list(found.values())))
+        by_seed = list(self.losses[max(self.losses)].values())
+        for found in by_seed:
+            common = found.keys() & by_seed[0].keys()
+            level = float(np.mean([found[candidate] - by_seed[0][candidate] for candidate in common] or [0.0]))
             for candidate, loss in found.items():
                 told[candidate].append(loss - level)
         return sorted(told, key=lambda candidate: float(np.mean(told[candidate])))

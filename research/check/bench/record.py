@@ -155,7 +155,7 @@ class Recorder:
     def _round_is_whole(self) -> bool:
         """Whether what is drawn may be run now: a draw that was interrupted goes on first."""
         over = len(self.drawn) - self._first
-        return over >= 0 and over % ROUND == 0
+        return over >= 0 and over % self.plan["round"] == 0
 
     def draw(self) -> None:
         """One more proposal. Raises: Failure if nobody has one."""
@@ -191,9 +191,10 @@ class Recorder:
         for number in range(count + 1, len(rungs)):
             try:
                 rung, parts = rungs[number], stacks(rungs[: number + 1], base)[-1]
+                recipe = build(base, parts)
             except ConfigError:  # the track's base has no place for it, nor for those above
                 return False
-            if recipe_id(recipe := build(base, parts)) not in self.book.state.proposals:
+            if recipe_id(recipe) not in self.book.state.proposals:
                 said = self.intake.gate.judge_parts(parts)
                 proposal = Proposal(name=rung.name, parts=parts, hypothesis=f"record {rung.record} of track 1",
                                     lane=LADDER, origin="configs/records/ladder.yaml")
@@ -259,7 +260,7 @@ def main(argv: list[str] | None = None) -> int:
         with Session.open(options.folder) as session:
             told(table.table_of(session), path)
         return 0
-    plan = {"recipes": options.recipes, "seeds": options.seeds, "seed": options.seed,
+    plan = {"recipes": options.recipes, "seeds": options.seeds, "seed": options.seed, "round": ROUND,
             "lanes": options.lanes.split(",")}
     lanes_of(plan["lanes"], known_lanes())
     stay_at({"JAX_PLATFORMS": "cpu"})  # the devices are the workers'
