@@ -7,6 +7,7 @@ behind the best of the longest.
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -93,12 +94,12 @@ def ladder(problem: Problem, rng: np.random.Generator) -> Steps:
 def optuna() -> Any:
     """The library. Raises: UserError where it is not installed."""
     try:
-        import optuna
+        found = importlib.import_module("optuna")
     except ImportError:
         raise UserError('--policies: Optuna is not installed; pip install "jaxnano[peers]" would do') from None
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    return optuna
+    found.logging.set_verbosity(found.logging.ERROR)
+    warnings.filterwarnings("ignore", category=found.exceptions.ExperimentalWarning)
+    return found
 
 
 def pruned(problem: Problem, rng: np.random.Generator, pruner: str, eta: int) -> Steps:
