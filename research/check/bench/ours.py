@@ -94,13 +94,13 @@ class Sitting:
         """Make a run and take its result in. Returns: its price."""
         run = Action(self.index[trial.recipe_id], trial.horizon, trial.seed)
         recorded, compiled = self.problem.run(run), self.problem.compiling_s(run)
-        losses: dict[str, float | None] = {self.problem.table.header.split: recorded.loss}
+        losses = {self.problem.table.header.split: recorded.loss} if recorded.outcome == "completed" else {}
         seconds = recorded.steady_s + compiled
         self.tell("decision", trial.key, decided)
         self.tell("attempt", trial.key, Started(attempt=1, worker=0, pid=1, purpose=decided.purpose,
                                                 steps=recorded.steps, **trial._asdict()))
         self.tell("result", trial.key, Result(
-            attempt=1, outcome=recorded.outcome, loss=losses if recorded.loss is not None else {}, curve=recorded.curve, steps=recorded.steps,
+            attempt=1, outcome=recorded.outcome, loss=losses, curve=recorded.curve, steps=recorded.steps,
             device_s=seconds, wall_s=seconds, compile_s=compiled, tokens_per_s=recorded.tokens_per_s))
         return self.problem.price(run)
 

@@ -9,8 +9,8 @@ turn, from what the runs before say. A recipe runs at every horizon on every see
 list follows from the seed and from the losses. Rungs and bad recipes are hidden from the lanes: a session would not
 have them. The folder is a session (`research.status` and `research.report` read it): kill -9 loses the runs under way.
 
-Cost of the whole: 4 horizons x 4 seeds are 7.5 full runs and 16 evaluations a recipe, on track tiny about a minute and
-a half of one core; 160 recipes take about two hours of two cores.
+Cost of the whole: 4 horizons x 4 seeds are 7.5 full runs and 16 evaluations a recipe, on track tiny 75 s of one core;
+160 recipes take an hour and three quarters of two cores.
 """
 
 from __future__ import annotations

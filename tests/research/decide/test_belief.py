@@ -168,6 +168,7 @@ def test_a_recipe_whose_runs_all_broke_off_is_nobodys_parent_until_one_has_finis
 
 def test_how_likely_a_run_diverges_counts_wherever_recipes_are_ranked(story):
     recipe = failing(story, outcome="diverged", reason="nan")
+    story.worth[recipe] = 0.1
     story.run(Trial(recipe, 0.25, 1))
     found = story.snapshot()
     index = found.index[recipe]
