@@ -148,7 +148,10 @@ lead() {
 all_there() {
   "$python" -c 'import sys, time, ray
 ray.init(sys.argv[1], log_to_driver=False)
-while sum(node["Alive"] for node in ray.nodes()) < int(sys.argv[2]):
+there = 0
+while there < int(sys.argv[2]):
+    if there != (there := sum(node["Alive"] for node in ray.nodes())):
+        print(there, "of", sys.argv[2], "hosts are there", flush=True)
     time.sleep(1)' "$@"
 }
 
