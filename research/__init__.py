@@ -8,7 +8,7 @@ side by side, and learn sees neither contract nor ledger. `lint-imports` checks 
     contract/   what may be tried. An objective: track.py. A rule of the gate: gate.py. What a proposal is: part.py
                 The speedruns' records, configs/records: records.py
     ledger/     what happened. A kind of event: kinds.py and its table; what it does to the state: state.py
-    learn/      numbers only. A statistic: learn/compare.py; decide/proof.py decides by it. Ending a run: watch.py
+    learn/      numbers only. A statistic: learn/compare.py; the sealed test: anytime.py. Ending a run: watch.py
     lanes/      who proposes. A lane: a file, its name and class in __init__.py; ideas/*.yaml are the catalogue's,
                 techniques.yaml is the list that they are held against, by ideas.py
     execute/    where it runs. An executor: a module, and its entry in executors.py; what a worker does: trial.py

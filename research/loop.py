@@ -38,6 +38,7 @@ PARSER.add_argument("--seed", type=int, default=0, help="of the researcher's own
 PARSER.add_argument("--session", type=Path, help="folder; runs/TRACK-TIME by default")
 PARSER.add_argument("--lanes", help=f"comma-separated, of {', '.join(NAMES)} (all by default) and llm")
 PARSER.add_argument("--from", dest="origin", type=Path, metavar="SESSION", help="start from its champion")
+PARSER.add_argument("--registry", type=Path, metavar="FILE", help="of all seals; the user's own by default, see books")
 PARSER.add_argument("--require-review", action="store_true", help="crown only what a person approved")
 PARSER.add_argument("--resume", action="store_true", help="go on with --session")
 llm_options.add_options(PARSER)
@@ -61,6 +62,7 @@ from research.lanes import lanes_of
 from research.lanes.catalogue import Catalogue, left_out
 from research.lanes.protocol import Proposer
 from research.ledger.kinds import Begun, Ended, Proposed, Resumed
+from research.ledger.registry import Registry
 from research.ledger.session import Session, SessionError, default_session_dir
 from research.ledger.state import fold
 from research.outside.llm.lane import Llm
@@ -113,6 +115,8 @@ def start(options: argparse.Namespace) -> Opened:
         argv=tuple(sys.argv[1:]))
     refuse_too_short("--minutes", unbegun(track, begun), offered.workers, minutes)
     corpus = data.load(track.base_recipe.data)
+    for split in (track.splits.search, *track.splits.all_protected, track.splits.heldout):
+        corpus.tokens(split)  # a spare one is not missed for many sessions
     begun = begun.model_copy(update={"data_hash": corpus.data_hash,
                                      "bytes_per_token": corpus.bytes_per_token(track.splits.search)})
     if options.origin:
@@ -213,6 +217,11 @@ def inherit(origin: Path, begun: Begun) -> Begun:
 
 def run(options: argparse.Namespace) -> int:
     """One session from start to report."""
+    with Registry(options.registry) as registry:  # before anything is begun that could not be sealed
+        return _run(options, registry)
+
+
+def _run(options: argparse.Namespace, registry: Registry) -> int:
     from research.execute.trial import WARM
     from research.show.card import write_change
     from research.show.report import write_report
@@ -230,7 +239,7 @@ def run(options: argparse.Namespace) -> int:
         scheduler = Scheduler(session, track, executor, lanes, budget_s=60 * minutes - spent_s,
                               max_trials=options.max_trials or begun.max_trials,
                               device_bytes=offered.device_bytes, on_change=view.update,
-                              on_crowned=partial(write_change, track))
+                              on_crowned=partial(write_change, track), registry=registry)
         view.update(scheduler)
         nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # then a session outlives its terminal
         previous = {s: signal.signal(s, lambda *_: scheduler.stop()) for s in ENDING

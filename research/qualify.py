@@ -34,7 +34,8 @@ from jaxnano.config.recipe import Recipe
 from jaxnano.device import PEAK_FLOPS
 from research.contract.track import Track, load_track
 from research.execute.batch import HERE, all_losses, few_steps, full_runs, losses, run_batch
-from research.learn.compare import alpha_for_attempt, compare, detectable
+from research.learn.anytime import alpha_for_attempt, detectable
+from research.learn.compare import compare
 from research.machine import versions
 
 PEAK_SHARE, CORE_FLOPS = 0.3, 5e10  # of a GPU or TPU, guessed; FLOP/s of a CPU's core, as measured
@@ -82,7 +83,7 @@ def qualify(track: Track, workers: int | None = None, options: argparse.Namespac
         "path": track.grid.paths, "grid": grid, "best": best, "base_is_best": recipes[best] == track.base_recipe,
         "against_best": {value: c.as_dict() for value, c in pairs.items()},
         "seed_sd": seed_sd, "aa": same.as_dict(), "aa_losses": aa,
-        "detectable": detectable(float(np.sqrt(2)) * seed_sd, rule.n, alpha_for_attempt(1, rule.alpha)),
+        "detectable": float(np.sqrt(2)) * seed_sd * detectable(rule.n, alpha_for_attempt(1, rule.alpha)),
         "topology": next((dump_full(r.topology) for r in results.values() if r.topology is not None), None),
         "core_seconds": {"median": float(np.median(times)), "max": float(np.max(times))},
     }

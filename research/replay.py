@@ -22,6 +22,7 @@ from jaxnano import data
 from jaxnano.config.base import dump_full, validate
 from jaxnano.config.recipe import Recipe
 from research.contract.track import Track
+from research.contract.trial import PROOF
 from research.execute import executors
 from research.execute.batch import HERE, job, run_batch
 from research.ledger.kinds import Placed
@@ -48,9 +49,8 @@ def replay(session: Path, name: str) -> dict[str, Any]:
     assert before is not None and before.steps is not None
     recipe = validate(Recipe, state.proposals[trial.recipe_id].recipe)
     contract = validate(Track, state.session.contract)
-    splits = {split: contract.eval_tokens for split in trial.loss}
-    if attempt.purpose == "verify":
-        splits[contract.splits.protected] = contract.proof_tokens
+    protected = contract.splits.all_protected if attempt.purpose in PROOF else ()
+    splits = {split: contract.proof_tokens if split in protected else contract.eval_tokens for split in trial.loss}
     corpus = data.load(recipe.data)
     if corpus.data_hash != before.fingerprint["data"]:
         raise UserError(f"{session}: its data {before.fingerprint['data'][:12]} is not this machine's "

@@ -21,6 +21,7 @@ PARSER = Command("research.share", __doc__)
 PARSER.add_argument("session", type=Path)
 PARSER.add_argument("path", help="a new folder, or gs://BUCKET/FOLDER")
 PARSER.add_argument("--platform", choices=PLATFORMS, metavar="KIND", help="to evaluate it on, as of research.loop")
+PARSER.add_argument("--registry", type=Path, metavar="FILE", help="of all seals; the user's own by default, see books")
 PARSER.add_argument("--json", action="store_true")
 PARSER.early(__name__)
 
@@ -30,6 +31,7 @@ from jaxnano.config.file import save
 from jaxnano.config.recipe import Recipe
 from jaxnano.device import stay_at, use_compile_cache
 from research.decide.claims import violations
+from research.ledger.registry import Contest, Registry
 from research.ledger.session import Session, refuse_links
 from research.ledger.state import fold
 from research.machine import TOLERANCE
@@ -37,11 +39,11 @@ from research.show.card import card, change, page
 from research.show.facts import Facts
 
 
-def share(session: Path, target: str) -> dict[str, Any]:
+def share(session: Path, target: str, registry: Registry) -> dict[str, Any]:
     """Publish the champion at `target`, a new or empty folder or gs:// path: all of it or nothing.
 
     The checkpoint is evaluated before it goes out: it has to give the losses that the ledger holds, on the search and
-    on the protected split. The ledger says that the latter was opened, before it is.
+    on the protected split. Ledger and registry say that the latter was opened, before it is.
 
     Returns: path, champion, id (the manifest's SHA-256), the loss in the ledger, how far it is off on this machine.
     Raises: ValueError for a session without a champion or whose ledger breaks a rule, a champion's folder that is not
@@ -61,8 +63,11 @@ def share(session: Path, target: str) -> dict[str, Any]:
         (folder / published.CARD).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         name = published.seal(folder)
         gaps = []
-        for split, tokens in ((track.splits.search, track.eval_tokens), (track.splits.protected, track.proof_tokens)):
-            if split == track.splits.protected:
+        tested, begun = about["test"]["split"], facts.state.session
+        for split, tokens in ((track.splits.search, track.eval_tokens), (tested, track.proof_tokens)):
+            if split == tested:
+                registry.published(Contest(begun.track, begun.track_hash, begun.data_hash), split, about["recipe_id"],
+                                   session)
                 with Session.open(session) as opened:
                     opened.ledger.append("opening", about["recipe_id"], {"split": split, "trial": made["trial"],
                                                                          "why": "to publish its checkpoint"})
@@ -124,7 +129,8 @@ def main(argv: list[str] | None = None) -> int:
                             "--platform cpu")
     stay_at(here.environment(free_port()) if here.accelerated else {"JAX_PLATFORMS": "cpu"})
     use_compile_cache()
-    Output(options.json).table("shared", share(options.session, options.path))
+    with Registry(options.registry) as registry:
+        Output(options.json).table("shared", share(options.session, options.path, registry))
     return 0
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from jaxnano.cache import cache_root
 from jaxnano.cli import Failure, UserError
 from jaxnano.data import tokenizer
-from jaxnano.data.tokens import Part, Tokens
+from jaxnano.data.tokens import Part, Tokens, share_of
 
 MANIFEST = "manifest.json"
 ABANDONED_S = 24 * 3600  # a temporary directory this old belongs to a process that was killed
@@ -50,11 +50,14 @@ class Corpus:
     def tokens(self, split: str) -> Tokens:
         """Tokens of one split, a separator between documents: uint8 for bytes, uint16 for larger vocabularies.
 
+        Args: split: a name, or `NAME:I/K`: the I-th of K shares of it, cut alike for all who ask (`share_of`).
         Raises: ValueError if there is no such split.
         """
-        if split not in self.parts:
+        name, _, share = split.partition(":")
+        if name not in self.parts:
             raise UserError(f"data: no split {split!r}; there are {', '.join(self.parts)}")
-        return Tokens(self.parts[split], self.vocab_size)
+        parts = self.parts[name]
+        return Tokens(share_of(parts, share, split) if share else parts, self.vocab_size)
 
     def tokenizer(self, download: bool = True) -> tokenizer.Tokenizer:
         """What turns text into these tokens and back.

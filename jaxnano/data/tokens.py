@@ -8,6 +8,7 @@ but pages it touched count as resident until they are given back, and each maps 
 from __future__ import annotations
 
 import os
+import re
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ import numpy as np
 from jaxnano.cli import UserError
 
 BLOCK = 1 << 20  # tokens
+STRETCHES = 16  # that a share of a split is made of
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,19 @@ def within(parts: Sequence[Part], start: int, stop: int) -> tuple[Part, ...]:
             found.append(replace(part, first=part.first + low, size=high - low))
         begin += part.size
     return tuple(found)
+
+
+def share_of(parts: Sequence[Part], share: str, split: str) -> tuple[Part, ...]:
+    """The I-th of K shares: of STRETCHES x K stretches of equal length every K-th, so that all kinds of text are in
+    each. share: "I/K"; split: as it was asked for.
+    """
+    found = re.fullmatch(r"([1-9]\d?)/([1-9]\d?)", share)
+    number, shares = (int(found[1]), int(found[2])) if found else (1, 0)
+    if not number <= shares:
+        raise UserError(f"data: split {split!r}: {share!r} is no share; 1/2 and 2/2 would do")
+    cuts = np.linspace(0, sum(part.size for part in parts), STRETCHES * shares + 1).astype(int).tolist()
+    taken = [within(parts, cuts[i], cuts[i + 1]) for i in range(number - 1, STRETCHES * shares, shares)]
+    return tuple(part for stretch in taken for part in stretch)
 
 
 def outside(path: Path, place: int, token: int, vocab: int) -> UserError:

@@ -68,7 +68,8 @@ class Victim:
 
     def start(self) -> psutil.Popen:
         """The loop, for the first time or with --resume."""
-        command = [sys.executable, "-m", "research.loop", "--session", str(self.folder)]
+        command = [sys.executable, "-m", "research.loop", "--session", str(self.folder),
+                   "--registry", str(self.folder.with_suffix(".seals"))]
         command += self.nodes.options if self.nodes else []
         if self.events():
             command += ["--resume"]

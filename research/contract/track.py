@@ -148,19 +148,29 @@ class Limits(Node):
     memory_gib: float = Field(default=4.0, gt=0)
 
 
-class Significance(Node):
-    """A record: n fresh seeds, attempt k tested at alpha * 2**-k on the protected split."""
+OPENINGS = 20  # of a protected split, by seals and publications, before the next one takes its place
 
-    n: int = Field(default=6, ge=2)
+
+class Significance(Node):
+    """A record: at most n fresh seeds on the protected split. alpha: what all attempts on this track and data spend."""
+
+    n: int = Field(default=15, ge=2)
     alpha: float = Field(default=0.001, gt=0, lt=1)
 
 
 class Splits(Node):
-    """Which split decides what; heldout is opened once per champion."""
+    """Which split decides what; heldout is opened once per champion. spare: protected ones that take the place of the
+    first, one after the other, when it was opened OPENINGS times."""
 
     search: str = "search"
     protected: str = "protected"
     heldout: str = "heldout"
+    spare: tuple[str, ...] = ()
+
+    @property
+    def all_protected(self) -> tuple[str, ...]:
+        """In the order in which they are used up."""
+        return (self.protected, *self.spare)
 
 
 class Grid(Node):

@@ -18,4 +18,5 @@ class Trial(NamedTuple):
         return f"{self.recipe_id}-{self.horizon:g}-{self.seed}"
 
 
+PROOF = ("verify", "beside")  # purposes of runs on fresh seeds, which alone are evaluated on the protected split
 FRESH = 1_000_000  # verification seeds are above this, search seeds below

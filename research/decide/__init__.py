@@ -5,6 +5,7 @@
     choose      which search run next, and why                       intake    lanes are asked, the gate judges
     plan        the session's time                                   dispatch  the runs in flight
     proof       what one candidate's proof needs and says            ablation  which of its parts earn their place
+    futility    whether a candidate is worth an attempt
     prove       a candidate's way from nomination to crown           champion  the crowned recipe's folder
     retry       what the machine did to a run is no finding          claims    what a ledger claims, computed again
     scheduler   gives each idle worker its next run

@@ -24,6 +24,7 @@ from research.learn.compare import compared
 from research.ledger import invariants
 from research.ledger.events import Event, Ledger, encode
 from research.ledger.kinds import Body, Crowned
+from research.ledger.registry import Entry
 from research.ledger.state import State
 
 CLOSE = 1e-6  # relative: another processor, or another SciPy, ends in other digits
@@ -43,7 +44,8 @@ def violations(ledger: Ledger, session: Path) -> Iterator[str]:
 
 def broken_claims(events: Iterable[Event[Any]]) -> Iterator[str]:
     """One line for each event that claims what does not follow from the events before it."""
-    checks = {"ablation": _ablation, "sealed": _sealed, "verification": _verification, "crowned": _crowned}
+    checks = {"ablation": _ablation, "futile": _futile, "sealed": _sealed, "verification": _verification,
+              "crowned": _crowned}
     state, belief = State(), None
     for event in events:
         if event.kind in checks:
@@ -75,12 +77,28 @@ def _ablation(snapshot: Snapshot, event: Event[Any]) -> Iterator[str]:
             yield from _differences(expected, row, f"part {row['part']}: ")
 
 
+def _futile(snapshot: Snapshot, event: Event[Any]) -> Iterator[str]:
+    found = _proof(snapshot, event).futility(event.body.level).settle()
+    if found is None:
+        yield "an attempt was worth it"
+    else:
+        yield from _unlike(found, event.body)
+
+
 def _sealed(snapshot: Snapshot, event: Event[Any]) -> Iterator[str]:
     identity, said = snapshot.track.identity, snapshot.state.session.track_hash
     if identity != said:
         yield f"the session's contract is {identity[:12]}, its track_hash says {said[:12]}"
-    proof = _proof(snapshot, event)
-    yield from _unlike(proof.seal(snapshot.incumbent, event.body.best_single), event.body)
+    proof, body, earlier = _proof(snapshot, event), event.body, [e.body.attempt for e in snapshot.state.sealed]
+    if not body.rule:
+        yield from _unlike(proof.seal_of_0_2(snapshot.incumbent, body.best_single), body)
+    else:
+        entry = Entry(body.attempt, body.split, body.opened, body.registry)
+        yield from _unlike(proof.seal(snapshot.incumbent, body.best_single, entry), body)
+        if body.attempt <= max(earlier, default=0) or not (body.registry or body.attempt == len(earlier) + 1):
+            yield f"attempt {body.attempt} comes after {earlier}"
+        if body.split not in snapshot.track.splits.all_protected:
+            yield f"split {body.split!r} is not a protected one of the track"
     if proof.final != event.subject:
         yield f"the ablation ended in {proof.final}"
 
@@ -106,7 +124,7 @@ def _crowned(snapshot: Snapshot, event: Event[Any]) -> Iterator[str]:
 
 
 def _proof(snapshot: Snapshot, event: Event[Any]) -> Proof:
-    """The proof that a `sealed` or `verification` event belongs to."""
+    """The proof that a `futile`, `sealed` or `verification` event belongs to."""
     return [proof for proof in proofs(snapshot) if proof.nominated.number == event.body.nomination][0]
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jaxnano.config.base import dump
-from research.contract.trial import Trial
+from research.contract.trial import PROOF, Trial
 from research.decide.book import Book
 from research.decide.champion import HELD_OUT, held_out_job
 from research.decide.price import PATIENCE_S
@@ -83,8 +83,8 @@ class Dispatcher:
         predicted_s = prices.wall_s(arm, trial.horizon, self.priced(worker))
         attempt = len(state.trials[trial.key].attempts) + 1 if trial.key in state.trials else 1
         splits = {track.splits.search: track.eval_tokens}
-        if decision.purpose == "verify":
-            splits = {track.splits.protected: track.proof_tokens} | splits
+        if decision.purpose in PROOF:
+            splits = {state.sealed[-1].body.split or track.splits.protected: track.proof_tokens} | splits
         folder = self.book.session.trial_dir(trial.key)
         self.book.record("decision", trial.key, decision)
         self.book.record("attempt", trial.key, Started(

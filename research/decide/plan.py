@@ -7,6 +7,7 @@ import time
 from jaxnano.config.base import dump
 from jaxnano.config.recipe import recipe_id
 from research.contract.track import Track
+from research.decide import futility
 from research.decide.ablation import REPLICATES
 from research.decide.belief import Belief, Snapshot
 from research.decide.choose import fitting, untimed
@@ -16,6 +17,7 @@ from research.ledger.kinds import Begun, Proposed
 from research.ledger.state import State
 
 REPORT_S = 15.0  # kept back for the champion's folder and the report
+EXPECTED = 9  # fresh seeds of a verification: six show a large effect, and a small one needs more
 MARGIN = 1.15  # on the predicted time of an ablation
 LEAST_PROOF = 0.5  # share of a verification's predicted time under which it is not begun
 MOST_PROOF = 0.75  # share of a round that the proof may keep from the search: without one there is nothing to prove
@@ -98,10 +100,11 @@ class Plan:
         """Predicted seconds from nomination to verdict for the present best."""
         best = prices.snapshot.view().best
         parts = len(best.parts) if best else 0
-        ablation_s = REPLICATES * (parts + 3) * prices.full_run_s + (parts + 2) * prices.compile_s
+        runs = REPLICATES * (parts + 3) + 2 * futility.LEAST
+        ablation_s = runs * prices.full_run_s + (parts + 2) * prices.compile_s
         return MARGIN * prices.slowdown * ablation_s / self.workers + self.verification_s(prices)
 
     def verification_s(self, prices: Prices) -> float:
-        """Predicted seconds of a verification: incumbent, candidate and best single idea on n seeds."""
-        runs = 3 * self.track.significance.n + self.workers
+        """Predicted seconds of a verification: incumbent and candidate on as many seeds as it may well take."""
+        runs = 2 * min(self.track.significance.n, EXPECTED) + self.workers
         return prices.slowdown * runs * prices.full_run_s / self.workers

@@ -1,7 +1,8 @@
-"""From the best candidate to a record: replicate, ablate, seal, verify on fresh seeds. A pure fold of the ledger.
+"""From the best candidate to a record: replicate, ablate, see whether it would pass, seal, verify on fresh seeds.
 
-`wanted` lists the runs the present stage still needs; when none is left, `Ablation.settle`, `seal` and `verify` make
-the event that comes next.
+A pure fold of the ledger. `wanted` lists the runs the present stage still needs; when none is left, `Ablation.settle`,
+`Futility.settle`, `seal` and `verify` make the event that comes next. Candidate and incumbent run on the seal's seeds
+block by block, until the test has its evidence or all seeds have run (learn/anytime.py).
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from dataclasses import dataclass
 from research.contract.trial import FRESH, Trial
 from research.decide.ablation import Ablation
 from research.decide.belief import Arm, Snapshot
+from research.decide.futility import Futility
 from research.lanes.catalogue import Catalogue
-from research.learn.compare import alpha_for_attempt, compared
+from research.learn import anytime
+from research.learn.compare import alpha_of_0_2, compared
 from research.ledger.events import Event
-from research.ledger.kinds import Nominated, Sealed, Verified
+from research.ledger.kinds import Futile, Nominated, Sealed, Verified
+from research.ledger.registry import Entry
 
 
 @dataclass
@@ -53,19 +57,30 @@ class Proof:
         return next((e for e in spoken if e.body.nomination == self.nominated.number), None)
 
     @property
+    def futile(self) -> Event[Futile] | None:
+        """The event that spends no attempt on it, if there is one for this nomination."""
+        return next((e for e in self.snapshot.state.futile if e.body.nomination == self.nominated.number), None)
+
+    @property
     def done(self) -> bool:
-        """Whether the verification spoke, or before the seal only the incumbent was left, or a person vetoed it."""
+        """Whether the verification spoke, or no attempt is spent: on what a person vetoed or would hardly pass, and
+        where only the incumbent was left."""
         if self.verified is not None or self.sealed is not None:
             return self.verified is not None
         said = self.snapshot.state.review(self.final or self.recipe_id)
-        return self.final == self.snapshot.incumbent or said == "veto"
+        return self.futile is not None or self.final == self.snapshot.incumbent or said == "veto"
+
+    def futility(self, level: float = 1.0) -> Futility:
+        """What speaks for an attempt at this level, once the ablation is settled."""
+        event = next(e for e in self.snapshot.state.nominated if e.body.number == self.nominated.number)
+        return Futility(self.snapshot, event, self.final or self.recipe_id, level)
 
     def seeds(self) -> list[int]:
         """Verification seeds: they follow from the seal itself, so nobody knew them before."""
         assert self.sealed is not None
         text = f"{self.sealed.seq}:{self.sealed.time!r}:{self.sealed.subject}"
         draws = (int.from_bytes(hashlib.sha256(f"{text}:{i}".encode()).digest()[:4])
-                 for i in range(self.snapshot.track.significance.n))
+                 for i in range(self.sealed.body.n))
         return [FRESH + draw % 10**9 for draw in draws]
 
     @property
@@ -74,11 +89,31 @@ class Proof:
         return Trial(self.sealed.subject, 1.0, self.seeds()[0]) if self.sealed is not None else None
 
     def contenders(self) -> dict[str, str]:
-        """What the sealed recipe is run beside: the incumbent, and the best single catalogue idea: role -> id."""
+        """The arms of the sealed test, role -> id. Version 0.2 had the best single catalogue idea among them."""
         assert self.sealed is not None
         roles = {"incumbent": self.sealed.body.incumbent, "candidate": self.sealed.subject}
-        single = self.sealed.body.best_single
+        single = None if self.sealed.body.rule else self.sealed.body.best_single
         return roles | ({"best_single": single} if single else {})
+
+    def fresh(self, recipe_id: str) -> dict[int, float]:
+        """A recipe's protected losses on this seal's seeds alone, in their order: an earlier attempt had others."""
+        assert self.sealed is not None
+        split = self.sealed.body.split or self.snapshot.track.splits.protected
+        losses = self.snapshot.state.losses(recipe_id, 1.0, split)
+        return {seed: losses[seed] for seed in self.seeds() if seed in losses}
+
+    @property
+    def asked(self) -> list[int]:
+        """The seeds that the test needs as far as it has come: up to the next look, or to where it ended."""
+        assert self.sealed is not None
+        seal, seeds = self.sealed.body, self.seeds()
+        old, new = self.fresh(seal.incumbent), self.fresh(self.sealed.subject)
+        for n in anytime.looks(seal.n) if seal.rule else ():
+            if not (old.keys() & new.keys()).issuperset(seeds[:n]):
+                return seeds[:n]
+            if anytime.sequential(anytime.differences(old, new, seeds[:n])[None], seal.n, seal.alpha).passed_C[0]:
+                return seeds[:n]
+        return seeds
 
     def wanted(self) -> list[tuple[Trial, str]]:
         """Runs of the present stage that are not over, in order, with their purpose."""
@@ -86,33 +121,56 @@ class Proof:
             return []
         if self.sealed is not None:
             rivals = dict.fromkeys(self.contenders().values())
-            trials = [(Trial(rid, 1.0, s), "verify") for s in self.seeds() for rid in rivals]
+            trials = [(Trial(rid, 1.0, s), "verify") for s in self.asked for rid in rivals]
         else:
-            trials = self.ablation.wanted()
+            trials = self.ablation.wanted() if self.final is None else self.futility().wanted()
+        return self._missing(trials)
+
+    def beside(self) -> list[tuple[Trial, str]]:
+        """Runs of the best single catalogue idea on the champion's seeds, not over yet: they decide nothing."""
+        sealed, spoken = self.sealed, self.verified
+        if sealed is None or spoken is None or not sealed.body.rule or not sealed.body.best_single:
+            return []
+        latest = sealed.seq == self.snapshot.state.sealed[-1].seq and self.snapshot.state.champion == sealed.subject
+        single = sealed.body.best_single
+        return self._missing([(Trial(single, 1.0, s), "beside") for s in spoken.body.seeds] if latest else [])
+
+    def _missing(self, trials: list[tuple[Trial, str]]) -> list[tuple[Trial, str]]:
         over = {t for trials_ in self.snapshot.over.values() for t in trials_}
         return [(t, purpose) for t, purpose in trials if t not in over]
 
-    def seal(self, incumbent: str, best_single: str | None) -> Sealed:
-        """The `sealed` event of attempt k, written before any fresh seed exists."""
+    def seal(self, incumbent: str, best_single: str | None, entry: Entry) -> Sealed:
+        """The `sealed` event, written before any fresh seed exists. entry: what the registry says of the attempt."""
+        rule = self.snapshot.track.significance
+        return Sealed(attempt=entry.number, alpha=anytime.alpha_for_attempt(entry.number, rule.alpha), n=rule.n,
+                      incumbent=incumbent, best_single=best_single, nomination=self.nominated.number,
+                      rule=anytime.NAME, split=entry.split, opened=entry.opened, registry=entry.registry)
+
+    def seal_of_0_2(self, incumbent: str, best_single: str | None) -> Sealed:
+        """What version 0.2 sealed: an attempt of this session alone, on n seeds whatever they say."""
         k, rule = len(self.snapshot.state.sealed) + 1, self.snapshot.track.significance
-        return Sealed(attempt=k, alpha=alpha_for_attempt(k, rule.alpha), n=rule.n, incumbent=incumbent,
+        return Sealed(attempt=k, alpha=alpha_of_0_2(k, rule.alpha), n=rule.n, incumbent=incumbent,
                       best_single=best_single, nomination=self.nominated.number)
 
     def verify(self) -> Verified:
-        """The `verification` event: the sealed test on the protected split, and what else is worth knowing."""
+        """The `verification` event: the sealed test on the protected split."""
         assert self.sealed is not None
-        seal, seeds, track = self.sealed.body, self.seeds(), self.snapshot.track
-        fresh = {}  # on this seal's seeds alone: an earlier attempt may have run a recipe on others
-        for role, rid in self.contenders().items():
-            losses = self.snapshot.state.losses(rid, 1.0, track.splits.protected)
-            fresh[role] = {seed: loss for seed, loss in losses.items() if seed in seeds}
-        comparisons = {role: compared(fresh[role], fresh["candidate"], seal.attempt)
-                       for role in ("incumbent", "best_single") if role in fresh}
-        met, test = track.objective.met(fresh["candidate"].values()), comparisons["incumbent"]
-        complete = test.get("n") == seal.n  # a run of either that diverged leaves nothing proven
+        seal, seeds, track = self.sealed.body, self.asked, self.snapshot.track
+        fresh = {role: self.fresh(rid) for role, rid in self.contenders().items()}
+        fresh = {role: {seed: loss for seed, loss in by.items() if seed in seeds} for role, by in fresh.items()}
+        if seal.rule:
+            test = anytime.sealed_test(fresh["incumbent"], fresh["candidate"], seeds, seal.n, seal.alpha,
+                                  track.significance.alpha)
+            comparisons, passed = {"incumbent": test}, test.get("passed", False)
+        else:
+            comparisons = {role: compared(fresh[role], fresh["candidate"], seal.attempt)
+                           for role in ("incumbent", "best_single") if role in fresh}
+            test = comparisons["incumbent"]  # a run of either that diverged leaves nothing proven
+            passed = test.get("n") == seal.n and test["p_value"] <= seal.alpha and test["effect"] > 0
+        met = track.objective.met(fresh["candidate"].values())
         return Verified(
             attempt=seal.attempt, alpha=seal.alpha, nomination=seal.nomination, seeds=tuple(seeds),
-            passed=bool(complete and test["p_value"] <= seal.alpha and test["effect"] > 0), comparisons=comparisons,
+            passed=bool(passed), comparisons=comparisons,
             losses={role: {str(seed): loss for seed, loss in by_seed.items()} for role, by_seed in fresh.items()},
             **({} if met is None else {"official": met}))
 

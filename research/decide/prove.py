@@ -1,36 +1,44 @@
-"""A candidate's way through the proof, event by event: nominated, ablated, sealed, verified, crowned."""
+"""A candidate's way through the proof, event by event: nominated, ablated, sealed or futile, verified, crowned."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
+from research.contract.track import OPENINGS
 from research.contract.trial import Trial
 from research.decide.belief import Arm
 from research.decide.book import Book
 from research.decide.champion import crown, install
 from research.decide.intake import Intake
 from research.decide.plan import Plan
-from research.decide.proof import Proof, best_single, pending, under_way
+from research.decide.proof import Proof, best_single, pending, proofs, under_way
+from research.learn.anytime import alpha_for_attempt
 from research.ledger.kinds import Nominated
+from research.ledger.registry import Contest, Entry, Registry
 
 
 class Prover:
     """Leads one candidate after another.
 
-    Args: on_crowned: called with a champion's folder and arm once it is in its place.
+    Args: on_crowned: called with a champion's folder and arm once it is in its place. registry: numbers the attempts;
+    None where the session may count its own, in a test.
     """
 
-    def __init__(self, book: Book, intake: Intake, plan: Plan, on_crowned: Callable[[Path, Arm], None]):
+    def __init__(self, book: Book, intake: Intake, plan: Plan, on_crowned: Callable[[Path, Arm], None],
+                 registry: Registry | None = None):
         self.book, self.intake, self.plan, self.on_crowned = book, intake, plan, on_crowned
+        self.registry = registry
         self.opening: Trial | None = None  # whose held-out loss a crown waits for
         self._declined = 0  # rounds that ended with nothing worth a proof
-        self._before = len(book.state.nominated) - (self.proof() is not None)  # nominated by earlier sittings
+        before = len(book.state.nominated) - len(book.state.futile)
+        self._before = before - (self.proof() is not None)  # proofs of earlier sittings
 
     @property
     def round(self) -> int:
-        """Number of the round under way: each ends with a proof, or without anything worth one."""
-        return len(self.book.state.nominated) - self._before + self._declined + 1
+        """Number of the round under way: each ends with an attempt, or without anything worth one."""
+        state = self.book.state
+        return len(state.nominated) - len(state.futile) - self._before + self._declined + 1
 
     def proof(self) -> Proof | None:
         """The proof under way."""
@@ -68,13 +76,45 @@ class Prover:
             self.book.record("ablation", proof.recipe_id, proof.ablation.settle())
             return self.prepare(now) if (now := self.proof()) is not None else None
         if proof.sealed is None:
-            single = best_single(self.book.snapshot)
-            rival = single if single not in (proof.final, self.book.snapshot.incumbent) else None
-            self.book.record("sealed", proof.final, proof.seal(self.book.snapshot.incumbent, rival))
+            futile = proof.futility(alpha_for_attempt(self._next, self.book.track.significance.alpha)).settle()
+            if futile is not None:
+                self.book.record("futile", proof.recipe_id, futile)
+            else:
+                self._seal(proof, proof.final)
         else:
             self.book.record("verification", proof.sealed.subject, proof.verify())
             self.crown()
         return self.proof()
+
+    @property
+    def _contest(self) -> Contest:
+        begun = self.book.state.session
+        return Contest(begun.track, begun.track_hash, begun.data_hash)
+
+    @property
+    def _next(self) -> int:
+        """The number that the next attempt would have."""
+        return max(self._least, self.registry.next(self._contest) if self.registry else 1)
+
+    @property
+    def _least(self) -> int:
+        """One more than the session's own attempts, whichever registry gave them their numbers."""
+        return 1 + max((e.body.attempt for e in self.book.state.sealed), default=0)
+
+    def _seal(self, proof: Proof, final: str) -> None:
+        """Spend an attempt: the registry has it first, so that whoever dies in between has spent it all the same."""
+        now, splits = self.book.snapshot, self.book.track.splits
+        single = best_single(now)
+        rival = single if single not in (final, now.incumbent) else None
+        entry = Entry(self._least, splits.protected)
+        if self.registry is not None:
+            entry = self.registry.seal(self._contest, final, self.book.session.path, splits.all_protected, OPENINGS,
+                                       self._least)
+        self.book.record("sealed", final, proof.seal(now.incumbent, rival, entry))
+
+    def beside(self) -> list[tuple[Trial, str]]:
+        """Runs that belong beside the last champion and decide nothing, for when nothing else is left to do."""
+        return proofs(self.book.snapshot)[-1].beside() if self.book.state.nominated else []
 
     def crown(self) -> None:
         """Crown what passed, once a person approved it where one has to, and nobody holds it, and once a worker has
@@ -101,5 +141,5 @@ class Prover:
 
     def needed(self) -> set[str]:
         """Trials whose checkpoint a proof under way, or a review, still needs: a veto may be taken back."""
-        proofs = (self.proof(), *pending(self.book.snapshot, vetoed=True))
-        return {proof.shipped.key for proof in proofs if proof is not None and proof.shipped is not None}
+        kept = (self.proof(), *pending(self.book.snapshot, vetoed=True))
+        return {proof.shipped.key for proof in kept if proof is not None and proof.shipped is not None}

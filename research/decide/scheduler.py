@@ -24,6 +24,7 @@ from research.decide.prove import Prover
 from research.execute import Executor
 from research.lanes.protocol import Proposer
 from research.ledger.kinds import Decided
+from research.ledger.registry import Registry
 from research.ledger.session import Session
 
 SEARCH = ("search", "base")  # purposes of the runs that --max-trials counts
@@ -35,12 +36,14 @@ class Scheduler:
 
     Args: session: locked. lanes: proposers by name. budget_s: seconds from now until the report must be there.
     max_trials: search runs at most, or None. device_bytes: memory of one worker's device. on_change: called after
-    every step, for a display. on_crowned: called with a champion's folder and arm once it is in its place.
+    every step, for a display. on_crowned: called with a champion's folder and arm once it is in its place. registry:
+    of the user's seals; without one, as in tests, the session counts its own.
     """
 
     def __init__(self, session: Session, track: Track, executor: Executor, lanes: Mapping[str, Proposer], *,
                  budget_s: float, max_trials: int | None = None, device_bytes: int | None = None,
-                 on_change: Any = None, on_crowned: Callable[[Path, Arm], None] = lambda folder, arm: None):
+                 on_change: Any = None, on_crowned: Callable[[Path, Arm], None] = lambda folder, arm: None,
+                 registry: Registry | None = None):
         self.session, self.track, self.executor, self.book = session, track, executor, Book(session, track)
         self.state, self.record = self.book.state, self.book.record
         place = self.state.session.place
@@ -48,7 +51,7 @@ class Scheduler:
         self.plan, self.max_trials = Plan(track, executor.workers, budget_s), max_trials
         self.dispatcher = Dispatcher(self.book, executor)
         self.flights = self.dispatcher.flights
-        self.prover = Prover(self.book, self.intake, self.plan, on_crowned)
+        self.prover = Prover(self.book, self.intake, self.plan, on_crowned, registry)
         self.on_change = on_change or (lambda scheduler: None)
         self._nothing: dict[int, tuple[int, float]] = {}  # by worker: the state and time left that gave no search run
         self._expecting = False  # whether proposals to search on with may come, as of this step
@@ -180,7 +183,8 @@ class Scheduler:
         proof = self.prover.proof() or (None if closed else self.prover.nominate())
         while proof is not None:
             late = proof.sealed is None and self.left_s < self.plan.verification_s(self.book.prices)
-            if late and self.plan.too_late(self.book.prices):  # an unsealed candidate keeps: --resume goes on with it
+            untold = proof.final is not None and proof.sealed is None and proof.futility().open
+            if late and (untold or self.plan.too_late(self.book.prices)):  # it keeps: --resume goes on with it
                 return self._search(worker, self.left_s)
             running = {flight.trial for flight in self.flights.values()}
             wanted = [] if late else [w for w in proof.wanted() if w[0] not in running]
@@ -190,7 +194,19 @@ class Scheduler:
             if not late and proof.wanted():
                 return self._filler(worker)
             proof = self.prover.advance(proof)
-        return None
+        return self._beside(worker)
+
+    def _beside(self, worker: int) -> Chosen | None:
+        """A run beside the champion that decides nothing, where there is nothing else to do and it fits."""
+        running = {flight.trial for flight in self.flights.values()}
+        wanted = [w for w in self.prover.beside() if w[0] not in running]
+        if self.stopping or not wanted or self.prover.opening is not None:
+            return None
+        trial, purpose = wanted[0]
+        arm, prices = self.snapshot.by_id[trial.recipe_id], self.book.prices
+        if prices.wall_s(arm, trial.horizon, self.dispatcher.priced(worker)) > self.left_s:
+            return None
+        return trial, Decided(purpose=purpose, worker=worker, why="the best single idea, beside the champion")
 
     def _dispatch(self, worker: int, trial: Trial, decision: Decided) -> None:
         proof = self.prover.proof() if decision.purpose == "verify" else None

@@ -1,4 +1,4 @@
-"""The comparison of two recipes that decides: a paired t-test over common seeds. There is no second one beside it.
+"""The comparison of two recipes: a paired t-test over common seeds, once. What is sealed is tested by anytime.py.
 
 Losses are in nats, lower is better; an effect is mean(a) - mean(b), so a positive effect means that b is better than a.
 """
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy import optimize, special
+from scipy import special
 
 ALTERNATIVES = ("greater", "two-sided", "less")
 ROUNDING = 2.0**-21  # of a loss, which is a float32: a part that all but does nothing may move each by a last digit
@@ -69,7 +69,7 @@ def compare(a: Mapping[int, float], b: Mapping[int, float], level: float = 0.95,
         a, b: seed -> loss in nats; a is the base or incumbent. level: of the interval.
         alternative: "greater" (b is better), "two-sided" or "less".
         attempt: k of a sequence of tests, 0 where there is none; p_adjusted <= alpha is then the same as
-            p_value <= alpha_for_attempt(k, alpha).
+            p_value <= alpha_of_0_2(k, alpha).
     Raises: ValueError for fewer than 2 common seeds, losses that are not finite, and losses that do not depend on the
         seed, which mean that it never reached the run. Losses that are equal, seed by seed, but for the last digit of a
         float32 are no effect: p = 1.
@@ -101,10 +101,8 @@ def compared(a: Mapping[int, float], b: Mapping[int, float], attempt: int = 0) -
     return compare(a, b, attempt=attempt).as_dict() if len(a.keys() & b.keys()) > 1 else {}
 
 
-def alpha_for_attempt(k: int, alpha: float = 0.001) -> float:
-    """Level at which attempt k = 1, 2, ... is tested; all attempts together stay under alpha."""
-    if k < 1:
-        raise ValueError(f"attempts count from 1, got {k}")
+def alpha_of_0_2(k: int, alpha: float = 0.001) -> float:
+    """Level at which version 0.2 tested attempt k = 1, 2, ... of a session, once, by `compare`."""
     return alpha * 2.0**-k
 
 
@@ -118,22 +116,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(stepped, 1.0)
     return adjusted.tolist()
-
-
-def detectable(sd: float, n: int, alpha: float, power: float = 0.8) -> float:
-    """Smallest effect (nats) a one-sided paired test at alpha finds with this power.
-
-    Args: sd: of the per-seed differences, nats. n: seeds.
-    Raises: ValueError for n < 2, a negative sd, or alpha >= power.
-    """
-    if n < 2 or not (np.isfinite(sd) and sd >= 0) or not 0 < alpha < power < 1:
-        raise ValueError(f"need n >= 2, sd >= 0, 0 < alpha < power < 1; got {n=}, {sd=}, {alpha=}, {power=}")
-    critical = -float(special.stdtrit(n - 1, alpha))
-
-    def excess(shift: float) -> float:
-        # noncentral t by its definition, averaged over chi: scipy's nct.sf is NaN far in the tails
-        chi = np.sqrt(2 * special.gammaincinv((n - 1) / 2, (np.arange(4000) + 0.5) / 4000) / (n - 1))
-        return float(np.mean(special.ndtr(shift - critical * chi))) - power
-
-    found = optimize.root_scalar(excess, bracket=(0.0, 100.0 * (1.0 + critical)), method="brentq")
-    return float(found.root) * sd / float(np.sqrt(n))

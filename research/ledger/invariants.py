@@ -13,6 +13,7 @@ from typing import Any
 from jaxnano.config.base import digest, validate
 from jaxnano.config.older import is_older
 from jaxnano.config.recipe import Recipe, recipe_id
+from research.contract.trial import PROOF
 from research.ledger.events import Event, Ledger, SessionError, encode, read
 from research.ledger.kinds import KINDS, LOOP_KINDS
 from research.ledger.session import read_result
@@ -117,9 +118,9 @@ def _proof(events: list[Event[Any]]) -> Iterator[str]:
             sealed.add(event.subject)
         elif event.kind == "attempt":
             seed = event.body.seed
-            if event.body.purpose == "verify" and used_before_seal is None:
+            if event.body.purpose in PROOF and used_before_seal is None:
                 yield f"event {event.seq}: verification of {event.subject} before any recipe was sealed"
-            elif event.body.purpose == "verify" and seed in (used_before_seal or ()):
+            elif event.body.purpose in PROOF and seed in (used_before_seal or ()):
                 yield f"event {event.seq}: verification of {event.subject} on seed {seed}, used before the sealing"
             used.add(seed)
         elif event.kind == "verification":

@@ -260,8 +260,25 @@ class Ablated(Body):
     more: bool | None = None
 
 
+class Futile(Body):
+    """No attempt is spent on a nominated candidate. recipe_id: what would have been sealed. p: that it gains more than
+    epsilon, from seeds that did not pick it. power: of the test at `level`, which it would have had. seeds, gains: over
+    the incumbent."""
+
+    nomination: int
+    recipe_id: str = ""
+    why: str = ""
+    p: float | None = None
+    power: float | None = None
+    level: float = 1.0
+    seeds: tuple[int, ...] = ()
+    gains: tuple[float, ...] = ()
+
+
 class Sealed(Body):
-    """Attempt k at a level, written before any fresh seed exists."""
+    """Attempt k at a level, written before any fresh seed exists. n: seeds at most. rule: the test, by name; "" is that
+    of version 0.2. split: on which it is tested, opened so many times before. registry: which gave the attempt its
+    number; without one the session did."""
 
     attempt: int
     alpha: float
@@ -269,6 +286,10 @@ class Sealed(Body):
     incumbent: str = ""
     best_single: str | None = None
     nomination: int | None = None
+    rule: str = ""
+    split: str = ""
+    opened: int = 0
+    registry: str = ""
 
 
 class Verified(Body):
@@ -339,8 +360,8 @@ class Opening(Body):
 OPEN_KINDS: dict[str, type[Body]] = {"submission": Submission, "review": Review, "call": Call, "opening": Opening}
 LOOP_KINDS: dict[str, type[Body]] = {
     "session": Begun, "resume": Resumed, "proposal": Proposed, "verdict": Judgement, "decision": Decided,
-    "attempt": Started, "result": Result, "nominated": Nominated, "ablation": Ablated, "sealed": Sealed,
-    "verification": Verified, "crowned": Crowned, "end": Ended}
+    "attempt": Started, "result": Result, "nominated": Nominated, "ablation": Ablated, "futile": Futile,
+    "sealed": Sealed, "verification": Verified, "crowned": Crowned, "end": Ended}
 KINDS = OPEN_KINDS | LOOP_KINDS  # any process may append the former, the holder of the lease alone the latter
 
 

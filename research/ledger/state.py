@@ -10,11 +10,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from research.contract.trial import Trial
+from research.contract.trial import PROOF, Trial
 from research.ledger import kinds
 from research.ledger.events import Event, SessionError
 
-HELD = {"call": "calls", "decision": "decisions", "nominated": "nominated", "sealed": "sealed",
+HELD = {"call": "calls", "decision": "decisions", "nominated": "nominated", "futile": "futile", "sealed": "sealed",
         "verification": "verifications", "crowned": "crowned", "opening": "openings"}  # where all events of a kind are
 FINAL = frozenset({"completed", "killed", "diverged", "failed", "timeout"})  # an `interrupted` run is run again
 
@@ -108,6 +108,7 @@ class State:
     decisions: list[Event[kinds.Decided]] = field(default_factory=list)
     nominated: list[Event[kinds.Nominated]] = field(default_factory=list)
     ablations: dict[str, kinds.Ablated] = field(default_factory=dict)
+    futile: list[Event[kinds.Futile]] = field(default_factory=list)
     sealed: list[Event[kinds.Sealed]] = field(default_factory=list)
     verifications: list[Event[kinds.Verified]] = field(default_factory=list)
     crowned: list[Event[kinds.Crowned]] = field(default_factory=list)
@@ -185,7 +186,7 @@ class State:
             assigned = sum(_overlap(stretch, attempt.started, end) for stretch in self.stretches)
             busy += assigned
             used["replicate"] += assigned * (attempt.purpose == "replicate")
-            used["verification"] += assigned * (attempt.purpose == "verify")
+            used["verification"] += assigned * (attempt.purpose in PROOF)
             if attempt.result is not None:
                 used["compile"] += attempt.result.compile_s or 0.0
                 used["kill"] += assigned * (attempt.result.outcome == "killed")

@@ -41,7 +41,7 @@ HOW = (
     "decides what runs, is proven and crowned; a promise (effect) moves its prior by two epsilons at most.",
     "An effect is the base's loss less the recipe's on the same seed, in the unit of losses: positive is better. "
     "Differences below epsilon do not matter, and one run is noise: look at intervals.",
-    "A record is sealed first, then run on fresh seeds and tested once on a protected split. Of that split you see "
+    "A record is sealed first, then run on fresh seeds and tested on a protected split. Of that split you see "
     "pass or fail and no number.",
 )
 

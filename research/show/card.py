@@ -20,6 +20,7 @@ from jaxnano.config.recipe import recipe_id
 from research.contract.track import Track
 from research.decide.belief import Arm
 from research.ledger.session import replace_file
+from research.show.claim import within
 from research.show.facts import Facts
 from research.show.pages import render
 from research.text import count
@@ -39,7 +40,8 @@ def card(facts: Facts) -> dict[str, Any]:
     result = shipped.result
     assert result is not None
     against = facts.side(champion["against"], beside=champion["recipe_id"])
-    test = {key: champion[key] for key in ("effect", "interval", "p_value", "p_adjusted", "alpha", "attempt", "n")}
+    test = {key: champion[key] for key in ("effect", "interval", "p_value", "p_adjusted", "alpha", "attempt", "n",
+                                           "split", "rule", "scope")}
     return {
         "format": FORMAT,
         "name": champion["name"],
@@ -52,8 +54,7 @@ def card(facts: Facts) -> dict[str, Any]:
         "hypothesis": facts.claim(champion["recipe_id"]),
         "parts": champion["parts"],
         "unit": facts.unit,
-        "test": {"split": track.splits.protected, "against": {"recipe_id": against["recipe_id"],
-                                                             "name": against["name"]}, **test},
+        "test": {"against": {"recipe_id": against["recipe_id"], "name": against["name"]}, **test},
         "over_base": champion["over_base"],
         "losses": {"champion": champion["loss"], "against": against["loss"]},
         "heldout": crowned.body.heldout,
@@ -96,7 +97,7 @@ def write_change(track: Track, folder: Path, arm: Arm) -> None:
 
 def page(card: dict[str, Any]) -> str:
     """README.md: the card for people. Names and hypotheses are shown as they are, never as markup."""
-    return render("md", "card.j2", card["name"], card=card, losses=_losses(card), origin=_origin(card))
+    return render("md", "card.j2", card["name"], card=card, losses=_losses(card), origin=_origin(card), within=within)
 
 
 def _losses(card: dict[str, Any]) -> list[tuple[str, str, float | None, float | None]]:

@@ -24,6 +24,7 @@ from research.learn.compare import compared
 from research.ledger.kinds import Result
 from research.ledger.spend import Spend
 from research.ledger.state import State, TrialRecord
+from research.show.claim import scope
 
 NOTHING = Proposal(name="", parts=(), hypothesis="", lane="")
 NORMAL_95 = 1.96  # standard deviations to either side of a Gaussian's 95 % interval
@@ -149,11 +150,13 @@ class Facts:
 
         beside: another recipe, whose seeds alone count on a split where both have some.
         """
-        splits = self.track.splits
-        protected = self.state.losses(recipe_id, 1.0, splits.protected)
+        splits, found = self.track.splits, {}
+        for split in splits.all_protected:
+            if losses := self.state.losses(recipe_id, 1.0, split):
+                found[split] = losses
+        protected = {seed for losses in found.values() for seed in losses}
         search = self.state.losses(recipe_id, 1.0, splits.search)
-        search = {seed: loss for seed, loss in search.items() if not protected or seed in protected}
-        found = {splits.protected: protected, splits.search: search}
+        found[splits.search] = {seed: loss for seed, loss in search.items() if not protected or seed in protected}
         for event in self.state.crowned:
             if event.subject == recipe_id and event.body.heldout is not None:
                 found[splits.heldout] = {event.body.seed or 0: event.body.heldout}
@@ -194,6 +197,7 @@ class Facts:
         row = next(r for r in reversed(self.verifications()) if r["recipe_id"] == recipe_id and r["passed"])
         return self.side(recipe_id, row["comparisons"]["incumbent"], row["incumbent"]) | {
             "attempt": row["attempt"], "alpha": row["alpha"], "n": len(row["seeds"]), "against": row["incumbent"],
+            "split": row["split"], "rule": row["rule"], "scope": scope(row["comparisons"]["incumbent"]),
             "over_base": self.over_base(recipe_id), "parts": self.parts(recipe_id)}
 
     def waiting(self) -> list[str]:
@@ -211,7 +215,7 @@ class Facts:
 
     def over_base(self, recipe_id: str) -> dict[str, Any] | None:
         """Comparison with the base on the seeds that both ran in full: the protected split where they share any."""
-        for split in (self.track.splits.protected, self.track.splits.search):
+        for split in (*self.track.splits.all_protected, self.track.splits.search):
             base, own = (self.state.losses(rid or "", 1.0, split) for rid in (self.base, recipe_id))
             if recipe_id != self.base and (found := compared(base, own)):
                 return found | {"split": split}
@@ -250,12 +254,22 @@ class Facts:
         """Every sealed attempt: what was tested, at which level, and what came out (`passed` None: not decided)."""
         spoken = {e.body.nomination: e.body for e in self.state.verifications}
         rows = []
-        for number, event in enumerate(self.state.sealed, start=1):
+        for event in self.state.sealed:
             seal, body = event.body, spoken.get(event.body.nomination)
-            rows.append({"recipe_id": event.subject, "name": self.name(event.subject), "attempt": number,
+            losses, comparisons = (dict(body.losses), dict(body.comparisons)) if body else ({}, {})
+            split = seal.split or self.track.splits.protected
+            if seal.rule and seal.best_single and body:  # run after the crown, if there was time
+                beside = self.state.losses(seal.best_single, 1.0, split)
+                beside = {seed: beside[seed] for seed in body.seeds if seed in beside}
+                if beside and (own := self.state.losses(event.subject, 1.0, split)):
+                    losses["best_single"] = {str(seed): loss for seed, loss in beside.items()}
+                    comparisons["best_single"] = compared(beside, {seed: own[seed] for seed in beside if seed in own})
+            rows.append({"recipe_id": event.subject, "name": self.name(event.subject), "attempt": seal.attempt,
                          "alpha": seal.alpha, "n": seal.n, "incumbent": seal.incumbent, "best_single": seal.best_single,
                          "passed": body.passed if body else None, "seeds": list(body.seeds) if body else [],
-                         "losses": body.losses if body else {}, "comparisons": body.comparisons if body else {}})
+                         "rule": seal.rule, "split": split, "first": self.track.splits.protected,
+                         "opened": seal.opened, "registry": seal.registry,
+                         "losses": losses, "comparisons": comparisons})
         return rows
 
     def best_single(self) -> dict[str, Any] | None:

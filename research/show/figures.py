@@ -23,7 +23,7 @@ from research.text import count
 POINTS = 16  # beliefs computed for the plot of progress
 ROWS = 12  # candidates in the plot of effects
 CURVES_FROM = 0.1  # progress from which learning curves are drawn: before, they only show the fall from chance
-PURPOSES = ("search", "base", "replicate", "ablate", "verify")
+PURPOSES = ("search", "base", "replicate", "ablate", "verify", "beside")
 
 
 @dataclass(frozen=True)

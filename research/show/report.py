@@ -11,6 +11,7 @@ import numpy as np
 from research.contract.trial import FRESH
 from research.ledger.session import Session, refuse_links, replace_file
 from research.ledger.state import fold
+from research.show.claim import books, scope, spared
 from research.show.facts import NORMAL_95, Facts
 from research.show.figures import figures
 from research.show.pages import render
@@ -34,7 +35,9 @@ def write_report(session_path: Path) -> Path:
     for figure in filter(None, drawn.values()):
         replace_file(folder / FOLDER / f"{figure.name}.svg", figure.svg.encode())
     context = {"facts": facts, "state": facts.state, "figures": drawn, "verdict": verdict(facts),
-               "attempts": list(attempts(facts)), "runs": lambda *a, **k: runs(facts, *a, **k),
+               "attempts": list(attempts(facts)),
+               "spared": [spared(e.body, facts.name(e.body.recipe_id)) for e in facts.state.futile],
+               "runs": lambda *a, **k: runs(facts, *a, **k),
                **leading(facts), **endings(facts), **again(facts)}
     for form in ("html", "md"):
         replace_file(folder / f"report.{form}", render(form, "report.j2", title, **context).encode())
@@ -64,7 +67,8 @@ def attempts(facts: Facts) -> Iterator[dict[str, Any]]:
             roles["best_single"] = row["best_single"]
         roles = {role: rid for role, rid in roles.items() if rid and row["losses"].get(role)}
         tests = [(role, test) for role, test in row["comparisons"].items() if test and role in roles]
-        yield row | {"roles": roles, "tests": tests, "by_seed": _by_seed(row, roles) if roles else []}
+        yield row | {"scope": scope(row["comparisons"].get("incumbent") or {}), "books": books(row), "roles": roles,
+                     "tests": tests, "by_seed": _by_seed(row, roles) if roles else []}
 
 
 def _by_seed(row: dict[str, Any], roles: dict[str, str]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 from research.decide.belief import Snapshot
 from research.decide.proof import pending, under_way
 from research.ledger.state import FINAL
+from research.show.claim import scope, spared, within
 from research.show.facts import Facts
 from research.text import count, effect, spread
 
@@ -18,7 +19,7 @@ def verdict(facts: Facts) -> tuple[str, str]:
     if not state.trials:
         return "empty", "Nothing has run yet."
     champion, waiting = facts.champion(), _verified(facts)
-    proven = ("proven", f"Improvement proven: {_tested(facts, champion)}.") if champion else None
+    proven = ("proven", f"Improvement proven: {_tested(facts, champion)}") if champion else None
     kind, found = proven or waiting or _refuted(facts) or ("none", "")
     found += f" {waiting[1]}" if proven and waiting else ""
     counts = state.counts()
@@ -28,6 +29,9 @@ def verdict(facts: Facts) -> tuple[str, str]:
     if found:
         return kind, found
     told = "; ".join([", ".join(f"{n} {outcome}" for outcome, n in counts.items()), state.end.reason])
+    if state.futile and state.futile[-1].body.nomination == state.nominated[-1].body.number:
+        body = state.futile[-1].body
+        return "none", f"No improvement proven, after {ran}: {spared(body, facts.name(body.recipe_id))}."
     if state.nominated:
         return "none", ("No improvement proven: the session ended before the proof did "
                         f"({where}; after {ran}; {state.end.reason}).")
@@ -45,11 +49,11 @@ def verdict(facts: Facts) -> tuple[str, str]:
 
 def _tested(facts: Facts, side: Mapping[str, Any]) -> str:
     """What the test of a recipe that passed has found."""
-    low, high = side["interval"]
     against = "the base" if side["against"] == facts.base else facts.name(side["against"])
-    return (f"{side['name']} lowers the loss by {side['effect']:.3f} {facts.unit} against {against} (95 % interval "
-            f"{low:.3f} to {high:.3f}; p = {side['p_value']:.2g}, below the sealed {side['alpha']:.2g} of attempt "
-            f"{side['attempt']}; {count(side['n'], 'fresh seed')})")
+    told = (f"{side['name']} lowers the loss by {side['effect']:.3f} {facts.unit} against {against} ({within(side)}; "
+            f"p = {side['p_value']:.2g}, below the sealed {side['alpha']:.2g} of attempt {side['attempt']}; "
+            f"{count(side['n'], 'fresh seed')}).")
+    return f"{told} {side['scope']}".strip()
 
 
 def _verified(facts: Facts) -> tuple[str, str] | None:
@@ -59,8 +63,9 @@ def _verified(facts: Facts) -> tuple[str, str] | None:
     if not rows:
         return None
     row = next((row for row in rows if waiting and row["recipe_id"] == waiting[0]), rows[-1])
-    side = row | row["comparisons"]["incumbent"] | {"against": row["incumbent"]}
-    return "verified", f"Verified, {facts.said(row['recipe_id']) or 'awaiting review'}: {_tested(facts, side)}."
+    test = row["comparisons"]["incumbent"]
+    side = row | test | {"against": row["incumbent"], "scope": scope(test)}
+    return "verified", f"Verified, {facts.said(row['recipe_id']) or 'awaiting review'}: {_tested(facts, side)}"
 
 
 def _refuted(facts: Facts) -> tuple[str, str] | None:
@@ -68,7 +73,7 @@ def _refuted(facts: Facts) -> tuple[str, str] | None:
     if not failed:
         return None
     test, asked = failed[-1]["comparisons"].get("incumbent") or {}, failed[-1]["n"]
-    n = test.get("n", 0)
+    n, asked = test.get("n", 0), len(failed[-1]["seeds"]) if failed[-1]["rule"] else asked
     found = f"both runs finished on {n} of {count(asked, 'sealed seed')}, and all are needed" if n < asked else ""
     if test and not found:
         found = f"effect {effect(test['effect'])} {facts.unit}, p = {test['p_value']:.2g}, on {count(n, 'seed')}; " \
@@ -88,9 +93,9 @@ def stage(snapshot: Snapshot) -> str:
     runs = [a for a in state.attempts() if a.seq > started and a.purpose in purposes]
     done = sum(a.result is not None and a.result.outcome in FINAL for a in runs)
     if seal:
-        roles = {seal.subject, seal.body.incumbent, seal.body.best_single} - {None}
+        total = "at most " * bool(seal.body.rule) + str(len({*proof.contenders().values()}) * seal.body.n)
         return f"attempt {seal.body.attempt} sealed at alpha {seal.body.alpha:.2g}: verifying, " \
-               f"{done} of {len(roles) * seal.body.n} runs done"
+               f"{done} of {total} runs done"
     what = "trying without barnacles" if nominee in state.ablations else "replicating and ablating"
     return f"{what}, {count(done, 'run')} done"
 

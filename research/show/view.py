@@ -22,6 +22,7 @@ from research.decide.plan import resuming
 from research.ledger.events import Event
 from research.ledger.kinds import Judgement
 from research.ledger.state import Attempt, TrialRecord
+from research.show.claim import spared
 from research.show.facts import Facts
 from research.show.verdict import stage, verdict
 from research.text import clean, clock, count, effect, loss, spread
@@ -124,7 +125,10 @@ def line_of(event: Event[Any], facts: Facts) -> str | None:
         case "ablation":
             return f"ablation: {', '.join(body.removed) or 'nothing'} to be removed"
         case "sealed":
-            return f"sealed: attempt {body.attempt} at alpha {body.alpha:.2g}, {body.n} fresh seeds"
+            most = "at most " * bool(body.rule)
+            return f"sealed: attempt {body.attempt} at alpha {body.alpha:.2g}, {most}{body.n} fresh seeds"
+        case "futile":
+            return spared(body, facts.name(body.recipe_id))
         case "verification":
             test = body.comparisons.get("incumbent")
             found = f", effect {effect(test['effect'])}, p = {test['p_value']:.2g}" if test else ""

@@ -16,17 +16,19 @@ from research.contract.idea import ideas, part
 from research.contract.part import IdeaEdit, Part, Proposal
 from research.contract.proposal import build
 from research.contract.track import load_track
-from research.contract.trial import FRESH, Trial
+from research.contract.trial import FRESH, PROOF, Trial
 from research.decide.ablation import REPLICATES
 from research.decide.belief import Belief
 from research.decide.price import Prices
 from research.decide.proof import Proof, best_single
 from research.ledger.events import FILE, Ledger, encode
 from research.ledger.kinds import Nominated, Proposed
+from research.ledger.registry import Entry
 from research.ledger.session import Session
 from research.ledger.state import fold
 
 IDEAS = {"rotary": 0.35, "relu-squared": 0.05, "silu": 0.0, "qk-norm": -0.02}  # what each is worth here, nats
+PROTECTED = load_track("tiny").splits.protected
 EVIL = "<script>alert(1)</script> | [x](y) \x1b[2J"
 
 
@@ -111,7 +113,7 @@ class Story:
     def finish(self, trial, purpose="search", **more):
         cell = 2.0 + 0.3 / trial.horizon + 0.05 * (trial.seed % 7)
         loss = cell - self.worth[trial.recipe_id] + 0.004 * self.rng.standard_normal()
-        losses = {"search": loss} | ({"protected": loss + 0.01} if purpose == "verify" else {})
+        losses = {"search": loss} | ({PROTECTED: loss + 0.01} if purpose in PROOF else {})
         self.write("result", trial.key, {
             "attempt": 1, "outcome": "completed", "reason": "", "loss": losses, "steps": 90, "device_s": 2.0,
             "compile_s": 0.5, "tokens_per_s": 5e4, "wall_s": 2.0,
@@ -153,18 +155,23 @@ class Story:
         return self
 
     def seal(self):
-        """The seal and its verification runs, on which the candidate is worth `self.worth`."""
+        """The seal and its verification runs, block by block, on which the candidate is worth `self.worth`; after a
+        crown, the best single idea's."""
         body = self.snapshot().state.nominated[-1].body
         snapshot = self.snapshot()
-        self.write("sealed", self.best, Proof(snapshot, self.best, body).seal(self.base, best_single(snapshot)))
-        for trial, purpose in (proof := Proof(self.snapshot(), self.best, body)).wanted():
-            assert trial.seed >= FRESH
-            self.run(trial, purpose)
+        entry = Entry(len(snapshot.state.sealed) + 1, PROTECTED)
+        self.write("sealed", self.best, Proof(snapshot, self.best, body).seal(self.base, best_single(snapshot), entry))
+        while wanted := (proof := Proof(self.snapshot(), self.best, body)).wanted():
+            for trial, purpose in wanted:
+                assert trial.seed >= FRESH
+                self.run(trial, purpose)
         self.write("verification", self.best, (found := Proof(self.snapshot(), self.best, body).verify()))
         if found.passed:
             seed = proof.seeds()[0]
             self.write("crowned", self.best, {"trial": Trial(self.best, 1.0, seed).key, "name": EVIL, "seed": seed,
                                               "heldout": 1.9})
+        for trial, purpose in Proof(self.snapshot(), self.best, body).beside():
+            self.run(trial, purpose)
         return self
 
     def end(self, reason="finished"):

@@ -23,6 +23,7 @@ from research.decide.belief import Belief
 from research.decide.claims import violations
 from research.decide.proof import Proof
 from research.ledger.events import FILE
+from research.ledger.registry import Registry
 from research.ledger.session import Session, read_result, write_result
 from research.ledger.state import fold
 from research.machine import ROOT
@@ -59,7 +60,7 @@ def session(tmp_path_factory):
     track |= {"base": str(folder / "base.yaml"), "full_steps": 40, "horizons": [1.0], "frozen": [
         "data", "train", "model", "optimizer.clip", "optimizer.readout", "optimizer.groups.all.chain",
         f"{tuned}.warmup", f"{tuned}.floor"],  # the rate is left, and it is far too low
-              "proof_tokens": 1024, "significance": {"n": 2, "alpha": 0.5}}  # as many as eval_tokens: compiled once
+              "proof_tokens": 1024, "significance": {"n": 3, "alpha": 0.5}}  # as many as eval_tokens: compiled once
     (folder / "base.yaml").write_text(yaml.safe_dump(base))
     (folder / "track.yaml").write_text(yaml.safe_dump(track))
     command = [sys.executable, "-m", "research.loop", "--session", str(folder / "session"), "--track",
@@ -75,11 +76,16 @@ def facts(session):
         return Facts.of(fold(opened.ledger.events()))
 
 
+def published_from(session, target):
+    with Registry(session.parent / "seals.sqlite") as registry:
+        return share.share(session, str(target), registry)
+
+
 @pytest.fixture(scope="module")
 def shared(session):
     """The published champion's folder, and what the command returned."""
     target = session.parent / "shared"
-    return target, share.share(session, str(target))
+    return target, published_from(session, target)
 
 
 @pytest.fixture
@@ -151,7 +157,7 @@ def test_the_card_says_what_the_ledger_says(shared, facts):
 
 
 def test_the_card_holds_nothing_of_the_machine_and_is_the_same_again(shared, session, tmp_path):
-    again = share.share(session, str(tmp_path / "again"))
+    again = published_from(session, tmp_path / "again")
     assert again["id"] == shared[1]["id"] and again["difference_here"] <= 1e-5
     for name in ("card.json", "README.md", "diff.md", "recipe.yaml"):
         text = (shared[0] / name).read_text()
@@ -207,6 +213,9 @@ def test_every_publication_opens_the_protected_split_and_says_so(shared, session
     assert openings and {e.subject for e in openings} == {facts.state.champion}
     crowned = facts.state.crowned[-1].body.trial
     assert {(e.body.split, e.body.trial) for e in openings} == {("protected", crowned)}
+    with Registry(session.parent / "seals.sqlite") as registry:
+        rows = registry.rows()
+    assert len(rows) == len(openings) and {(row["what"], row["split"]) for row in rows} == {("publish", "protected")}
 
 
 def test_results_that_were_rewritten_as_a_whole_are_not_those_of_the_checkpoint(capsys, copy, facts, tmp_path):

@@ -5,11 +5,13 @@ import math
 import statistics
 
 import pytest
-from sessions import Story
+from sessions import PROTECTED, Story
 
 from jaxnano.cli import report_errors
 from research import status
+from research.contract.track import load_track
 from research.contract.trial import Trial
+from research.learn.anytime import alpha_for_attempt, sealed_test
 from research.learn.compare import compare
 from research.show.facts import Facts
 from research.show.report import write_report
@@ -42,13 +44,15 @@ def test_json_has_the_promised_fields(tmp_path, capsys):
 def test_effect_is_the_paired_comparison_of_the_losses_shown(tmp_path, capsys):
     path, _ = Story(tmp_path / "session").search().nominate().seal().end()
     found = json.loads(run(capsys, path, "--json"))
-    losses = [side["loss"]["protected"]["by_seed"] for side in (found["base"], found["champion"])]
+    losses = [side["loss"][PROTECTED]["by_seed"] for side in (found["base"], found["champion"])]
     assert losses[0].keys() == losses[1].keys() and len(losses[0]) == 6
-    expected = compare(*losses, attempt=1).as_dict()
+    rule = load_track("tiny").significance
+    expected = sealed_test(*losses, list(losses[0]), rule.n, alpha_for_attempt(1, rule.alpha), rule.alpha)
+    assert expected["effect"] == pytest.approx(compare(*losses).effect)
     for name in ("effect", "interval", "p_value", "p_adjusted"):
         assert found["champion"][name] == pytest.approx(expected[name])
     assert found["champion"]["effect"] == pytest.approx(
-        found["base"]["loss"]["protected"]["mean"] - found["champion"]["loss"]["protected"]["mean"])
+        found["base"]["loss"][PROTECTED]["mean"] - found["champion"]["loss"][PROTECTED]["mean"])
     assert found["champion"]["over_base"]["effect"] == pytest.approx(found["champion"]["effect"])
     assert found["best_single"]["name"] == "rotary" and found["best_single"]["effect"] > 0
 

@@ -50,7 +50,7 @@ from research.lanes import NAMES, lanes_of
 from research.lanes import lanes as known_lanes
 from research.lanes.protocol import Knowledge
 from research.learn.watch import WatchConfig
-from research.ledger.events import Event
+from research.ledger.events import Event, encode
 from research.ledger.kinds import Begun, Decided, Ended, Resumed
 from research.ledger.session import Session, SessionError
 from research.ledger.state import FINAL, fold
@@ -229,6 +229,11 @@ def beginning(options: argparse.Namespace, track: Track, offered: Offer, plan: d
         "accelerator": offered.device_bytes is None, "argv": tuple(sys.argv[1:]), "recorded": plan})
 
 
+def _of_runs(contract: Any) -> str:
+    """A track's contract but for how it proves: no run that is recorded depends on that."""
+    return encode({name: value for name, value in (contract or {}).items() if name not in ("significance", "splits")})
+
+
 def opened(options: argparse.Namespace, track: Track, begun: Begun) -> Session:
     """The folder's session, locked: a new one, or the one that was begun there with the same plan.
 
@@ -242,7 +247,9 @@ def opened(options: argparse.Namespace, track: Track, begun: Begun) -> Session:
     with ExitStack() as opening:
         opening.enter_context(session)
         there = fold(session.ledger.events()).session
-        for name in ("recorded", "track_hash", "data_hash"):
+        if _of_runs(there.contract) != _of_runs(begun.contract):
+            raise SessionError(f"{options.folder}: the track's contract is another here; a new folder would do")
+        for name in ("recorded", "data_hash"):
             was, now = ((found.model_dump() | (found.model_extra or {})).get(name) for found in (there, begun))
             if was != now:
                 raise SessionError(f"{options.folder}: {name} is {now} here, {was} there; that, or a new folder, "

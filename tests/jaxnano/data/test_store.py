@@ -53,6 +53,20 @@ def test_tokens_are_the_documents_and_the_hash_is_theirs(prepared):
         prepared.tokens("validation")
 
 
+@pytest.mark.parametrize("shares", [1, 2, 3])
+def test_shares_of_a_split_are_all_of_it_and_each_is_of_all_its_kinds(prepared, shares):
+    whole = prepared.tokens("protected")[:]
+    found = [prepared.tokens(f"protected:{i}/{shares}")[:] for i in range(1, shares + 1)]
+    assert sum(map(len, found)) == whole.size and max(map(len, found)) - min(map(len, found)) <= 16
+    cuts = np.linspace(0, whole.size, 16 * shares + 1).astype(int)
+    for i, share in enumerate(found):
+        stretches = [whole[cuts[k]:cuts[k + 1]] for k in range(i, 16 * shares, shares)]
+        np.testing.assert_array_equal(share, np.concatenate(stretches))
+    for wrong in ("0/2", "3/2", "1", "a/b", "1/2/3"):
+        with pytest.raises(ValueError, match="is no share; 1/2 and 2/2 would do"):
+            prepared.tokens(f"protected:{wrong}")
+
+
 def test_array_records_hold_the_same_text(prepared):
     texts = tfds_text.read(prepared.data_hash[:16], prepared.directory / "tfds", "search")
     assert b"\0".join(texts) == bytes(prepared.tokens("search")[:])

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from research.learn.compare import alpha_for_attempt, compare, detectable, holm
+from research.learn.compare import alpha_of_0_2, compare, holm
 
 
 def _losses(values) -> dict[int, float]:
@@ -51,8 +51,8 @@ def test_adjustment_for_the_attempt_agrees_with_the_level_of_the_attempt():
     a, b = {0: 1.0, 1: 1.2, 2: 1.1}, {0: 0.9, 1: 1.12, 2: 1.01}
     plain, adjusted = compare(a, b), compare(a, b, attempt=2)
     assert adjusted.p_adjusted == pytest.approx(plain.p_value * 4)
-    assert (adjusted.p_adjusted <= 0.05) == (plain.p_value <= alpha_for_attempt(2, 0.05))
-    assert sum(alpha_for_attempt(k) for k in range(1, 60)) <= 0.001
+    assert (adjusted.p_adjusted <= 0.05) == (plain.p_value <= alpha_of_0_2(2, 0.05))
+    assert sum(alpha_of_0_2(k) for k in range(1, 60)) <= 0.001
 
 
 @pytest.mark.parametrize(
@@ -81,15 +81,6 @@ def test_holm_agrees_with_its_definition_and_keeps_order():
     assert holm([0.04, 0.01, 0.03, 0.005]) == pytest.approx([0.06, 0.03, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([]) == []
-
-
-@pytest.mark.parametrize(("n", "alpha"), [(4, 0.05), (6, 0.0005), (20, 0.01)])
-def test_detectable_effect_has_the_stated_power(n, alpha):
-    effect = detectable(0.02, n, alpha, power=0.8)
-    draws = np.random.default_rng(3).normal(effect, 0.02, (20000, n))
-    found = np.mean(stats.ttest_1samp(draws, 0, axis=1, alternative="greater")[1] <= alpha)
-    assert found == pytest.approx(0.8, abs=0.015)
-    assert detectable(0.0, n, alpha) == 0.0
 
 
 def test_a_last_digit_of_all_losses_is_no_effect_and_no_error():

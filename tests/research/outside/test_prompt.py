@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from sessions import EVIL, Story, changes
+from sessions import EVIL, PROTECTED, Story, changes
 
 from jaxnano.config.base import Problem
 from research.contract.trial import Trial
@@ -48,10 +48,10 @@ def test_the_page_says_what_may_change_what_leads_and_what_was_learned(story):
 def test_nothing_of_the_protected_split_is_on_the_page(story):
     page, document = page_of(story)
     losses = [loss for event in story.session.ledger.events("result") for loss in event.body.loss.items()]
-    assert any(split == "protected" for split, _ in losses)
+    assert any(split == PROTECTED for split, _ in losses)
     for split, loss in losses:
         assert split == "search" or f"{loss:.4f}"[:6] not in page.user
-    assert "heldout" not in page.user and '"protected"' not in page.user
+    assert "heldout" not in page.user and PROTECTED not in page.user
 
 
 def test_what_came_from_outside_is_text_in_json(story):

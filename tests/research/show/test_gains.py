@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from sessions import Story, changes
+from sessions import PROTECTED, Story, changes
 
 from jaxnano.config.base import ConfigError
 from research.contract.idea import ideas, part
@@ -127,14 +127,14 @@ def test_transfer_is_judged_on_common_seeds(story):
 def test_means_in_a_card_are_over_the_seeds_of_both(tmp_path):
     story = Story(tmp_path / "s").search().nominate().seal()
     extra = Trial(story.base, 1.0, 2_000_000_001)
-    story.run(extra, "verify", loss={"search": 90.0, "protected": 90.0})  # of another attempt
+    story.run(extra, "verify", loss={"search": 90.0, PROTECTED: 90.0})  # of another attempt
     facts = Facts(story.snapshot())
     about = card(facts)
-    losses = about["losses"]["against"]["protected"]
+    losses = about["losses"]["against"][PROTECTED]
     assert about["base"] == facts.base and extra.seed not in map(int, losses["by_seed"]) and losses["mean"] < 5
-    own = about["losses"]["champion"]["protected"]
+    own = about["losses"]["champion"][PROTECTED]
     assert np.mean(list(own["by_seed"].values())) == pytest.approx(own["mean"])
-    assert "90.0" not in page(about) and summary(facts)["base"]["loss"]["protected"]["mean"] < 5
+    assert "90.0" not in page(about) and summary(facts)["base"]["loss"][PROTECTED]["mean"] < 5
     story.session.close()
 
 
