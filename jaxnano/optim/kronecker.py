@@ -85,8 +85,8 @@ def _follow(f: Factors, passengers: tuple[jax.Array, ...]) -> tuple[Factors, tup
         image = _product(factor, basis)
         values = jnp.sum(basis * image, axis=-2)
         order = jnp.argsort(-values, axis=-1)
-        image = jnp.take_along_axis(image, order[:, None, :], axis=-1)
-        return _one_by_one(lambda x: jnp.linalg.qr(x)[0], image), jnp.take_along_axis(values, order, axis=-1), order
+        image, was = (jnp.take_along_axis(x, order[:, None, :], axis=-1) for x in (image, basis))
+        return _orthonormal(image, was), jnp.take_along_axis(values, order, axis=-1), order
 
     left_basis, left_values, rows = follow(f.left, f.left_basis)
     right_basis, right_values, columns = follow(f.right, f.right_basis)
@@ -97,7 +97,7 @@ def _follow(f: Factors, passengers: tuple[jax.Array, ...]) -> tuple[Factors, tup
 
 def _eigenvectors(f: Factors, where: jax.Array) -> Factors:
     def replace(factor: jax.Array, basis: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
-        found, vectors = _one_by_one(lambda x: tuple(jnp.linalg.eigh(x)), factor)
+        found, vectors = _one_by_one(lambda x: tuple(jnp.linalg.eigh(x)), factor, tpu=_jacobi)
         return (jnp.where(where, vectors[..., ::-1], basis), jnp.where(where[..., 0], found[..., ::-1], values))
 
     left_basis, left_values = replace(f.left, f.left_basis, f.left_values)
@@ -139,13 +139,46 @@ def blockwise(a: jax.Array, x: jax.Array) -> jax.Array:
     return _product(a, x.reshape(len(a), -1, x.shape[-1])).reshape(x.shape)
 
 
-def _one_by_one(function: Any, x: Any) -> Any:
-    """A decomposition of each matrix of a stack.
+def _one_by_one(function: Any, x: Any, tpu: Any = None) -> Any:
+    """A decomposition of each matrix of a stack. tpu: of a stack, on TPUs.
 
     On CPU a batched one waits, in a thread of the pool, for others of the pool: as many at once as there are threads
     never end (jaxlib 0.10.2, two cores). One of a single matrix waits for nobody.
     """
-    return jax.lax.platform_dependent(x, cpu=lambda x: jax.lax.map(function, x), default=function)
+    return jax.lax.platform_dependent(x, cpu=lambda x: jax.lax.map(function, x), tpu=tpu or function, default=function)
+
+
+def _jacobi(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Values and vectors by rotations: what JAX takes on TPUs by default compiles for minutes."""
+    vectors, values = jax.lax.linalg.eigh(x, implementation=jax.lax.linalg.EighImplementation.JACOBI)
+    return values, vectors
+
+
+def _orthonormal(x: jax.Array, fill: jax.Array) -> jax.Array:
+    """The orthogonal factor of each matrix [k, n, n]. fill: columns that stand in for those that are all 0, on TPUs."""
+    return _one_by_one(lambda both: jnp.linalg.qr(both[0])[0], (x, fill), lambda both: jax.lax.map(_in_panels, both))
+
+
+def _in_panels(x_fill: tuple[jax.Array, jax.Array], width: int = 128) -> jax.Array:
+    """An orthogonal factor, some columns at a time: XLA unrolls its own on TPUs, and compiles 3072 columns for minutes.
+
+    Each panel is made orthogonal to those before it, and in itself, three times: the first finds what is new in it,
+    which may be rounding alone; what that holds of those before goes in the second, and its rounding in the third.
+    """
+    x, fill = x_fill
+    n, more = x.shape[-1], -x.shape[-1] % width
+    if n <= width:
+        return jnp.linalg.qr(x)[0]
+    length = jnp.linalg.norm(x, axis=0, keepdims=True)
+    x = jnp.where(length > 0, x / jnp.where(length > 0, length, 1.0), fill)
+    x = jax.scipy.linalg.block_diag(x, jnp.eye(more, dtype=x.dtype))
+
+    def add(i: jax.Array, q: jax.Array) -> jax.Array:
+        new = jax.lax.dynamic_slice_in_dim(x, i * width, width, axis=1)
+        new = jax.lax.fori_loop(0, 3, lambda _, p: jnp.linalg.qr(p - _product(q, _product(q.mT, p)))[0], new)
+        return jax.lax.dynamic_update_slice_in_dim(q, new, i * width, axis=1)
+
+    return jax.lax.fori_loop(0, (n + more) // width, add, jnp.zeros_like(x))[:n, :n]
 
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -205,3 +205,15 @@ def test_what_reads_factors_names_a_line_of_its_kind():
                         ([{"kind": "triangles", "name": "q"}, {"kind": "rotate", "name": "r", "by": "q"}], "factors")):
         with pytest.raises(ConfigError, match=f"a line of kind {kind} would do"):
             group(*chain)
+
+
+@pytest.mark.parametrize("values", [np.linspace(2, 0.5, 20), np.r_[np.ones(5), np.zeros(15)], np.zeros(20)])
+def test_an_orthogonal_factor_in_panels_is_the_whole_one_s(values):
+    """As TPUs take it: of what has full rank, and of what leaves columns free, which are orthogonal all the same."""
+    rng, rank = np.random.default_rng(3), int((values > 0).sum())
+    u, basis = (np.linalg.qr(rng.normal(size=(20, 20)))[0] for _ in range(2))
+    x = ((u * values) @ u.T @ basis).astype(np.float32)
+    q = np.asarray(kronecker._in_panels((jnp.asarray(x), jnp.asarray(basis, jnp.float32)), width=8), np.float64)
+    np.testing.assert_allclose(q.T @ q, np.eye(20), atol=1e-5)
+    expected = np.linalg.qr(x.astype(np.float64))[0][:, :rank]
+    np.testing.assert_allclose(np.abs(np.sum(q[:, :rank] * expected, axis=0)), np.ones(rank), atol=1e-5)
