@@ -188,7 +188,7 @@ def bootstrap(ratios: np.ndarray) -> tuple[float, float]:
 
 def summary(lines: Sequence[Mapping[str, Any]], budget: float) -> dict[str, Any]:
     """By problem and policy: campaigns, the share that reached the goal, the median compute to it, the median regret at
-    shares of the budget; and ratios of the median compute to that of the best ASHA, paired by campaign."""
+    shares of the budget; and ratios of the compute to the best ASHA's and the best peer's, paired by campaign."""
     paths: dict[str, dict[str, dict[int, Any]]] = {}
     for line in lines:
         if line["budget"] == budget:
@@ -196,45 +196,54 @@ def summary(lines: Sequence[Mapping[str, Any]], budget: float) -> dict[str, Any]
     found: dict[str, Any] = {"budget": budget, "goal": GOAL, "problems": {}}
     for name, by_policy in paths.items():
         spent = {policy: {n: to_goal(path, budget) for n, path in own.items()} for policy, own in by_policy.items()}
-        ashas = [policy for policy in spent if policy.startswith("asha")]
-        peer = min(ashas, key=lambda p: (np.median([*spent[p].values()]), np.mean([*spent[p].values()])), default=None)
-        rows = {policy: _row(by_policy[policy], own, spent.get(peer or "", {}), budget)
+        best = {"asha": _best(spent, [policy for policy in spent if policy.startswith("asha")]),
+                "peer": _best(spent, [policy for policy in spent if not policy.startswith("ours")])}
+        rows = {policy: _row(by_policy[policy], own, budget)
+                | {f"over_{kind}": _ratio(own, spent[peer]) for kind, peer in best.items() if peer}
                 for policy, own in spent.items()}
-        found["problems"][name] = {"best_asha": peer, "policies": rows}
+        found["problems"][name] = {f"best_{kind}": peer for kind, peer in best.items()} | {"policies": rows}
     return found
 
 
-def _row(paths: Mapping[int, Any], spent: Mapping[int, float], peer: Mapping[int, float], budget: float
-         ) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "campaigns": len(spent), "reached": float(np.mean([s < budget for s in spent.values()])),
-        "to_goal": float(np.median([*spent.values()])),
-        "regret": {f"{share:g}": _number(np.median([regret_at(path, share * budget) for path in paths.values()]))
-                   for share in (0.1, 0.25, 0.5, 1.0)}}
-    if common := sorted(spent.keys() & peer.keys()):
-        ratios = np.array([spent[n] / peer[n] for n in common])
-        row |= {"ratio": float(np.median(ratios)), "interval": bootstrap(ratios), "paired": len(common)}
-    return row
+def _best(spent: Mapping[str, Mapping[int, float]], policies: Sequence[str]) -> str | None:
+    """The policy with the least median compute to the goal; of equals, with the least mean."""
+    return min(policies, key=lambda p: (np.median([*spent[p].values()]), np.mean([*spent[p].values()])), default=None)
+
+
+def _row(paths: Mapping[int, Any], spent: Mapping[int, float], budget: float) -> dict[str, Any]:
+    return {"campaigns": len(spent), "reached": float(np.mean([s < budget for s in spent.values()])),
+            "to_goal": float(np.median([*spent.values()])),
+            "regret": {f"{share:g}": _number(np.median([regret_at(path, share * budget) for path in paths.values()]))
+                       for share in (0.1, 0.25, 0.5, 1.0)}}
+
+
+def _ratio(spent: Mapping[int, float], peer: Mapping[int, float]) -> dict[str, Any] | None:
+    """The median of the ratios in common campaigns, its interval, and their number."""
+    ratios = np.array([spent[n] / peer[n] for n in sorted(spent.keys() & peer.keys())])
+    return {"ratio": float(np.median(ratios)), "interval": bootstrap(ratios), "n": len(ratios)} if len(ratios) else None
 
 
 def _number(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
+def _told(ratio: Mapping[str, Any] | None) -> str:
+    return "" if ratio is None else f"{ratio['ratio']:.2f} ({ratio['interval'][0]:.2f} to {ratio['interval'][1]:.2f})"
+
+
 def page(found: Mapping[str, Any]) -> str:
     """The summary as Markdown."""
-    lines = [f"Budget {found['budget']:g} full runs; goal {found['goal']:g} nats; ratios to the best ASHA, paired by "
-             "campaign, medians with intervals of 95 %.", ""]
+    lines = [f"Budget {found['budget']:g} full runs; goal {found['goal']:g} nats; ratios of the compute to the goal, "
+             "paired by campaign, medians with intervals of 95 %.", ""]
     for name, about in found["problems"].items():
-        lines += [f"## {name}", "", "| policy | campaigns | reached | to goal, full runs | ratio | regret at 10, 25, "
-                  "50, 100 % of the budget, nats |", "|---|---|---|---|---|---|"]
+        lines += [f"## {name}", "", f"The best ASHA is {about['best_asha']}, the best peer {about['best_peer']}.", "",
+                  "| policy | campaigns | reached | to goal, full runs | over the best ASHA | over the best peer | "
+                  "regret at 10, 25, 50, 100 % of the budget, nats |", "|---|---|---|---|---|---|---|"]
         for policy, row in sorted(about["policies"].items(), key=lambda item: item[1]["to_goal"]):
-            ratio = "" if "ratio" not in row else (f"{row['ratio']:.2f} ({row['interval'][0]:.2f} to "
-                                                   f"{row['interval'][1]:.2f})")
             regret = ", ".join("-" if r is None else f"{r:.4f}" for r in row["regret"].values())
-            mark = " (the best ASHA)" if policy == about["best_asha"] else ""
-            lines.append(f"| {policy}{mark} | {row['campaigns']} | {row['reached']:.0%} | {row['to_goal']:.1f} | "
-                         f"{ratio} | {regret} |")
+            ratios = " | ".join(_told(row.get(f"over_{kind}")) for kind in ("asha", "peer"))
+            lines.append(f"| {policy} | {row['campaigns']} | {row['reached']:.0%} | {row['to_goal']:.1f} | {ratios} | "
+                         f"{regret} |")
         lines.append("")
     return "\n".join(lines)
 

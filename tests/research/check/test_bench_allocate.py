@@ -112,8 +112,9 @@ def test_ratios_are_of_the_same_campaigns():
     lines = [{"problem": "p", "policy": policy, "campaign": n, "budget": 10.0, "path": [[spent * (n + 1), 0.0]]}
              for policy, spent, count in told for n in range(count)]
     about = allocate.summary([*lines, lines[0] | {"budget": 5.0, "path": []}], 10.0)["problems"]["p"]
-    assert about["best_asha"] == "asha-2" and about["policies"]["ours"]["ratio"] == 0.5
-    assert about["policies"]["ours"]["interval"] == (0.5, 0.5) and about["policies"]["asha-3"]["paired"] == 2
+    assert about["best_asha"] == about["best_peer"] == "asha-2"
+    assert about["policies"]["ours"]["over_asha"] == {"ratio": 0.5, "interval": (0.5, 0.5), "n": 4}
+    assert about["policies"]["asha-3"]["over_peer"]["n"] == 2
 
 
 @pytest.mark.parametrize(("eta", "rungs"), [
