@@ -15,7 +15,7 @@ side by side, and learn sees neither contract nor ledger. `lint-imports` checks 
     decide/     what next: its __init__ says which file does what; scheduler.py calls them
     show/       what it amounts to: facts.py. A page section: templates/report.j2, fed by report.py; a plot: figures.py
     outside/    people, coding agents and language models, through one inbox; llm/ is a lane that works beside the loop
-    check/      tools that attack all of this: fuzz, corrupt, crashtest, simulate; bench/ measures its claims
+    check/      tools that attack all of this: fuzz, corrupt, crashtest; bench/ measures its claims
 
 One edit's way: decide/intake asks the lanes and the gate judges; choose picks the run that tells most (learn/allocate);
 dispatch hands it to execute; belief takes the result in; ablation, proof and prove lead the best to a crown; show/facts

@@ -6,10 +6,11 @@
     python -m research.check.bench allocate runs/bench --show             # the summary of what has run by now
 
 Problems: `table`, real runs: a campaign draws 64 of the recipes and an order of the seeds, asking for a run returns
-that run, and the truth is the mean of a recipe's full runs; `made-up`, worlds of research.check.simulate; `hard`,
-worlds of 200 candidates with strong interactions, horizons that misrank and 10 % that diverge; `curves`, those that
-others recorded, in FOLDER: track3_logs.json (modded-nanogpt's logs of track 3: [path, [[step, steps, validation loss],
-...]]) and taskset.tar.xz (TaskSet, arXiv:2002.11887, a file of settings a task), each task a problem of its own.
+that run, and the truth is the mean of a recipe's full runs; `made-up`, worlds of 64 candidates made of 24 edits, whose
+effects depend on each other, on the horizon and on the seed; `hard`, worlds of 200 candidates with strong interactions,
+horizons that misrank and 10 % that diverge; `curves`, those that others recorded, in FOLDER: track3_logs.json
+(modded-nanogpt's logs of track 3: [path, [[step, steps, validation loss], ...]]) and taskset.tar.xz (TaskSet,
+arXiv:2002.11887, a file of settings a task), each task a problem of its own.
 
 Policies: `ours`, `ours-flat` (nothing is promised of any candidate), `ours-apart` (no candidate is like another),
 `ours-full` (full runs alone); `random`; `best-k` (the shortest horizon for all, then the best 8 in full); `1-3-8`

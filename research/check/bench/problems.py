@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxnano.cli import UserError
 from research.check.bench.table import Run, Table
-from research.check.simulate import HORIZONS, World, cost
+from research.check.bench.world import HORIZONS, World, cost
 from research.decide.belief import Arm, Belief
 from research.learn.allocate import Action
 from research.learn.posterior import Candidate
@@ -55,7 +55,7 @@ class Problem(Protocol):
 
 @dataclass
 class MadeUp:
-    """A world of research.check.simulate."""
+    """A made-up world."""
 
     world: World
     horizons: tuple[float, ...] = HORIZONS

@@ -10,7 +10,7 @@ import pytest
 from jaxnano.cli import report_errors
 from research.check.bench import __main__ as bench
 from research.check.bench import allocate, peers, problems, table
-from research.check.simulate import World
+from research.check.bench.world import World
 from research.learn.allocate import Action
 from research.ledger.state import State
 
@@ -82,6 +82,24 @@ def test_an_exhaustive_peer_finds_the_best_of_a_quiet_world():
     for policy in ("random", "1-3-8", "best-k"):
         path = allocate.campaign(problems.MadeUp(world), policy, 0, 1e6)["path"]
         assert path[-1][1] == pytest.approx(0.0)
+
+
+def test_ours_reaches_long_horizons_and_beats_random():
+    """The trap: the first run at a new horizon teaches nothing by itself, and cheap horizons were ground for ever."""
+    worlds, budget = range(6), {"ours": 10.0, "random": 66.0}
+    spent = {policy: [allocate.to_goal(allocate.campaign(problems.MadeUp(World(n)), policy, n, most)["path"], most)
+                      for n in worlds] for policy, most in budget.items()}
+    assert np.median(np.where(np.array(spent["ours"]) < 10.0, spent["ours"], 25.0)) < 0.4 * np.median(spent["random"])
+
+
+def test_worlds_are_reproducible_and_the_base_is_nil():
+    one, other = World(3), World(3)
+    assert one.loss(Action(5, 0.25, 1)) == other.loss(Action(5, 0.25, 1)) != one.loss(Action(5, 0.25, 2))
+    assert one.value[0] == 0.0 and one.candidates[0].features == {}
+    hard = problems.DrawnWorlds(problems.HARD).draw(1)
+    assert np.isinf(hard.value_C).sum() == 20 and hard.value_C[0] == 0.0
+    fallen = int(np.argmin(hard.value_C))
+    assert hard.loss(Action(fallen, 0.5, 0)) is None and hard.loss(Action(fallen, 0.25, 0)) is not None
 
 
 def test_curves_are_paid_for_by_what_is_new_of_them():

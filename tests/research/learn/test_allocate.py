@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 
-from research.check.simulate import World, compute_to_goal
 from research.learn.allocate import (
     Action,
     Decision,
@@ -185,20 +184,6 @@ def test_refuses_costs_that_are_no_price():
 def test_recommends_the_best_mean():
     runs = STARTED | {Action(0, 1.0, 0): 1.6, Action(1, 1.0, 0): 1.5, Action(2, 1.0, 0): 1.63}
     assert recommend(Posterior().fit(_observed(runs)), CANDIDATES[:3]) == 1
-
-
-def test_campaigns_reach_long_horizons_and_beat_random():
-    """The trap: the first run at a new horizon teaches nothing by itself, and cheap horizons were ground for ever."""
-    seeds, budget = range(6), 10.0
-    ours = np.minimum([compute_to_goal("eig", s, budget) for s in seeds], 25.0)
-    chance = np.minimum([compute_to_goal("random", s, 66.0) for s in seeds], 66.0)
-    assert np.median(ours) < 0.4 * np.median(chance)
-
-
-def test_simulated_worlds_are_reproducible_and_the_base_is_nil():
-    one, other = World(3), World(3)
-    assert one.loss(Action(5, 0.25, 1)) == other.loss(Action(5, 0.25, 1)) != one.loss(Action(5, 0.25, 2))
-    assert one.value[0] == 0.0 and one.candidates[0].features == {}
 
 
 def test_every_lane_keeps_its_floor_and_a_winning_lane_gets_more():
