@@ -86,7 +86,7 @@ def test_an_exhaustive_peer_finds_the_best_of_a_quiet_world():
 
 def test_ours_reaches_long_horizons_and_beats_random():
     """The trap: the first run at a new horizon teaches nothing by itself, and cheap horizons were ground for ever."""
-    worlds, budget = range(6), {"ours": 10.0, "random": 66.0}
+    worlds, budget = range(4), {"ours": 10.0, "random": 66.0}
     spent = {policy: [allocate.to_goal(allocate.campaign(problems.MadeUp(World(n)), policy, n, most)["path"], most)
                       for n in worlds] for policy, most in budget.items()}
     assert np.median(np.where(np.array(spent["ours"]) < 10.0, spent["ours"], 25.0)) < 0.4 * np.median(spent["random"])
