@@ -3,12 +3,12 @@
 import shutil
 
 import pytest
-from sessions import forge, old_session
+from sessions import Story, forge, old_session
 
 from jaxnano.cli import report_errors
 from research import share
 from research.contract.trial import FRESH
-from research.decide.claims import violations
+from research.decide.claims import broken_claims, violations
 from research.ledger import __main__
 from research.ledger.events import FILE, Ledger
 
@@ -60,6 +60,34 @@ def test_a_claim_that_the_results_do_not_bear_out_is_named(old, tmp_path, name):
     with Ledger(path / FILE) as opened:
         lines = list(violations(opened, path))
     assert any(words in line for line in lines), lines
+
+
+@pytest.fixture(scope="module")
+def new(tmp_path_factory):
+    """A session of this version; its runs have no files, which is another rule's finding."""
+    return Story(tmp_path_factory.mktemp("claims") / "new").search().nominate().seal().end()[0]
+
+
+FORGED_NOW = {
+    "nothing": ("sealed", lambda b, _: None, None),
+    "a lenient level": ("sealed", lambda b, _: b.update(alpha=0.5), "alpha is 0.5, from the results it is 0.0006"),
+    "another's number": ("sealed", lambda b, _: b.update(attempt=2, alpha=b["alpha"] / 4), "attempt 2 comes after"),
+    "a split that picked it": ("sealed", lambda b, _: b.update(split="search"), "'search' is not a protected one"),
+    "the rule of 0.2": ("sealed", lambda b, _: b.pop("rule"), "alpha is 0.0006"),
+    "a larger effect": ("verification", better, "comparisons.incumbent.effect is 2.0, from the results it is 0.4"),
+    "stopped at will": ("verification", lambda b, _: b.update(seeds=b["seeds"][:3]), "seeds is ["),
+    "no bad seeds": ("verification", lambda b, _: b["comparisons"]["incumbent"].update(unseen=0.0), "unseen is 0.0"),
+}
+
+
+@pytest.mark.parametrize("name", FORGED_NOW)
+def test_what_an_anytime_valid_test_claims_is_computed_again(new, tmp_path, name):
+    kind, change, words = FORGED_NOW[name]
+    path = shutil.copytree(new, tmp_path / "s")
+    forge(path, kind, change)
+    with Ledger(path / FILE) as opened:
+        lines = list(broken_claims(opened.events()))
+    assert any(words in line for line in lines) if words else lines == [], lines
 
 
 def test_a_forged_session_is_not_shared(old, tmp_path, capsys):
