@@ -183,8 +183,7 @@ class Scheduler:
         proof = self.prover.proof() or (None if closed else self.prover.nominate())
         while proof is not None:
             late = proof.sealed is None and self.left_s < self.plan.verification_s(self.book.prices)
-            untold = proof.final is not None and proof.sealed is None and proof.futility().open
-            if late and (untold or self.plan.too_late(self.book.prices)):  # it keeps: --resume goes on with it
+            if late and (proof.untold or self.plan.too_late(self.book.prices)):  # it keeps: --resume goes on with it
                 return self._search(worker, self.left_s)
             running = {flight.trial for flight in self.flights.values()}
             wanted = [] if late else [w for w in proof.wanted() if w[0] not in running]

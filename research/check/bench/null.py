@@ -1,6 +1,6 @@
 """False records under attack, and the power that is left: the proof's own functions on made-up differences.
 
-    python -m research.check.bench null --out docs/null.md        # about two minutes on one core
+    python -m research.check.bench null --out docs/null.md        # a minute on an idle core
 
 No run is trained: a campaign is a user who tries until something is crowned, in one session or in twenty, and nothing
 that he seals is better than the incumbent. What decides is `research.learn.anytime`, by the functions that a session
@@ -11,6 +11,7 @@ session).
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,7 +225,7 @@ def page(found: dict[str, Any]) -> str:
     lines += [f"At the first attempt {best['power 1.5']:.0%} of effects of 1.5 SD are found, at the twentieth "
               f"{worst['power 1.5']:.0%}: an attempt is worth keeping for a candidate that will pass, which is why the "
               "loop asks search seeds first (research/decide/futility.py)."]
-    return "\n".join(lines) + "\n"
+    return "\n".join(line if line[:1] in "|#" else textwrap.fill(line, 120) for line in lines) + "\n"
 
 
 def main(argv: list[str]) -> int:
