@@ -104,8 +104,7 @@ def optuna() -> Any:
 
 def pruned(problem: Problem, rng: np.random.Generator, pruner: str, eta: int) -> Steps:
     """Optuna's ASHA or Hyperband over candidates in a random order, a study a seed; a step is the shortest horizon."""
-    library, board = optuna(), Board(problem)
-    steps = {horizon: round(horizon / min(problem.horizons)) for horizon in sorted(problem.horizons)}
+    library, board, steps = optuna(), Board(problem), _steps(problem)
     most = max(steps.values())
     for seed in range(problem.seeds):
         made = (library.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=eta) if pruner == "asha" else
@@ -126,6 +125,30 @@ def pruned(problem: Problem, rng: np.random.Generator, pruner: str, eta: int) ->
                     break
                 if horizon == 1.0:
                     study.tell(trial, loss)
+
+
+def promoted(problem: Problem, rng: np.random.Generator, eta: int) -> Steps:
+    """Asynchronous successive halving as its authors have it (arXiv:1810.05934): a candidate waits at its rung and is
+    promoted once it is in the best 1/eta there, be it long after; Optuna's decides at once and for good."""
+    board, rungs = Board(problem), _rungs(_steps(problem), eta)
+    for seed in range(problem.seeds):
+        results: list[dict[int, float]] = [{} for _ in rungs]
+        order = rng.permutation(len(problem.candidates)).tolist()
+        while True:
+            best = [sorted(rung, key=rung.__getitem__)[: len(rung) // eta] for rung in results]
+            ready = ((c, level) for level in range(len(rungs) - 1, 0, -1) for c in best[level - 1]
+                     if c not in results[level] and results[level - 1][c] < np.inf)
+            candidate, level = next(ready, None) or (order.pop() if order else None, 0)
+            if candidate is None:
+                break
+            loss, said = board.make(candidate, rungs[level], seed)
+            results[level][candidate] = np.inf if loss is None else loss
+            yield said
+
+
+def _steps(problem: Problem) -> dict[float, int]:
+    """The horizons, in the shortest."""
+    return {horizon: round(horizon / min(problem.horizons)) for horizon in sorted(problem.horizons)}
 
 
 def _rungs(steps: dict[float, int], eta: int) -> list[float]:

@@ -40,7 +40,7 @@ def test_a_campaign_on_a_table_returns_its_runs_and_pays_for_compiling_once(whol
     assert fallen and all(problem.value_C[i] == -math.inf and problem.loss(Action(i, 1.0, 0)) is None for i in fallen)
 
 
-SMALL = [policy for policy in allocate.POLICIES if policy not in ("ours-flat", "ours-full", "asha-8", "hyperband-8")]
+SMALL = [p for p in allocate.POLICIES if p not in ("ours-flat", "ours-full", "asha-8", "asha-p8", "hyperband-8")]
 
 
 @pytest.mark.parametrize("policy", SMALL)
@@ -79,7 +79,7 @@ def test_a_sitting_knows_of_a_table_what_it_has_run(whole):
 def test_an_exhaustive_peer_finds_the_best_of_a_quiet_world():
     world = World(2, n_candidates=8, n_edits=6)
     world.loss = lambda run: -float(world.value[run.candidate])  # type: ignore[method-assign]
-    for policy in ("random", "1-3-8", "best-k"):
+    for policy in ("random", "1-3-8", "best-k", "asha-p2"):
         path = allocate.campaign(problems.MadeUp(world), policy, 0, 1e6)["path"]
         assert path[-1][1] == pytest.approx(0.0)
 
