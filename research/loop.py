@@ -179,7 +179,7 @@ def offered_again(options: argparse.Namespace, track: Track, begun: Begun) -> Of
             return offered
         reason = f"here is {offered.place}"
     except UserError as error:
-        if same:
+        if same and place.processes == 1:
             raise
         reason = str(error)
     raise SessionError(f"{options.session}: it began on {place}, and no other place's results compare with its own "
