@@ -176,7 +176,7 @@ def test_a_response_is_bounded_in_time_and_may_not_be_compressed(track, tmp_path
     with (ModelServer(lambda n: faults[n] if n < len(faults) else "", GOOD) as server,
           created(tmp_path / "s") as session):
         monkeypatch.setattr(wire, "MAX_BYTES", 1 << 20)
-        llm = lane(server, provider, timeout_s=0.4)
+        llm = lane(server, provider)
         calls = asked(session, track, llm, lambda calls: len(calls) > len(faults))
     assert [c.outcome for c in calls] == [*MORE.values(), "garbage", *["ok"] * (len(calls) - len(faults))]
     assert "1 MiB" in calls[3].reason
