@@ -48,7 +48,9 @@ class Place:
     alone: bool = False
 
     def __str__(self) -> str:
-        return f"{self.kind} {','.join(self.ids)}" if self.accelerated else f"core {','.join(map(str, self.cores))}"
+        if self.accelerated:
+            return f"{self.kind} {','.join(self.ids)}"
+        return f"core {','.join(map(str, self.cores))}" if self.cores else "any core"
 
     @property
     def devices(self) -> int:
