@@ -234,8 +234,8 @@ class Model(Node):
                              "have none of their own; rotary, alibi or none would do")
         trees, known = [self.block(i) for i in range(self.depth)], set()
         for i, tree in enumerate(trees if self.blocks else ()):
-            told = [diff.name for diff in self.blocks if i in blocks_at(diff.at, self.depth)]
-            here = (*told, i in self.attention.dropped, i in self.ffn.dropped)
+            told = [diff for diff in self.blocks if i in blocks_at(diff.at, self.depth)]
+            here = (*(diff.name for diff in told), i in self.attention.dropped, i in self.ffn.dropped)
             if not told or here in known:
                 continue
             known.add(here)
@@ -248,4 +248,7 @@ class Model(Node):
                     name: dump(part) if isinstance(part, Node) else part for name, part in parts.items()}})
             except ConfigError as error:
                 problem = error.problems[0]
-                raise refuse(f"blocks.{told[-1]}.set.{problem.path}", problem.value, problem.rule) from None
+                there = (d for d in reversed(told) if any(
+                    f"{problem.path}.".startswith(f"{path}.") for path in settings(d.set)))
+                blamed = next(there, told[-1]).name
+                raise refuse(f"blocks.{blamed}.set.{problem.path}", problem.value, problem.rule) from None

@@ -68,6 +68,12 @@ def test_what_makes_no_sense_is_refused_where_it_stands(change: dict[str, Any], 
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_the_diff_that_says_it_is_blamed_not_a_later_one() -> None:
+    wrong = {"name": "wrong", "at": "all", "set": {"attention": {"output": {"code": "v * nobody"}}}}
+    with pytest.raises(ConfigError, match=r"model\.blocks\.wrong\.set\.attention\.output"):
+        blocks(wrong, LONG)
+
+
 def test_a_mapping_merges_another_kind_starts_from_its_defaults_and_null_takes_away() -> None:
     found = blocks(
         {"name": "gated", "at": [{"block": 1}], "set": {"ffn": {"kind": "glu"}, "attention": {"heads": 2}}},
