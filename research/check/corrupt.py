@@ -221,7 +221,7 @@ def change_frozen(data: Any, recipe: Recipe, pick: Pick, frozen: tuple[str, ...]
                and type(read(recipe, p.path)) in (int, bool)]
     place = pick(numbers)
     value = place.holder[place.name]
-    place.holder[place.name] = not value if isinstance(value, bool) else value + 1
+    place.holder[place.name] = not value if isinstance(value, bool) else 2 * value or 1  # what divided it still does
     return Corruption(data, place.path, "frozen path")
 
 
