@@ -41,6 +41,7 @@ def contests(registry: Registry) -> list[dict[str, Any]]:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command: shows the registry, after it has joined another."""
     options = PARSER.options(argv)
     with Registry(options.registry) as registry:
         joined = 0

@@ -27,6 +27,7 @@ from research.learn.compare import compare
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command: trains both recipes on each seed and shows the paired test."""
     options = PARSER.options(argv)
     if options.seeds < 2:
         raise UserError(f"--seeds: {options.seeds}: 2 or more would do")

@@ -20,6 +20,7 @@ from research.show.explain import explain
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command: tells a trial or a recipe from the ledger."""
     options = PARSER.options(argv)
     with Session.open(options.session) as session:
         events = session.ledger.events()

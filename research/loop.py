@@ -71,6 +71,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a kind kill, 
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The options. Raises: ValueError for some that cannot be used."""
     options = PARSER.options(argv)
     for name in ("minutes", "max_trials", "workers"):
         above_zero(options, name)
@@ -264,6 +265,7 @@ def _run(options: argparse.Namespace, registry: Registry) -> int:
 
 
 def main() -> int:
+    """The command; its exit code is that of `run`."""
     return run(parse())
 
 

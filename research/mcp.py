@@ -27,6 +27,7 @@ ABSENT = 'research.mcp: the MCP SDK (2 or later) is not installed; pip install "
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command: serves the tools until its client leaves."""
     options = PARSER.options(argv)
     if options.port is not None and not (options.http and 0 <= options.port < 65536):
         raise UserError(f"--port: {options.port}: 0 to 65535, with --http, would do")

@@ -43,6 +43,7 @@ from research.outside.inbox import Ask, Inbox
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command: submits a proposal; exit code 1 where the gate, or with --wait its outcome, refuses it."""
     options = PARSER.options(argv)
     asked = validate(Ask, {"name": options.name, "why": options.why, "source": options.source, "on": options.on,
                            "effect": options.effect, "edits": _edits(options.file, options.set)}, "research.propose")

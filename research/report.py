@@ -17,6 +17,7 @@ from research.show.report import write_report
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command: writes the report anew and prints where."""
     print(write_report(PARSER.options(argv).session))
     return 0
 

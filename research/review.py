@@ -39,6 +39,7 @@ from research.show.facts import Facts
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command: shows what waits for a person, or takes down a decision."""
     options = PARSER.options(argv)
     decision = next((name for name in DECISIONS if getattr(options, name) is not None), None)
     for name in ("note", "reviewer"):

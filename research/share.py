@@ -121,6 +121,7 @@ def _measure(folder: Path, split: str, tokens: int) -> float:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command: publishes the champion, evaluated by a place of this machine."""
     options = PARSER.options(argv)
     here = places(1, platform=options.platform)[0]
     with Session.open(options.session) as opened:

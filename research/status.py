@@ -35,6 +35,7 @@ SHARES = ("idle_fraction", "compile_share", "replicate_share", "kill_share", "ve
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command: a session at a glance."""
     options = PARSER.options(argv)
     with Session.open(options.session) as session:
         state, running = fold(session.ledger.events()), session.ledger.held()
