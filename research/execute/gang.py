@@ -46,9 +46,7 @@ def gangs(nodes: Sequence[Mapping[str, Any]], kind: str, cpus: float = 1.0) -> I
     for node in nodes:
         if node["Resources"].get(kind):
             groups[node["Labels"].get(SLICE, node["NodeID"]) if kind == "TPU" else ""].append(node)
-    found = [_slot(hosts, kind, cpus) for hosts in groups.values() if kind != "TPU" or _whole(hosts)]
-    alike = Counter((slot.model, slot.hosts, slot.amount) for slot in found).most_common(1)
-    yield from (slot for slot in found if [(slot.model, slot.hosts, slot.amount)] == [key for key, _ in alike])
+    yield from (_slot(hosts, kind, cpus) for hosts in groups.values() if kind != "TPU" or _whole(hosts))
 
 
 def _whole(hosts: Sequence[Mapping[str, Any]]) -> bool:

@@ -141,9 +141,8 @@ def offered(nodes: Sequence[Mapping[str, Any]], cpus: float = 1.0, devices: int 
     if devices == "slice" and (kind != "CPU" or platform == "virtual"):
         from research.execute.gang import gangs  # which imports Ray
 
-        yield from gangs(nodes, kind, cpus)
-        return
-    if kind == "CPU":
+        slots = list(gangs(nodes, kind, cpus))
+    elif kind == "CPU":
         each, virtual = cpus, 1 if devices == "host" or platform != "virtual" else int(devices)
         if platform != "virtual" and devices != 1:
             raise UserError(f"--devices-per-trial: {devices}: a worker on a CPU has one device; 1 would do")
@@ -151,8 +150,8 @@ def offered(nodes: Sequence[Mapping[str, Any]], cpus: float = 1.0, devices: int 
                  for node in held for _ in range(int(node.get(kind, 0.0) / each))]
     else:
         slots = [slot for node in held for slot in _accelerated(node, kind, devices)]
-    alike = Counter((slot.model, slot.devices) for slot in slots).most_common(1)
-    yield from (slot for slot in slots if [(slot.model, slot.devices)] == [key for key, _ in alike])
+    alike = Counter((slot.model, slot.devices, slot.hosts) for slot in slots).most_common(1)
+    yield from (slot for slot in slots if [(slot.model, slot.devices, slot.hosts)] == [key for key, _ in alike])
 
 
 def _accelerated(node: Mapping[str, float], kind: str, devices: int | str) -> list[Slot]:

@@ -10,6 +10,7 @@ import numpy as np
 import psutil
 import pytest
 from executor_contract import wait_for, wait_until
+from ray_nodes import FORKS, head
 from stand_in import MICRO
 
 from jaxnano import checkpoint, data, train
@@ -22,26 +23,16 @@ from research.execute.ray import connect
 from research.execute.trial import TARGET, WARM
 from research.machine import process_identity
 
-pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning",
-                                        "ignore:Exception ignored in. <function _at_fork")
-HERE = Path(__file__).parent.parent
+pytestmark = FORKS
 STEPS = 25
-SOON = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 200}
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(HERE))
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
-        from ray.cluster_utils import Cluster
-
-        nodes = Cluster(initialize_head=True, head_node_args={
-            "num_cpus": 4, "include_dashboard": False, "_system_config": SOON})
+    """Two nodes of four devices."""
+    with head(4) as nodes:
         nodes.add_node(num_cpus=4)
         yield nodes
-        nodes.shutdown()
 
 
 @pytest.fixture(scope="module")

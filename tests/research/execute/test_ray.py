@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from executor_contract import ExecutorContract, wait_for, wait_until
+from ray_nodes import FORKS, HERE, head
 from stand_in import MICRO
 
 from jaxnano import data
@@ -32,27 +33,15 @@ from research.machine import ROOT, process_identity
 from research.machine.accelerators import Accelerators
 from tests.jaxnano import events
 
-# Ray starts its processes by fork, at once followed by exec; JAX, which other tests have used here, warns of the fork.
-pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning",
-                                        "ignore:Exception ignored in. <function _at_fork")
-HERE = Path(__file__).parent.parent
+pytestmark = FORKS
 TRIALS, BEFORE = 12, 3  # in all, and before the loss of a node
-SOON = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 200}  # a node that is gone is missed at once
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A node of two slots, which is the head too; its workers find the test targets."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(HERE))
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
-        from ray.cluster_utils import Cluster
-
-        nodes = Cluster(initialize_head=True, head_node_args={
-            "num_cpus": 2, "include_dashboard": False, "_system_config": SOON})
+    """A node of two slots."""
+    with head(2) as nodes:
         yield nodes
-        nodes.shutdown()
 
 
 @pytest.fixture
