@@ -7,14 +7,13 @@ from typing import Any
 
 import jax
 
-from jaxnano import checkpoint, data, evaluate
-from jaxnano.cli import UserError
+from jaxnano import checkpoint
 from jaxnano.config.base import validate
 from jaxnano.config.recipe import Recipe
 from jaxnano.device import use_compile_cache
 from jaxnano.layout import layout
 from research.execute import Report
-from research.execute.trial import mesh_of, room
+from research.execute.trial import corpus_of, losses_of, mesh_of, room
 
 TARGET = "research.execute.measure:run_job"
 
@@ -34,9 +33,5 @@ def run_job(args: Mapping[str, Any], report: Report) -> dict[str, Any]:
         laid = layout(recipe, len(devices), room(devices), jax.default_backend(), args.get("mesh"))
         mesh = mesh_of(laid, devices)
     recipe, params, _ = checkpoint.load(args["checkpoint"], mesh)
-    corpus = data.load(recipe.data)
-    if corpus.data_hash != args["data_hash"]:
-        raise UserError(f"data {corpus.data_hash[:12]} is not the session's {args['data_hash'][:12]}")
-    losses = {split: evaluate.evaluate(recipe, params, evaluate.eval_windows(corpus, split, recipe, tokens))
-              for split, tokens in args["splits"].items()}
+    losses = losses_of(recipe, params, corpus_of(recipe, args["data_hash"]), args["splits"])
     return {"outcome": "completed", "reason": "", "loss": losses}

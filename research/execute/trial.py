@@ -44,9 +44,7 @@ def run_job(args: Mapping[str, Any], report: Report, devices: Sequence[Any] | No
     """
     use_compile_cache()
     recipe, steps, seed = validate(Recipe, args["recipe"]), args["total_steps"], args["seed"]
-    corpus = data.load(recipe.data)
-    if corpus.data_hash != args["data_hash"]:
-        raise UserError(f"data {corpus.data_hash[:12]} is not the session's {args['data_hash'][:12]}")
+    corpus = corpus_of(recipe, args["data_hash"])
     clock = time.process_time if jax.default_backend() == "cpu" else time.monotonic
     start, devices = clock(), devices or jax.devices()
     here = {"device": devices[0].device_kind, "devices": len(devices), "processes": jax.process_count()}
@@ -90,6 +88,20 @@ def run_job(args: Mapping[str, Any], report: Report, devices: Sequence[Any] | No
         "topology": here | {"mesh": laid.told, "accumulate": laid.accumulate},
         "fingerprint": fingerprint(backend, None if backend == "cpu" else here["device"]) | {"data": corpus.data_hash},
     }
+
+
+def corpus_of(recipe: Recipe, data_hash: str) -> data.Corpus:
+    """The recipe's data on this machine. Raises: ValueError if it is not the session's."""
+    corpus = data.load(recipe.data)
+    if corpus.data_hash != data_hash:
+        raise UserError(f"data {corpus.data_hash[:12]} is not the session's {data_hash[:12]}")
+    return corpus
+
+
+def losses_of(recipe: Recipe, params: Any, corpus: data.Corpus, splits: Mapping[str, int]) -> dict[str, float]:
+    """Losses of parameters, by split. splits: tokens of each."""
+    return {split: evaluate.evaluate(recipe, params, evaluate.eval_windows(corpus, split, recipe, tokens))
+            for split, tokens in splits.items()}
 
 
 @contextmanager
@@ -194,8 +206,7 @@ class Pace:
 
 def _evaluated(recipe: Recipe, params: Any, corpus: data.Corpus, splits: Mapping[str, int]):
     """Outcome and losses by split of trained parameters."""
-    losses = {split: evaluate.evaluate(recipe, params, evaluate.eval_windows(corpus, split, recipe, tokens))
-              for split, tokens in splits.items()}
+    losses = losses_of(recipe, params, corpus, splits)
     if all(map(math.isfinite, losses.values())):
         return {"outcome": "completed", "loss": losses}
     return {"outcome": "diverged", "reason": "the evaluated loss is not finite", "loss": {}}
