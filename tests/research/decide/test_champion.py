@@ -9,7 +9,7 @@ from sessions import EVIL, changes, cut, old_session
 from sitting import created, loop
 from stand_in import MICRO, StandIn
 
-from jaxnano import checkpoint, data
+from jaxnano import checkpoint, data, evaluate
 from jaxnano.config.file import load
 from jaxnano.config.recipe import recipe_id
 from research.contract.track import load_track
@@ -81,8 +81,8 @@ def crown(session):
 
 @pytest.mark.parametrize("step", ["crowned", 1, 2])
 def test_a_champion_is_installed_whole_and_known_whatever_the_loop_is_killed_at(passed, monkeypatch, step):
-    opened, evaluate = [], measure.evaluate.evaluate
-    monkeypatch.setattr(measure.evaluate, "evaluate", lambda *args: opened.append(evaluate(*args)) or opened[-1])
+    opened, before = [], evaluate.evaluate
+    monkeypatch.setattr(evaluate, "evaluate", lambda *args: opened.append(before(*args)) or opened[-1])
     with Session.open(passed, lock=True) as session, monkeypatch.context() as patch:
         stop_before(patch, step)
         with pytest.raises(KeyboardInterrupt):
