@@ -21,6 +21,7 @@ PARSER.add_argument("--workers", type=int)
 executors.add_options(PARSER)
 PARSER.add_argument("--estimate", metavar="DEVICE", help="run nothing; say what it takes on such: H100, TPU v6, cpu")
 PARSER.add_argument("--hours", type=float, default=8.0, help="with --estimate: how many runs fit into them (8)")
+PARSER.add_argument("--price", type=float, metavar="USD", help="with --estimate: what such a device costs an hour")
 PARSER.add_argument("--out", type=Path, help="write everything as JSON")
 PARSER.add_argument("--json", action="store_true")
 PARSER.early(__name__)
@@ -89,10 +90,10 @@ def qualify(track: Track, workers: int | None = None, options: argparse.Namespac
     }
 
 
-def estimate(track: Track, device: str, hours: float) -> dict[str, Any]:
+def estimate(track: Track, device: str, hours: float, price: float | None = None) -> dict[str, Any]:
     """What runs of a track take, compiling not counted; what share of a device's peak a small model reaches is a guess.
 
-    Args: device: a name in jaxnano.device, or cpu for one core. hours: of one place.
+    Args: device: a name in jaxnano.device, or cpu for one core. hours: of one place. price: of a device's hour, USD.
     """
     cost, grid = track.base_cost, track.grid
     rates = {"cpu": CORE_FLOPS} | {name: PEAK_SHARE * peak for name, peak in PEAK_FLOPS}
@@ -103,21 +104,22 @@ def estimate(track: Track, device: str, hours: float) -> dict[str, Any]:
     flops = track.full_steps * cost.flops_per_step
     run_hours = track.seconds(1.0, cost.flops_per_step / rate) or flops / rate
     run_hours /= 3600
-    return {
+    found = {
         "parameters": cost.parameters, "run_tokens": round(track.full_steps * cost.tokens_per_step),
         "run_flops": flops, "flops_per_s": rate, "run_minutes": 60 * run_hours,
         "runs": int(hours / run_hours), "qualify_hours": (len(grid.values) + 2) * grid.seeds * run_hours,
         "proof_hours": 2 * track.significance.n * run_hours}
+    return found if price is None else found | {"usd": price * track.devices * hours}
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command: exit code 1 if the base does not have the grid's best value."""
     options = PARSER.options(argv)
-    for name in ("workers", "hours"):
+    for name in ("workers", "hours", "price"):
         above_zero(options, name)
     executors.check(options)
     if options.estimate:
-        found = estimate(load_track(options.track, options.set), options.estimate, options.hours)
+        found = estimate(load_track(options.track, options.set), options.estimate, options.hours, options.price)
         title = f"track {options.track} on {options.estimate}, for {options.hours:g} hours, estimated"
         Output(options.json).table(title, found)
         return 0

@@ -131,12 +131,12 @@ def test_seconds_of_other_devices_are_refused(timed):
 
 @pytest.mark.parametrize(("device", "rate"), [("H100", 0.3 * 989e12), ("tpu V6", 0.3 * 918e12), ("cpu", 5e10)])
 def test_an_estimate_runs_nothing(capsys, device, rate):
-    assert report_errors(lambda: qualify.main(["one-gpu", "--estimate", device, "--json"])) == 0
+    assert report_errors(lambda: qualify.main(["one-gpu", "--estimate", device, "--price", "2.5", "--json"])) == 0
     found, track = json.loads(capsys.readouterr().out), load_track("one-gpu")
     seconds = 4800 * track.base_cost.flops_per_step / rate
     assert found["run_minutes"] == pytest.approx(seconds / 60) and found["runs"] == int(8 * 3600 / seconds)
     assert found["qualify_hours"] == pytest.approx(28 * seconds / 3600)
-    assert found["run_tokens"] == 4800 * 512 * 128
+    assert found["run_tokens"] == 4800 * 512 * 128 and found["usd"] == 20.0
 
 
 def test_an_estimate_of_an_unknown_device_names_those_there_are(capsys):
