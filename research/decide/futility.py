@@ -66,12 +66,6 @@ class Futility:
         return [(Trial(recipe_id, 1.0, seed), "replicate") for seed in self.seeds[:self.asked]
                 for recipe_id in (self.snapshot.incumbent, self.final)]
 
-    @property
-    def open(self) -> bool:
-        """Whether so little has run that nothing can be said, and more may come."""
-        over = {trial for trials in self.snapshot.over.values() for trial in trials}
-        return len(self.gains) < LEAST and any(trial not in over for trial, _ in self.wanted())
-
     def _p(self, gains: list[float]) -> float:
         """Posterior probability of an effect above epsilon, of normal gains whose mean and log SD could be anything."""
         mean, error = float(np.mean(gains)), float(np.std(gains, ddof=1)) / len(gains) ** 0.5

@@ -104,6 +104,11 @@ class Plan:
         ablation_s = runs * prices.full_run_s + (parts + 2) * prices.compile_s
         return MARGIN * prices.slowdown * ablation_s / self.workers + self.verification_s(prices)
 
+    def kept_s(self, prices: Prices) -> float:
+        """Seconds that an ablation leaves: to tell whether an attempt is worth it, and for a verification."""
+        runs = 2 * futility.LEAST + self.workers
+        return prices.slowdown * runs * prices.full_run_s / self.workers + self.verification_s(prices)
+
     def verification_s(self, prices: Prices) -> float:
         """Predicted seconds of a verification: incumbent and candidate on as many seeds as it may well take."""
         runs = 2 * min(self.track.significance.n, EXPECTED) + self.workers

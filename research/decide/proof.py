@@ -75,11 +75,6 @@ class Proof:
         event = next(e for e in self.snapshot.state.nominated if e.body.number == self.nominated.number)
         return Futility(self.snapshot, event, self.final or self.recipe_id, level)
 
-    @property
-    def untold(self) -> bool:
-        """Whether nothing yet says if what the ablation left is worth an attempt."""
-        return self.final is not None and self.sealed is None and self.futility().open
-
     def seeds(self) -> list[int]:
         """Verification seeds: they follow from the seal itself, so nobody knew them before."""
         assert self.sealed is not None

@@ -182,9 +182,9 @@ class Scheduler:
         closed = self.stopping or self.prover.opening is not None  # what is to be beaten is about to change
         proof = self.prover.proof() or (None if closed else self.prover.nominate())
         while proof is not None:
-            late = proof.sealed is None and self.left_s < self.plan.verification_s(self.book.prices)
-            if late and (proof.untold or self.plan.too_late(self.book.prices)):  # it keeps: --resume goes on with it
+            if proof.sealed is None and self.plan.too_late(self.book.prices):  # it keeps: --resume goes on with it
                 return self._search(worker, self.left_s)
+            late = proof.final is None and self.left_s < self.plan.kept_s(self.book.prices)
             running = {flight.trial for flight in self.flights.values()}
             wanted = [] if late else [w for w in proof.wanted() if w[0] not in running]
             if wanted:
