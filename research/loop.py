@@ -147,7 +147,7 @@ def resume(options: argparse.Namespace) -> Opened:
                 raise SessionError(f"{options.session}: {name} is {value[:12]} here, {there[:12]} there: "
                                    "another track or data; start a new session")
         lanes_for(begun.lanes, options, begun.llm)
-        offered = offered_again(options, track, begun)
+        offered = executors.again(options, begun, track.devices)
         snapshot = Belief(track).at(state)
         if state.end is not None and not pending(snapshot) and len(state.verifications) == len(state.sealed):
             option = "--minutes" if options.minutes else "--resume: minutes left"
@@ -161,31 +161,6 @@ def resume(options: argparse.Namespace) -> Opened:
 def begun_track(begun: Begun) -> Track:
     """The track that a session began on, as its file says today, with what was changed of the base."""
     return load_track(begun.source, (begun.contract or {}).get("set", ()))
-
-
-def offered_again(options: argparse.Namespace, track: Track, begun: Begun) -> Offer:
-    """What the session began on.
-
-    Raises: SessionError for any other place: by seed, its results would be paired with the session's.
-    """
-    place, workers = begun.place, options.workers or begun.workers
-    if place is None:  # a ledger of before
-        return executors.offer(options, workers, track.devices)
-    options, same = argparse.Namespace(**vars(options)), False
-    if place.kind in ("cpu", "virtual") and options.platform is None:  # somebody's word, where there is an accelerator
-        options.platform, same = place.kind, True
-    try:
-        offered = executors.offer(options, workers, "slice" if place.processes > 1 else place.devices)
-        if place.like(offered.place):
-            return offered
-        reason = f"here is {offered.place}"
-    except UserError as error:
-        if same and place.processes == 1:
-            raise
-        reason = str(error)
-    raise SessionError(f"{options.session}: it began on {place}, and no other place's results compare with its own "
-                       f"({reason}); that place would do, or a new session here with --from {options.session}, which "
-                       "runs its champion anew")
 
 
 def refuse_too_short(option: str, snapshot: Snapshot, workers: int, minutes: float) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxnano.cli import Command, report_errors
-from research.text import clean, cost, count, loss, over_leader, spread
+from research.text import carried, clean, cost, count, loss, over_leader, spread
 
 PARSER = Command("research.status", __doc__)
 PARSER.add_argument("session", type=Path)
@@ -64,6 +64,10 @@ def _print(found: dict[str, Any], goes_on: str) -> None:
         console.print("\nchampion against the base", style="bold")
         for edit in champion["diff"]:
             console.print(_plain(f"  {changed(**edit)}"))
+    if found["transfer"]:
+        console.print("\ntransfer card: the champion's gain elsewhere, one seed each", style="bold")
+        for line in found["transfer"]:
+            console.print(_plain(f"  {carried(line)}"))
     if found["frontier"]:
         console.print("\nfrontier: expected effect at the full horizon", style="bold")
         frontier = Table.grid(padding=(0, 2))

@@ -94,3 +94,11 @@ def cost(spent: Mapping[str, Any], each: bool = False) -> str:
     if tokens is None:
         return "nothing was accepted"
     return f"{tokens:,.0f} tokens" + (f", {usd:.4g} USD" if usd is not None else "")
+
+
+def carried(line: Mapping[str, Any]) -> str:
+    """A line of a transfer card: where, the gain, and its share of the one at home; or why there is none."""
+    if line["gain"] is None:
+        return f"{line['setting']}: {line['why']}"
+    told = f"{line['setting']}: {loss(line['base'])} -> {loss(line['champion'])}, {effect(line['gain'])}"
+    return told + ("" if line["share"] is None else f" ({line['share']:.0%} of that at home)")

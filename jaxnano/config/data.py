@@ -104,9 +104,11 @@ class _Rows(Node):
 
 
 class Embedded(_Rows):
-    """Docstrings of the installed jax, numpy, scipy, flax and optax, as bytes: no download."""
+    """Docstrings of the installed jax, numpy, scipy, flax and optax, or code of matplotlib, pydantic and rich, as
+    bytes: no download."""
 
     kind: Literal["embedded"]
+    text: Literal["docstrings", "code"] = "docstrings"
     length: Length = 64
     batch: Batch = 32
 

@@ -1,16 +1,17 @@
-"""Documents: near duplicates removed, and divided into splits; and those of the embedded corpus.
+"""Documents: near duplicates removed, and divided into splits; and those of the embedded corpora.
 
-The embedded corpus is the docstrings of the installed wheels, so that a run needs no download. Sources are read and
-parsed, never imported. A document is the docstrings of one file. The same wheels give the same documents, in the same
-splits, on every machine.
+An embedded corpus is of the installed wheels, so that a run needs no download: their docstrings, or, of other wheels,
+the code without them. Sources are read and parsed, never imported. A document is of one file. The same wheels give the
+same documents, in the same splits, on every machine.
 """
 
 import ast
 import hashlib
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
+from importlib.util import decode_source
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,8 @@ import numpy as np
 
 from jaxnano.cli import UserError
 
-PACKAGES = ("jax", "numpy", "scipy", "flax", "optax")
+PACKAGES: Mapping[str, tuple[str, ...]] = {  # of each text
+    "docstrings": ("jax", "numpy", "scipy", "flax", "optax"), "code": ("matplotlib", "pydantic", "rich")}
 # search steers the loop, protected only verifies, heldout is opened once per champion.
 SHARES = {"train": 0.915, "search": 0.03, "protected": 0.03, "heldout": 0.025}
 
@@ -44,29 +46,39 @@ class Document(NamedTuple):
         return folder if slash else ""
 
 
-def documents(packages: Sequence[str] = PACKAGES) -> list[Document]:
-    """Read the corpus, without near duplicates, in the order of packages and paths.
+def documents(packages: Sequence[str], text: str = "docstrings") -> list[Document]:
+    """Read a corpus, without near duplicates, in the order of packages and paths.
 
-    Args: packages: names of installed distributions whose top-level package has the same name.
+    Args: packages: names of installed distributions whose top-level package has the same name. text: which of TEXTS.
     Returns: documents of at least MIN_DOCUMENT characters.
     Raises: ValueError if a distribution is not installed or lists no Python files.
     """
-    raw = (Document(source, "\n\n".join(docstrings(text))) for name in packages for source, text in _sources(name))
+    raw = (Document(path, TEXTS[text](source)) for name in packages for path, source in _sources(name))
     return [document for document in without_copies(raw) if len(document.text) >= MIN_DOCUMENT]
 
 
-def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+def versions(packages: Sequence[str]) -> dict[str, str]:
     """Versions of the installed distributions; raises ValueError if one is missing."""
     return {name: _distribution(name).version for name in packages}
 
 
 def docstrings(source: str | bytes) -> list[str]:
     """Docstrings of a module, its classes and functions, in line order, if MIN_DOCSTRING characters or longer."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # invalid escapes in other people's sources
-        tree = ast.parse(source)
-    found = (text.expandtabs().rstrip() for text in _walk(tree))
+    found = (str(node.value).expandtabs().rstrip() for node in _walk(_parsed(source)))
     return [text for text in found if len(text) >= MIN_DOCSTRING]
+
+
+def code(source: bytes) -> str:
+    """A module without the lines of its docstrings, and without spaces at the ends of lines."""
+    lines: list[str | None] = [line.expandtabs().rstrip() for line in decode_source(source).split("\n")]
+    for node in _walk(_parsed(source)):
+        first, last = node.lineno - 1, node.end_lineno or node.lineno
+        lines[first:last] = [None] * (last - first)
+    return "\n".join(line for line in lines if line is not None)
+
+
+TEXTS: Mapping[str, Callable[[bytes], str]] = {
+    "docstrings": lambda source: "\n\n".join(docstrings(source)), "code": code}
 
 
 def without_copies(raw: Iterable[Document]) -> Iterator[Document]:
@@ -157,7 +169,7 @@ def _distribution(name: str) -> metadata.Distribution:
     try:
         return metadata.distribution(name)
     except metadata.PackageNotFoundError:
-        raise UserError(f"corpus: {name} is not installed; its docstrings are the data: pip install {name}") from None
+        raise UserError(f"corpus: {name} is not installed; its sources are the data: pip install {name}") from None
 
 
 def _sources(name: str) -> Iterator[tuple[str, bytes]]:
@@ -172,12 +184,18 @@ def _sources(name: str) -> Iterator[tuple[str, bytes]]:
         yield file.as_posix(), Path(str(file.locate())).read_bytes()
 
 
-def _walk(node: ast.AST) -> Iterator[str]:
-    """Yield raw docstrings below a node. Only statements are visited: no expression holds a docstring."""
+def _parsed(source: str | bytes) -> ast.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # invalid escapes in other people's sources
+        return ast.parse(source)
+
+
+def _walk(node: ast.AST) -> Iterator[ast.Constant]:
+    """Yield the docstrings below a node. Only statements are visited: no expression holds a docstring."""
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-        text = ast.get_docstring(node, clean=False)
-        if text:
-            yield text
+        first = node.body[0] if node.body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            yield first.value
     for field in ("body", "handlers", "orelse", "finalbody", "cases"):
         statements = getattr(node, field, None)
         for child in statements if isinstance(statements, list) else ():

@@ -1,4 +1,4 @@
-"""The embedded corpus: the docstrings of the installed wheels."""
+"""The embedded corpora: docstrings of the installed wheels, or code."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,21 +11,23 @@ from jaxnano.data.store import Corpus, cached, fingerprint, hash_of, save
 BYTE_VOCABULARY = 256
 
 
-def embedded(packages: Sequence[str] = corpus.PACKAGES) -> Corpus:
-    """The corpus of the installed wheels' docstrings, prepared if the cache does not hold it (15 s on one core).
+def embedded(packages: Sequence[str] | None = None, text: str = "docstrings") -> Corpus:
+    """The corpus of a text of the installed wheels, prepared if the cache does not hold it (15 s on one core).
 
+    Args: packages: others than the text's own. text: docstrings or code.
     Raises: ValueError if a package is missing or the cache cannot be written.
     """
+    packages = packages or corpus.PACKAGES[text]
     name = fingerprint(list(corpus.versions(packages).items()), corpus.__file__, __file__)
-    return cached(f"docstrings-{name}", lambda directory: _write(packages, directory),
-                  "preparing the embedded corpus, once on this machine (about 20 s),")
+    return cached(f"{text}-{name}", lambda directory: _write(packages, text, directory),
+                  f"preparing the embedded corpus ({text}), once on this machine (about 20 s),")
 
 
-def _write(packages: Sequence[str], directory: Path) -> None:
-    """Extract the embedded corpus into ArrayRecord files, then read them back into arrays of tokens."""
+def _write(packages: Sequence[str], text: str, directory: Path) -> None:
+    """Extract an embedded corpus into ArrayRecord files, then read them back into arrays of tokens."""
     from jaxnano.data import tfds_text  # half a second to import, and needed once per machine
 
-    documents = corpus.split(corpus.documents(packages))
+    documents = corpus.split(corpus.documents(packages, text))
     tokens = {split: _join([document.text.encode() for document in chosen]) for split, chosen in documents.items()}
     name = hash_of(tokens)[:16]
     tfds_text.write(documents, name, directory / "tfds")

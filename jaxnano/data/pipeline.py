@@ -36,7 +36,7 @@ def load(data: config.Data) -> Corpus:
     """
     match data:
         case config.Embedded():
-            return embedded.embedded()
+            return embedded.embedded(text=data.text)
         case config.Shards():
             return shards.load(data.path, data.vocab)
         case config.Text() | config.Tfds():

@@ -19,4 +19,5 @@ class Trial(NamedTuple):
 
 
 PROOF = ("verify", "beside")  # purposes of runs on fresh seeds, which alone are evaluated on the protected split
+APART = ("held-out", "transfer")  # purposes of jobs that are no trial: nothing that is decided rests on them
 FRESH = 1_000_000  # verification seeds are above this, search seeds below

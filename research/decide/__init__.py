@@ -7,6 +7,7 @@
     proof       what one candidate's proof needs and says            ablation  which of its parts earn their place
     futility    whether a candidate is worth an attempt
     prove       a candidate's way from nomination to crown           champion  the crowned recipe's folder
+    transfer    the champion beside the base elsewhere, which decides nothing
     retry       what the machine did to a run is no finding          claims    what a ledger claims, computed again
     scheduler   gives each idle worker its next run
 """

@@ -17,7 +17,6 @@ from research.ledger.kinds import Crowned
 from research.ledger.session import KEPT, Session, read_result, replace_file
 
 ABOUT = "crowned.json"
-HELD_OUT = "held-out"  # purpose of the job that opens the held-out split, among those of runs
 
 
 def crown(session: Session, track: Track, arm: Arm, trial_key: str) -> Crowned | None:

@@ -6,14 +6,17 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from jaxnano.config.base import dump
-from research.contract.trial import PROOF, Trial
+from jaxnano.config.recipe import Recipe
+from research.contract.trial import APART, PROOF, Trial
 from research.decide.book import Book
-from research.decide.champion import HELD_OUT, held_out_job
-from research.decide.price import PATIENCE_S
+from research.decide.champion import held_out_job
+from research.decide.price import NEW, PATIENCE_S
 from research.decide.retry import Retries, unless_undecided
+from research.decide.transfer import Carrier, Errand
 from research.execute import Executor, Job, Message
 from research.execute.trial import TARGET
 from research.learn import watch
@@ -22,13 +25,14 @@ from research.ledger.kinds import Decided, Started
 from research.ledger.session import read_result
 from research.ledger.state import ended_with_the_loop
 
-NEW = -1  # a worker that has compiled nothing, to prices
+HELD_OUT, TRANSFER = APART
 CONFIG = watch.WatchConfig()
+CUT = watch.Finding("timeout", "its time is up")  # of a run that nothing waits for: that is no end of its own
 
 
 @dataclass
 class Flight:
-    """A run in flight. cancelled: why it was told to stop."""
+    """A run in flight. cancelled: why it was told to stop. errand: what it is of a transfer card."""
 
     trial: Trial
     purpose: str
@@ -41,6 +45,7 @@ class Flight:
     first_message_s: float | None = None
     begins: tuple[float, ...] = ()
     cancelled: watch.Finding | None = None
+    errand: Errand | None = None
 
 
 class Dispatcher:
@@ -92,15 +97,38 @@ class Dispatcher:
             purpose=decision.purpose, splits=splits, steps=steps))
         told = state.proposals[trial.recipe_id].proposal
         about = {"recipe": trial.recipe_id, "name": told.name, "hypothesis": told.hypothesis}
-        args = {"recipe": dump(arm.recipe), "total_steps": steps, "seconds": prices.budget_s(arm, trial.horizon),
-                "seed": trial.seed, "splits": splits, "data_hash": state.session.data_hash, "place": self._place,
-                "mesh": track.mesh, "checkpoint": str(folder / "checkpoint") if shipped else None}
-        self.executor.submit(worker, Job(id=trial.key, attempt=attempt, dir=str(folder), target=TARGET, about=about,
-                                         args=args))
-        self._new.discard(worker)
-        self.flights[worker] = Flight(trial, decision.purpose, attempt, time.monotonic(), predicted_s,
-                                      begins=tuple(phase.start for phase in arm.recipe.phases))
+        args = {"total_steps": steps, "seconds": prices.budget_s(arm, trial.horizon), "splits": splits,
+                "data_hash": state.session.data_hash}
+        self._submit(worker, Flight(trial, decision.purpose, attempt, time.monotonic(), predicted_s), arm.recipe,
+                     folder, about, args | {"checkpoint": str(folder / "checkpoint") if shipped else None})
         self.flights[worker].first_message_s = max(min(PATIENCE_S.values()), min(prices.first_message_s(arm), left_s))
+
+    def _submit(self, worker: int, flight: Flight, recipe: Recipe, folder: Path, about: dict[str, str],
+                args: Mapping[str, Any]) -> None:
+        """Have a worker train a recipe."""
+        trial = flight.trial
+        args = {"recipe": dump(recipe), "seed": trial.seed, "place": self._place, "mesh": self.book.track.mesh, **args}
+        self.executor.submit(worker, Job(id=trial.key, attempt=flight.attempt, dir=str(folder), target=TARGET,
+                                         about=about, args=args))
+        self._new.discard(worker)
+        flight.begins = tuple(phase.start for phase in recipe.phases)
+        self.flights[worker] = flight
+
+    def carry(self, worker: int, carrier: Carrier, left_s: float = math.inf) -> bool:
+        """Have a worker make the next run of the transfer card that fits, if there is one: no trial, and an event only
+        once it has ended. left_s: of the session."""
+        if (errand := carrier.next(self.executor.workers, left_s)) is None:
+            return False
+        trip, state, prices = errand.trip, self.book.state, self.book.prices
+        tries = sum(event.body.trial == trip.trial.key for event in state.transfers)
+        flight = Flight(trip.trial, TRANSFER, tries + 1, time.monotonic(), errand.predicted_s, errand=errand)
+        about = {"recipe": trip.trial.recipe_id, "name": errand.told}
+        args = {"total_steps": trip.steps, "seconds": errand.budget_s, "splits": dict(trip.splits), "checkpoint": None,
+                "data_hash": None if trip.setting.data else state.session.data_hash}
+        session = self.book.session
+        self._submit(worker, flight, trip.recipe, session.trial_dir(trip.trial.key, session.transfer), about, args)
+        flight.first_message_s = trip.setting.width * prices.first_message_s(prices.snapshot.by_id[errand.champion])
+        return True
 
     @property
     def _place(self) -> dict[str, Any] | None:
@@ -144,7 +172,9 @@ class Dispatcher:
         if message.kind in ("result", "died"):
             del self.flights[message.worker]
             body = message.body if message.kind == "result" else self._death(flight, message)
-            if flight.purpose != HELD_OUT:
+            if flight.errand is not None:
+                self._carried(flight, flight.errand, body)
+            elif flight.purpose != HELD_OUT:
                 self._result(flight, body)
             elif body["outcome"] != "completed" and not self.stopping:
                 self.retries.unmeasured(flight.trial.key, body.get("reason") or body["outcome"])
@@ -158,17 +188,33 @@ class Dispatcher:
         return {"outcome": "interrupted"} | message.body
 
     def _result(self, flight: Flight, result: Mapping[str, Any]) -> None:
-        body = dict(result) | {"attempt": flight.attempt}
-        if flight.cancelled is not None and body["outcome"] == "killed":
-            verdict = flight.cancelled
-            body |= {"outcome": "diverged", "reason": f"{verdict.kind}: {verdict.reason}", "curve": flight.curve}
-        key, purpose = flight.trial.key, flight.purpose
+        key, purpose, body = flight.trial.key, flight.purpose, self._ended(flight, result)
         self.book.record("result", key, self.retries.judge(self.book.state, key, purpose, node_of("result", body)))
+
+    def _ended(self, flight: Flight, result: Mapping[str, Any]) -> dict[str, Any]:
+        """A result's body: what was told to stop because it diverged has diverged."""
+        body = dict(result) | {"attempt": flight.attempt}
+        if (verdict := flight.cancelled) is not None and body["outcome"] == "killed":
+            body |= {"outcome": "diverged", "reason": f"{verdict.kind}: {verdict.reason}", "curve": flight.curve}
+        return body
+
+    def _carried(self, flight: Flight, errand: Errand, result: Mapping[str, Any]) -> None:
+        """The event of a run of the card, unless somebody or the end of its time stopped it."""
+        if (flight.cancelled is CUT or self.stopping) and result["outcome"] != "completed":
+            return
+        trip = errand.trip
+        self.book.record("transfer", errand.champion, node_of("transfer", self._ended(flight, result) | {
+            "setting": trip.setting.name, "role": trip.role, "trial": trip.trial.key, "recipe": dump(trip.recipe),
+            "horizon": trip.setting.horizon, "seed": trip.seed, "budget_s": errand.budget_s}))
 
     def watch(self) -> None:
         """End runs that broke or are too late."""
         for worker, flight in self.flights.items():
             if flight.cancelled is not None:
+                continue
+            if flight.errand is not None and time.monotonic() > flight.errand.ends_s:
+                flight.cancelled = CUT
+                self.executor.kill(worker)
                 continue
             running = watch.Running(flight.curve, flight.started_s, flight.predicted_s, flight.messages_s,
                                     flight.first_message_s, flight.begins)

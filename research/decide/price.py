@@ -11,6 +11,7 @@ from jaxnano.cost import tokens_per_step
 from research.decide.belief import Arm, Snapshot
 from research.ledger.kinds import Result
 
+NEW = -1  # a worker that has compiled nothing
 COMPILE_S, SECONDS_PER_FLOP, ON_ACCELERATOR = 8.0, 3e-12, 1e-14  # before anything was measured
 IN_MEMORY, ON_DISK = 0.05, 0.4  # shares of compiling where this worker, or another one, did it before
 PATIENCE_S = {"cpu": 120.0}  # at least, for the first message of a run, by backend; it tells that a run has compiled
@@ -27,10 +28,14 @@ class Prices:
 
     def seconds(self, arm: Arm, horizon: float, worker: int) -> float:
         """Predicted device-seconds of a run, compiling included where the structure is new to the worker."""
-        seen = self._compiled.get(arm.structure)
+        trained_s = self.budget_s(arm, horizon) or self.snapshot.belief.steps(arm, horizon) * arm.flops * self.flop_s
+        return trained_s + self.begins_s(arm.structure, arm.programs, worker)
+
+    def begins_s(self, structure: str, programs: int, worker: int) -> float:
+        """Predicted device-seconds of a run beside training."""
+        seen = self._compiled.get(structure)
         share = 1.0 if seen is None else IN_MEMORY if worker in seen else ON_DISK  # another worker's program is on disk
-        trained_s = self.budget_s(arm, horizon) or self.snapshot.belief.steps(arm, horizon) * arm.flops * self._flop_s
-        return trained_s + share * arm.programs * self.compile_s + START_S
+        return share * programs * self.compile_s + START_S
 
     def wall_s(self, arm: Arm, horizon: float, worker: int) -> float:
         """Predicted seconds until a run begun now is over: its device-seconds, as slow as this machine is."""
@@ -84,10 +89,10 @@ class Prices:
         """Predicted seconds of a compiled full-horizon run; the budget is the same for all recipes."""
         track = self.snapshot.track
         flops = track.full_steps * track.base_cost.flops_per_step
-        return (track.seconds(1.0, self.base_step_s) or flops * self._flop_s) + START_S
+        return (track.seconds(1.0, self.base_step_s) or flops * self.flop_s) + START_S
 
     @cached_property
-    def _flop_s(self) -> float:
+    def flop_s(self) -> float:
         """Measured device-seconds per FLOP."""
         rates = [tokens_per_step(arm.recipe) / (result.tokens_per_s * arm.flops)
                  for arm, result in self._done if result.device_s and result.tokens_per_s]

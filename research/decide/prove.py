@@ -44,9 +44,19 @@ class Prover:
         """The proof under way."""
         return under_way(self.book.snapshot)
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing can be proven any more."""
+        now = self.book.snapshot
+        return self._late and self.opening is None and self.proof() is None and not pending(now)
+
+    @property
+    def _late(self) -> bool:
+        return self.round > self.plan.rounds or self.plan.too_late(self.book.prices)
+
     def nominate(self) -> Proof | None:
         """Name the recipe to prove, if one is worth it and there is time; None ends the session."""
-        if self.round > self.plan.rounds or self.plan.too_late(self.book.prices):
+        if self._late:
             return None
         now, state = self.book.snapshot, self.book.state
         proven = [now.incumbent, *(p.sealed.subject for p in pending(now) if p.sealed is not None)]

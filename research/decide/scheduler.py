@@ -21,6 +21,7 @@ from research.decide.intake import Intake
 from research.decide.plan import Plan
 from research.decide.proof import pending
 from research.decide.prove import Prover
+from research.decide.transfer import SHARE, Carrier
 from research.execute import Executor
 from research.lanes.protocol import Proposer
 from research.ledger.kinds import Decided
@@ -52,6 +53,7 @@ class Scheduler:
         self.dispatcher = Dispatcher(self.book, executor)
         self.flights = self.dispatcher.flights
         self.prover = Prover(self.book, self.intake, self.plan, on_crowned, registry)
+        self.carrier = Carrier(self.book, SHARE * budget_s)
         self.on_change = on_change or (lambda scheduler: None)
         self._nothing: dict[int, tuple[int, float]] = {}  # by worker: the state and time left that gave no search run
         self._expecting = False  # whether proposals to search on with may come, as of this step
@@ -140,6 +142,8 @@ class Scheduler:
                 self.intake.stock()
             self._expecting = self.searching and (self.intake.expecting or bool(self.state.unanswered()))
             for worker in idle if not self.stopping else ():
+                if self.prover.over and self.dispatcher.carry(worker, self.carrier, self.left_s):
+                    continue
                 if (job := self._assignment(worker)) is not None:
                     self._dispatch(worker, *job)
             over = not self.flights and (self.stopping or not self._waiting and self._assignment(0) is None)

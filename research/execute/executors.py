@@ -7,8 +7,10 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jaxnano.cli import positive
+from jaxnano.cli import UserError, positive
 from research.execute import Offer, local, ray
+from research.ledger.kinds import Begun
+from research.ledger.session import SessionError
 from research.machine.place import PLATFORMS
 
 
@@ -54,3 +56,28 @@ def offer(options: argparse.Namespace, workers: int | None, devices: int | str =
     Args: devices: of each worker, or "slice", where the options do not say.
     """
     return EXECUTORS[options.executor].offer(options, workers, options.devices_per_trial or devices)
+
+
+def again(options: argparse.Namespace, begun: Begun, devices: int) -> Offer:
+    """What a session began on. options: its folder among them. devices: of the track's runs.
+
+    Raises: SessionError for any other place: by seed, its results would be paired with the session's.
+    """
+    place, workers = begun.place, options.workers or begun.workers
+    if place is None:  # a ledger of before
+        return offer(options, workers, devices)
+    options, same = argparse.Namespace(**vars(options)), False
+    if place.kind in ("cpu", "virtual") and options.platform is None:  # somebody's word, where there is an accelerator
+        options.platform, same = place.kind, True
+    try:
+        offered = offer(options, workers, "slice" if place.processes > 1 else place.devices)
+        if place.like(offered.place):
+            return offered
+        reason = f"here is {offered.place}"
+    except UserError as error:
+        if same and place.processes == 1:
+            raise
+        reason = str(error)
+    raise SessionError(f"{options.session}: it began on {place}, and no other place's results compare with its own "
+                       f"({reason}); that place would do, or a new session here with --from {options.session}, which "
+                       "runs its champion anew")

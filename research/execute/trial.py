@@ -34,10 +34,10 @@ WARM = ("research.execute.trial",)  # what a worker imports before its first job
 def run_job(args: Mapping[str, Any], report: Report, devices: Sequence[Any] | None = None) -> dict[str, Any]:
     """Train and evaluate.
 
-    Args: args: recipe (plain data), total_steps, seed, splits {name: tokens}, data_hash, checkpoint (a folder, or
-    None), seconds (None, or the training time that decides the steps instead of total_steps), mesh (its axes, or None)
-    and place (None, or the device's model, devices and processes that it has to be run on). report: takes {progress,
-    loss, tokens_per_s} after every few steps. devices: to train on, all there are by default.
+    Args: args: recipe (plain data), total_steps, seed, splits {name: tokens}, data_hash (or None), checkpoint (a
+    folder, or None), seconds (None, or the training time that decides the steps instead of total_steps), mesh (its
+    axes, or None) and place (None, or the device's model, devices and processes that it has to be run on). report:
+    takes {progress, loss, tokens_per_s} after every few steps. devices: to train on, all there are by default.
     Returns: the body of a `result` event. A loss that is not finite is outcome `diverged`, with no number.
     Raises: ValueError if this machine's data is not the session's, or the recipe cannot be laid over the devices;
     OSError if they are others than the session's: that says nothing of the recipe.
@@ -90,10 +90,10 @@ def run_job(args: Mapping[str, Any], report: Report, devices: Sequence[Any] | No
     }
 
 
-def corpus_of(recipe: Recipe, data_hash: str) -> data.Corpus:
-    """The recipe's data on this machine. Raises: ValueError if it is not the session's."""
+def corpus_of(recipe: Recipe, data_hash: str | None) -> data.Corpus:
+    """The recipe's data on this machine. Raises: ValueError if it is not the session's, where that is said."""
     corpus = data.load(recipe.data)
-    if corpus.data_hash != data_hash:
+    if data_hash is not None and corpus.data_hash != data_hash:
         raise UserError(f"data {corpus.data_hash[:12]} is not the session's {data_hash[:12]}")
     return corpus
 

@@ -67,7 +67,7 @@ def _order(events: list[Event[Any]]) -> Iterator[str]:
             if sessions != 1:
                 yield f"{where}: " + ("comes before the session event" if sessions == 0 else "a second session event")
                 sessions = 1
-            if ended and event.kind != "resume":
+            if ended and event.kind not in ("resume", "transfer"):  # a card is completed afterwards
                 yield f"{where}: comes after the end"
             ended = event.kind == "end" or (ended and event.kind != "resume")
         fence = max(fence, event.fence or 0)
@@ -107,11 +107,13 @@ def _attempts(events: list[Event[Any]]) -> Iterator[str]:
 
 
 def _proof(events: list[Event[Any]]) -> Iterator[str]:
-    """Verification runs on seeds nobody saw before the sealing; only what was sealed and passed is crowned."""
+    """Verification runs on seeds nobody saw before the sealing; only what was sealed and passed is crowned, and only
+    what was crowned is carried over."""
     used: set[int] = set()
     used_before_seal: set[int] | None = None
     sealed: set[str] = set()
     passed: set[str] = set()
+    crowned: set[str] = set()
     for event in events:
         if event.kind == "sealed":
             used_before_seal = set(used)
@@ -127,15 +129,20 @@ def _proof(events: list[Event[Any]]) -> Iterator[str]:
             if event.subject not in sealed:
                 yield f"event {event.seq}: verification of {event.subject}, which was not sealed"
             passed |= {event.subject} if event.body.passed else set()
-        elif event.kind == "crowned" and event.subject not in passed:
-            yield f"event {event.seq}: {event.subject} crowned without a passed verification"
+        elif event.kind == "crowned":
+            crowned.add(event.subject)
+            if event.subject not in passed:
+                yield f"event {event.seq}: {event.subject} crowned without a passed verification"
+        elif event.kind == "transfer" and event.subject not in crowned:
+            yield f"event {event.seq}: {event.subject} carried over without a crown"
 
 
 def _files(events: list[Event[Any]], session: Path) -> Iterator[str]:
     """The result files of trials are whole and say what their events say."""
-    latest = {event.subject: event for event in events if event.kind == "result"}
-    for key, event in latest.items():
-        folder = session / "trials" / key
+    latest = {session / "trials" / event.subject: event for event in events if event.kind == "result"}
+    latest |= {session / "transfer" / event.body.trial: event for event in events if event.kind == "transfer"}
+    for folder, event in latest.items():
+        key = folder.name
         if not (folder / "result.json").is_file():
             if event.body.outcome == "completed":
                 yield f"trial {key}: completed, but {folder / 'result.json'} is missing"

@@ -236,6 +236,20 @@ class Result(Body):
         return self.outcome == "interrupted" and (self.exit is not None or self.machine)
 
 
+class Transferred(Result):
+    """How a run of the transfer card ended: no trial, and nothing rests on it. setting: where the champion was carried
+    over to, see contract/transfer.py. role: base or champion. trial: its folder below transfer/. recipe: as it is
+    there. budget_s: of training, where that decided the steps."""
+
+    setting: str
+    role: str
+    trial: str
+    recipe: dict[str, Any]
+    horizon: float
+    seed: int
+    budget_s: float | None = None
+
+
 class Nominated(Body):
     """A candidate to be proven: number 1, 2, ...; what was expected of it."""
 
@@ -361,7 +375,7 @@ OPEN_KINDS: dict[str, type[Body]] = {"submission": Submission, "review": Review,
 LOOP_KINDS: dict[str, type[Body]] = {
     "session": Begun, "resume": Resumed, "proposal": Proposed, "verdict": Judgement, "decision": Decided,
     "attempt": Started, "result": Result, "nominated": Nominated, "ablation": Ablated, "futile": Futile,
-    "sealed": Sealed, "verification": Verified, "crowned": Crowned, "end": Ended}
+    "sealed": Sealed, "verification": Verified, "crowned": Crowned, "transfer": Transferred, "end": Ended}
 KINDS = OPEN_KINDS | LOOP_KINDS  # any process may append the former, the holder of the lease alone the latter
 
 

@@ -3,6 +3,7 @@
     ledger.sqlite
     trials/KEY/{metrics.jsonl, log.txt, result.json}    plus what a trial leaves, until it is tidied away (but curves)
     champion/{recipe.yaml, diff.md, checkpoint/, crowned.json}          made as champion.new, until the ledger says so
+    transfer/KEY/{metrics.jsonl, log.txt, result.json}                  runs of the champion's transfer card
     workers/worker-N.log                                what a worker says between trials
 
 A trial's result reaches the ledger in two steps, so that a crash between them loses nothing: the worker writes
@@ -42,6 +43,7 @@ class Session(AbstractContextManager["Session"]):
         self.trials = path / "trials"
         self.champion = path / "champion"
         self.workers = path / "workers"
+        self.transfer = path / "transfer"
 
     @classmethod
     def create(cls, path: Path) -> "Session":
@@ -89,15 +91,16 @@ class Session(AbstractContextManager["Session"]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def trial_dir(self, key: str) -> Path:
-        """The folder of one trial, made if absent.
+    def trial_dir(self, key: str, among: Path | None = None) -> Path:
+        """The folder of one trial, made if absent. among: the folder of all, by default `trials`.
 
         Raises: ValueError if the key is not a plain file name; SessionError if the folder is a link.
         """
         if not _KEY.fullmatch(key):
             raise ValueError(f"trial key {key!r} is not a plain file name")
-        folder = self.trials / key
-        for place in (self.trials, folder):
+        among = among or self.trials
+        folder = among / key
+        for place in (among, folder):
             if place.is_symlink():
                 raise _linked(place)
         folder.mkdir(parents=True, exist_ok=True)

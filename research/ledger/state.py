@@ -15,7 +15,8 @@ from research.ledger import kinds
 from research.ledger.events import Event, SessionError
 
 HELD = {"call": "calls", "decision": "decisions", "nominated": "nominated", "futile": "futile", "sealed": "sealed",
-        "verification": "verifications", "crowned": "crowned", "opening": "openings"}  # where all events of a kind are
+        "verification": "verifications", "crowned": "crowned", "transfer": "transfers",
+        "opening": "openings"}  # where all events of a kind are
 FINAL = frozenset({"completed", "killed", "diverged", "failed", "timeout"})  # an `interrupted` run is run again
 
 
@@ -112,6 +113,7 @@ class State:
     sealed: list[Event[kinds.Sealed]] = field(default_factory=list)
     verifications: list[Event[kinds.Verified]] = field(default_factory=list)
     crowned: list[Event[kinds.Crowned]] = field(default_factory=list)
+    transfers: list[Event[kinds.Transferred]] = field(default_factory=list)  # by champion, after its crown
     reviews: list[Event[kinds.Review]] = field(default_factory=list)
     _losses: dict[tuple[str, float, str], dict[int, float]] = field(default_factory=dict)  # by recipe, horizon, split
     openings: list[Event[kinds.Opening]] = field(default_factory=list)  # of the protected split, beside proofs
@@ -203,7 +205,7 @@ class State:
         if event.kind in ("session", "resume"):
             before = self.stretches[-1].workers if self.stretches else 1
             self.stretches.append(Stretch(event.time, event.time, body.workers or before))
-        elif self.stretches and event.kind in kinds.LOOP_KINDS:  # others' events do not show that it ran
+        elif self.stretches and event.kind in kinds.LOOP_KINDS and self.end is None:  # others do not show that it ran
             self.stretches[-1].end = max(self.stretches[-1].end, event.time)
         match event.kind:
             case "session":

@@ -62,7 +62,7 @@ def visible(events: Iterable[Event[Any]], track: Track) -> Iterator[Event[Any]]:
     for event in events:
         body = event.body
         match event.kind:
-            case "result":
+            case "result" | "transfer":
                 split = track.splits.search
                 body = body.model_copy(update={"loss": {n: loss for n, loss in body.loss.items() if n == split}})
             case "verification":

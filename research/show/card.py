@@ -58,6 +58,8 @@ def card(facts: Facts) -> dict[str, Any]:
         "over_base": champion["over_base"],
         "losses": {"champion": champion["loss"], "against": against["loss"]},
         "heldout": crowned.body.heldout,
+        "text": facts.text,
+        "transfer": [dump_full(line) for line in facts.transfer()],
         "checkpoint": {"trial": shipped.key, "seed": shipped.seed, "steps": result.steps, "loss": shipped.loss,
                        "fingerprint": result.fingerprint},
         "data_hash": state.session.data_hash,

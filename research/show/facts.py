@@ -14,11 +14,13 @@ from jaxnano.config.edit import diff
 from jaxnano.config.recipe import Recipe
 from research.contract.part import INVENT, LLM, OUTSIDE, Proposal
 from research.contract.track import Measured
+from research.contract.transfer import text_of
 from research.contract.trial import FRESH
 from research.decide.belief import Belief, Snapshot
 from research.decide.book import base_id, track_of
 from research.decide.price import Prices
 from research.decide.proof import pending
+from research.decide.transfer import Card, Line
 from research.lanes.catalogue import Catalogue
 from research.learn.compare import compared
 from research.ledger.kinds import Result
@@ -199,6 +201,15 @@ class Facts:
             "attempt": row["attempt"], "alpha": row["alpha"], "n": len(row["seeds"]), "against": row["incumbent"],
             "split": row["split"], "rule": row["rule"], "scope": scope(row["comparisons"]["incumbent"]),
             "over_base": self.over_base(recipe_id), "parts": self.parts(recipe_id)}
+
+    def transfer(self) -> list[Line]:
+        """The champion's transfer card; no line without one."""
+        return Card(self.snapshot).lines() if self.state.champion else []
+
+    @property
+    def text(self) -> str:
+        """The text that all inference is about."""
+        return text_of(self.track.base_recipe.data)
 
     def waiting(self) -> list[str]:
         """Recipes that passed and may still be crowned: nobody vetoed or overtook them. The largest effect first."""

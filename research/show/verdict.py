@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from jaxnano.config.base import dump_full
 from research.decide.belief import Snapshot
 from research.decide.proof import pending, under_way
 from research.ledger.state import FINAL
@@ -115,6 +116,7 @@ def summary(facts: Facts) -> dict[str, Any]:
         "champion": facts.champion(),
         "best_single": facts.best_single(),
         "verifications": facts.verifications(),
+        "transfer": [dump_full(line) for line in facts.transfer()],
         "openings": len(state.openings),
         "frontier": facts.frontier(),
         "device_seconds": state.device_s,

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from jaxnano.cli import lost
 from jaxnano.config.edit import show
-from research.decide.champion import HELD_OUT
+from research.contract.trial import APART
 from research.decide.plan import resuming
 from research.ledger.events import Event
 from research.ledger.kinds import Judgement
@@ -135,6 +135,9 @@ def line_of(event: Event[Any], facts: Facts) -> str | None:
             return f"verification: {'passed' if body.passed else 'failed'}{found}"
         case "crowned":
             return f"champion: {facts.name(event.subject)}"
+        case "transfer":
+            value = loss(body.loss.get(facts.track.splits.search))
+            return f"{event.kind:<19} {body.outcome:<11} {value:>7}{'':21}  {body.role}, {body.setting}"
         case "call" if body.outcome != "ok":
             return f"llm: {body.outcome}: {body.reason}"[:160]
     return None
@@ -170,7 +173,7 @@ class Frame:
 
     def _head(self):
         state, counts = self.facts.state, self.facts.state.counts()
-        running = sum(flight.purpose != HELD_OUT for flight in self.scheduler.flights.values())
+        running = sum(flight.purpose not in APART for flight in self.scheduler.flights.values())
         line = Text.assemble((f"{self.facts.track.name}", "bold"), f"   {clock(self.scheduler.left_s)} left   ",
                              f"{sum(counts.values()) - running} runs done, {running} running   ",
                              f"idle {state.shares()['idle']:.0%}   {self.facts.device_time}")
@@ -185,7 +188,8 @@ class Frame:
                 f"compiling {time.monotonic() - flight.started_s:.0f} s"
             rows.append([_right(f"{worker}"), bar, _right(f"{done:.0%}"), _right("" if loss is None else f"{loss:.3f}"),
                          _plain(f"{flight.purpose} {flight.trial.horizon:g}/{flight.trial.seed % 10_000}"),
-                         _plain(rate, "dim"), _plain(self.facts.name(flight.trial.recipe_id))])
+                         _plain(rate, "dim"), _plain(flight.errand.told if flight.errand else self.facts.name(
+                             flight.trial.recipe_id))])
         return "running", rows
 
     def _leaders(self):

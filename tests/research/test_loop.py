@@ -103,9 +103,9 @@ def stopped(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ended(stopped):
-    """The same session, resumed to its end: folder, exit status, events, violations."""
+    """The same session, resumed to its end: folder, exit status, events, violations. A tenth is the card's."""
     folder = stopped[0]
-    with too_long(process := start(folder, "--resume", "--registry", str(seals(folder)))):
+    with too_long(process := start(folder, "--resume", "--minutes", "2", "--registry", str(seals(folder)))):
         process.communicate()
     with Session.open(folder) as session:
         return folder, process.returncode, session.ledger.events(), list(violations(session.ledger, folder))
@@ -180,6 +180,17 @@ def test_the_crowned_recipe_is_the_sealed_one(ended):
         assert [row["number"] for row in registry.rows()] == [e.body.attempt for e in state.sealed]
         assert {row["session"] for row in registry.rows()} == {str(folder)}
         assert {e.body.registry for e in state.sealed} == {registry.name}
+
+
+def test_what_of_the_card_has_fitted_is_on_the_seed_that_ships(ended):
+    folder, _, events, _ = ended
+    runs, state = [e.body for e in events if e.kind == "transfer"], fold(events)  # none where the machine is busy
+    base = state.losses(Belief(load_track(MICRO)).at(state).arms[0].recipe_id, 1.0)
+    assert all(run.outcome == "completed" and run.seed == state.crowned[-1].body.seed for run in runs)
+    for run in runs:
+        if "heldout" in run.loss:  # the base's run again, to the bit
+            assert run.role == "base" and run.loss["search"] == base[run.seed]
+    assert "held-out split" in (folder / "report.md").read_text()
 
 
 def test_verification_seeds_are_fresh(ended):

@@ -16,6 +16,7 @@ from sessions import EVIL, Story, forge
 import jaxnano
 from jaxnano import checkpoint, data, evaluate, step
 from jaxnano.cli import report_errors
+from jaxnano.config.base import dump_full
 from jaxnano.config.file import load
 from jaxnano.config.recipe import hypers, recipe_id
 from research import share
@@ -64,7 +65,7 @@ def session(tmp_path_factory):
     (folder / "base.yaml").write_text(yaml.safe_dump(base))
     (folder / "track.yaml").write_text(yaml.safe_dump(track))
     command = [sys.executable, "-m", "research.loop", "--session", str(folder / "session"), "--track",
-               str(folder / "track.yaml"), "--minutes", "20", "--max-trials", "5", "--workers", "1", "--lanes", "tuner"]
+               str(folder / "track.yaml"), "--minutes", "2", "--max-trials", "5", "--workers", "1", "--lanes", "tuner"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S)
     assert done.returncode == 0 and (folder / "session" / "champion").is_dir(), done.stdout + done.stderr
     return folder / "session"
@@ -153,6 +154,7 @@ def test_the_card_says_what_the_ledger_says(shared, facts):
     assert about["data_hash"] == data.load(facts.track.base_recipe.data).data_hash
     assert about["diff"] == champion["diff"] != [] and about["checkpoint"]["fingerprint"]["data"] == about["data_hash"]
     assert recipe_id(load(shared[0] / "recipe.yaml")) == about["recipe_id"]
+    assert about["transfer"] == [dump_full(line) for line in facts.transfer()] and len(about["transfer"]) == 7
     assert about["rerun"][0] == f"python -m research.replay SESSION {crowned.trial}"
 
 

@@ -39,6 +39,10 @@ def test_json_has_the_promised_fields(tmp_path, capsys):
     assert {part["name"] for part in champion["parts"]} == {"rotary", "relu-squared"}
     assert found["audit"][0]["predicted"] == 3.3 and found["proposals"]["refused"] == 1
     assert found["purposes"]["search"]["killed"] == 1
+    home, held_out, *elsewhere = found["transfer"]
+    assert home["gain"] == base["loss"]["search"]["by_seed"][str(home["seed"])] - champion["loss"]["search"]["by_seed"][
+        str(home["seed"])] and held_out["champion"] == 1.9
+    assert len(elsewhere) == 5 and all("research.transfer SESSION" in line["why"] for line in elsewhere)
 
 
 def test_effect_is_the_paired_comparison_of_the_losses_shown(tmp_path, capsys):

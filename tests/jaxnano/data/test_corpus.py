@@ -33,6 +33,14 @@ def test_docstrings_come_in_line_order_and_nothing_is_executed():
     assert "\t" not in found[1] and found[1].startswith("Second: ")
 
 
+def test_code_is_what_is_left_without_docstrings():
+    source = "# -*- coding: latin-1 -*-\n" + SOURCE.replace("whoever", "\xe9")
+    left = corpus.code(source.encode("latin-1")).split("\n")
+    assert left[:2] == ["# -*- coding: latin-1 -*-", 'raise RuntimeError("\xe9 imports this sees the error")']
+    assert len(left) == len(SOURCE.split("\n")) + 1 - 5 and not any("long enough" in line for line in left)
+    assert left[2].startswith('SIGNS = """A string') and left[-3:] == ["except OSError:", "    def fourth():", ""]
+
+
 def test_a_copied_long_line_removes_its_paragraph_only():
     line = "    axis : int, optional, the axis along which the {} is computed"
     own = "This paragraph belongs to the second document alone, and so it stays."
@@ -118,7 +126,8 @@ def test_split_does_not_depend_on_the_order_of_documents():
 
 
 def test_installed_packages_are_read_in_order_and_missing_ones_named():
-    documents = corpus.documents(("optax",))
+    documents, code = corpus.documents(("optax",)), corpus.documents(("optax",), "code")
+    assert len(code) > 10 and not {document.text for document in documents} & {document.text for document in code}
     assert [document.source for document in documents] == sorted(document.source for document in documents)
     assert all(len(document.text) >= corpus.MIN_DOCUMENT for document in documents)
     with pytest.raises(ValueError, match="pip install no-such-package"):

@@ -86,8 +86,8 @@ def test_damage_is_noticed_and_repaired(cache):
 def test_the_slower_of_two_processes_takes_what_the_faster_left(cache, monkeypatch):
     write = embedded._write
 
-    def overtaken(packages, directory):
-        write(packages, directory)
+    def overtaken(packages, text, directory):
+        write(packages, text, directory)
         monkeypatch.setattr(embedded, "_write", write)
         embedded.embedded(packages)  # another process, from here to its end
         marked.append(next(cache.glob("docstrings-*")).stat().st_ino)
@@ -136,12 +136,12 @@ def test_an_unwritable_cache_is_named(tmp_path, monkeypatch):
 
 
 def test_the_command_describes_the_data(prepared, monkeypatch, capsys):
-    monkeypatch.setattr(embedded, "embedded", lambda: prepared)
+    monkeypatch.setattr(embedded, "embedded", lambda text: prepared)
     assert main(["--ngram"]) == 0
     assert prepared.data_hash in (output := capsys.readouterr().out)
     assert f"{prepared.tokens('heldout').size:,}" in output
 
-    def missing():
+    def missing(text):
         raise UserError("corpus: scipy is not installed")
 
     monkeypatch.setattr(embedded, "embedded", missing)
@@ -171,7 +171,7 @@ def test_the_cache_lies_where_the_user_keeps_caches(tmp_path, monkeypatch, capsy
     monkeypatch.delenv("JAXNANO_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_root() == tmp_path / "jaxnano"
-    monkeypatch.setattr(embedded, "_write", lambda packages, directory: store.save(
+    monkeypatch.setattr(embedded, "_write", lambda packages, text, directory: store.save(
         directory, {"train": np.zeros(8, np.uint8)}, {"train": {}}, vocab_size=256, encoding="bytes"))
     embedded.embedded()
     embedded.embedded()  # which has nothing to prepare any more

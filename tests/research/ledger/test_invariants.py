@@ -61,8 +61,14 @@ def check(session, story):
     return list(violations(session.ledger, session.path, identify=lambda recipe: recipe["name"]))
 
 
-def test_a_session_in_order_has_no_violation(session):
-    assert check(session, good_story(session)) == []
+def carried(outcome="failed"):
+    return ("transfer", "cand", {"attempt": 1, "outcome": outcome, "setting": "2x width", "role": "base",
+                                 "trial": "wide-1-900", "recipe": {}, "horizon": 1.0, "seed": 900})
+
+
+@pytest.mark.parametrize("later", [[], [carried()]], ids=["ended", "its card completed"])
+def test_a_session_in_order_has_no_violation(session, later):
+    assert check(session, good_story(session) + later) == []
 
 
 def test_recipes_are_named_by_the_config_tree(session):
@@ -126,6 +132,8 @@ def with_body(story, kind, subject, **changes):
         (lambda s: with_body(s, "attempt", "cand-1-900", attempt=4), "attempt 4 at cand-1-900, 1 was expected"),
         (lambda s: without(s, "sealed", "cand"), "before any recipe was sealed"),
         (lambda s: without(s, "verification", "cand"), "cand crowned without a passed verification"),
+        (lambda s: [*without(s, "crowned", "cand"), carried()], "cand carried over without a crown"),
+        (lambda s: [*s, carried("completed")], "trial wide-1-900: completed, but "),
         (lambda s: with_body(s, "result", "base-1-0", loss={"search": 0.9}), "loss differs between result.json"),
         (lambda s: with_body(s, "result", "base-1-0", outcome="splendid"), "unknown outcome 'splendid'"),
         (lambda s: s[:1] + [("attempt", "a-1-0", {"worker": 0})] + s[1:], "without attempt, recipe_id"),
