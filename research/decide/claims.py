@@ -16,7 +16,7 @@ from typing import Any
 from jaxnano.config.base import ConfigError, validate
 from jaxnano.config.recipe import Recipe
 from research.contract.proposal import dead
-from research.decide.ablation import Ablation, gain
+from research.decide.ablation import Ablation
 from research.decide.belief import Belief, Snapshot
 from research.decide.book import track_of
 from research.decide.proof import Proof, proofs
@@ -59,10 +59,12 @@ def broken_claims(events: Iterable[Event[Any]]) -> Iterator[str]:
 
 
 def _ablation(snapshot: Snapshot, event: Event[Any]) -> Iterator[str]:
-    """What is tried, removed and kept follows too, but in a ledger of version 0.2, which decided otherwise. A row was
-    true when it was written first: later runs of the same recipes do not change it."""
-    if event.body.more is not None:
-        yield from _unlike(Ablation(snapshot, event.subject).settle(), event.body)
+    """What is tried, removed and kept follows too, but not what was believed first; nor in a ledger of an earlier
+    version, which decided otherwise. Its rows were true when they were written first: later runs of the same recipes
+    do not change them."""
+    if event.body.rule:
+        found = Ablation(snapshot, event.subject)
+        yield from _unlike(found.settle() if found.begun else found.planned(event.body.believed), event.body)
         return
     def told(row: Mapping[str, Any]) -> list[Any]:
         return [row.get(name) for name in ("part", "recipe_id", "of", *ROWS)]
@@ -72,8 +74,10 @@ def _ablation(snapshot: Snapshot, event: Event[Any]) -> Iterator[str]:
     for row in event.body.rows:
         if told(row) not in known:
             less, full = row["recipe_id"], row.get("of", event.subject)
-            found = compared(snapshot.losses(less), snapshot.losses(full))
-            expected = {"effect": gain(snapshot, full, less)[0]} | {n: v for n, v in found.items() if n in ROWS}
+            gains = snapshot.state.gains(full, less, 1.0, snapshot.track.splits.search).values()
+            found = {name: value for name, value in compared(snapshot.losses(less), snapshot.losses(full)).items()
+                     if name in ROWS}
+            expected = {"effect": sum(gains) / len(gains) if gains else None} | found
             yield from _differences(expected, row, f"part {row['part']}: ")
 
 

@@ -25,6 +25,14 @@ POWER = 0.3  # that the test would have, at least
 DRAWS = 2000  # effects from their posterior, for the power
 
 
+def unused(snapshot: Snapshot, nominated: Event[Nominated], *others: str) -> list[int]:
+    """Seeds that did not pick a candidate: on which neither it nor others had run before its nomination."""
+    picked = {trial.seed for trial in snapshot.state.trials.values()
+              if trial.recipe_id in (nominated.subject, *others)
+              and any(attempt.seq < nominated.seq for attempt in trial.attempts)}
+    return [seed for seed in range(SEEDS + MOST) if seed not in picked]
+
+
 @dataclass
 class Futility:
     """What speaks for sealing a recipe.
@@ -40,10 +48,7 @@ class Futility:
     @cached_property
     def seeds(self) -> list[int]:
         """MOST seeds that did not pick the candidate."""
-        picked = {trial.seed for trial in self.snapshot.state.trials.values()
-                  if trial.recipe_id in (self.nominated.subject, self.final)
-                  and any(attempt.seq < self.nominated.seq for attempt in trial.attempts)}
-        return [seed for seed in range(SEEDS + MOST) if seed not in picked][:MOST]
+        return unused(self.snapshot, self.nominated, self.final)[:MOST]
 
     @cached_property
     def gains(self) -> dict[int, float]:

@@ -7,8 +7,7 @@ import time
 from jaxnano.config.base import dump
 from jaxnano.config.recipe import recipe_id
 from research.contract.track import Track
-from research.decide import futility
-from research.decide.ablation import REPLICATES
+from research.decide import ablation, futility
 from research.decide.belief import Belief, Snapshot
 from research.decide.choose import fitting, untimed
 from research.decide.intake import base_proposal
@@ -18,6 +17,7 @@ from research.ledger.state import State
 
 REPORT_S = 15.0  # kept back for the champion's folder and the report
 EXPECTED = 9  # fresh seeds of a verification: six show a large effect, and a small one needs more
+RUNS_A_PART = 2.0  # of an ablation, by docs/bench.md
 MARGIN = 1.15  # on the predicted time of an ablation
 LEAST_PROOF = 0.5  # share of a verification's predicted time under which it is not begun
 MOST_PROOF = 0.75  # share of a round that the proof may keep from the search: without one there is nothing to prove
@@ -100,7 +100,7 @@ class Plan:
         """Predicted seconds from nomination to verdict for the present best."""
         best = prices.snapshot.view().best
         parts = len(best.parts) if best else 0
-        runs = REPLICATES * (parts + 3) + 2 * futility.LEAST
+        runs = RUNS_A_PART * parts + 2 * ablation.LEAST + 2 * futility.LEAST
         ablation_s = runs * prices.full_run_s + (parts + 2) * prices.compile_s
         return MARGIN * prices.slowdown * ablation_s / self.workers + self.verification_s(prices)
 

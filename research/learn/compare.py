@@ -106,13 +106,40 @@ def alpha_of_0_2(k: int, alpha: float = 0.001) -> float:
     return alpha * 2.0**-k
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values of a family, in the order given. Source: Holm 1979."""
-    p = np.asarray(p_values, float)
-    if p.size and not (np.all(p >= 0) and np.all(p <= 1)):
-        raise ValueError(f"p-values lie in [0, 1], got {list(p_values)}")
-    order = np.argsort(p, kind="stable")
-    stepped = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(stepped, 1.0)
-    return adjusted.tolist()
+def noise(losses: Sequence[Mapping[int, float]], guess: float) -> tuple[float, float]:
+    """Standard deviation of a run's own noise, nats, and how many degrees of freedom say so.
+
+    It is what is left of losses once each recipe and each seed has a level of its own. One degree of freedom is a
+    guess, all there is where nothing ran twice.
+
+    Args: losses: a recipe's, by seed. guess: nats.
+    """
+    cells = [(recipe, seed, loss) for recipe, by_seed in enumerate(losses) for seed, loss in by_seed.items()]
+    if not cells:
+        return guess, 1.0
+    recipe_n, seed_n, loss_n = (np.array(column) for column in zip(*cells, strict=True))
+    levels = np.concatenate([column[:, None] == np.unique(column) for column in (recipe_n, seed_n)], axis=1)
+    fitted, _, rank, _ = np.linalg.lstsq(levels.astype(float), loss_n, rcond=None)
+    left_n, df = loss_n - levels @ fitted, 1.0 + len(cells) - rank
+    return math.sqrt((guess**2 + float(left_n @ left_n)) / df), df
+
+
+def estimated(differences: Sequence[float], sd: float, prior: tuple[float, float] | None = None) -> tuple[float, float]:
+    """Posterior mean and standard deviation of what differences are on the mean.
+
+    Args: differences: paired by seed, at least one or a prior. sd: of one of them. prior: mean and standard deviation.
+    """
+    precision, total = len(differences) / sd**2, sum(differences) / sd**2
+    if prior is not None:
+        precision, total = precision + prior[1] ** -2, total + prior[0] * prior[1] ** -2
+    return total / precision, precision**-0.5
+
+
+def above(mean: float, error: float, bar: float, df: float) -> float:
+    """Probability that what is so estimated is above a bar; df: behind the noise."""
+    return float(special.stdtr(df, (mean - bar) / error))
+
+
+def same(a: float, b: float) -> bool:
+    """Whether two losses are equal, but for the last digit of a float32."""
+    return abs(a - b) <= ROUNDING * max(abs(a), abs(b))

@@ -260,8 +260,11 @@ class Nominated(Body):
 
 
 class Ablated(Body):
-    """A look at which parts earn their place. rows: comparisons by part. trying: the recipe without `removing`.
-    more: whether the rest is looked at again; None in a ledger of version 0.2, which decided otherwise."""
+    """A look at which parts earn their place. rows: by part, what runs without it say. untested: why a part that stays
+    was not shown to earn its place. trying: the recipe without `removing`. more: whether the rest is looked at again;
+    None in a ledger of version 0.2. rule: how it was decided, by name; "" is an earlier version's way. believed: what
+    the belief held each part for, mean and SD in nats, before anything was run for it. best: the best recipe so far,
+    which nothing that goes may fall behind. seeds: of the runs, in order; those of `trying` come first."""
 
     recipe_id: str
     rows: tuple[dict[str, Any], ...] = ()
@@ -272,6 +275,10 @@ class Ablated(Body):
     untested: dict[str, str] = {}
     reduced_effect: float | None = None
     more: bool | None = None
+    rule: str = ""
+    believed: dict[str, tuple[float, float]] = {}
+    best: str = ""
+    seeds: tuple[int, ...] = ()
 
 
 class Futile(Body):

@@ -123,7 +123,10 @@ def line_of(event: Event[Any], facts: Facts) -> str | None:
         case "nominated":
             return f"to be proven: {facts.name(event.subject)}, expected {spread(body.mean, body.sd)}"
         case "ablation":
-            return f"ablation: {', '.join(body.removed) or 'nothing'} to be removed"
+            if body.trying:
+                return f"ablation: to be tried without {', '.join(body.removing)}"
+            doubt = "" if body.more or not body.untested else f"; {len(body.untested)} of {len(body.kept)} in doubt"
+            return f"ablation: {', '.join(body.removed) or 'nothing'} removed{doubt}"
         case "sealed":
             most = "at most " * bool(body.rule)
             return f"sealed: attempt {body.attempt} at alpha {body.alpha:.2g}, {most}{body.n} fresh seeds"

@@ -58,9 +58,9 @@ def run(program: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_fault_of_ours_is_shown_with_its_traceback() -> None:
-    ended = run("from research.learn.compare import holm\ndef main(): return len(holm([2.0]))")
+    ended = run("from research.learn.compare import compare\ndef main(): return compare({}, {}).n")
     assert ended.returncode == 1 and ended.stdout == ""
-    assert ended.stderr.startswith("Traceback") and "ValueError: p-values lie in [0, 1]" in ended.stderr
+    assert ended.stderr.startswith("Traceback") and "ValueError: a comparison needs at least 2" in ended.stderr
 
 
 @pytest.mark.parametrize("lines", [1, 100_000])

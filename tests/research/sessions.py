@@ -17,8 +17,7 @@ from research.contract.part import IdeaEdit, Part, Proposal
 from research.contract.proposal import build
 from research.contract.track import load_track
 from research.contract.trial import FRESH, PROOF, Trial
-from research.decide.ablation import REPLICATES
-from research.decide.belief import Belief
+from research.decide.belief import SEEDS, Belief
 from research.decide.price import Prices
 from research.decide.proof import Proof, best_single
 from research.ledger.events import FILE, Ledger, encode
@@ -77,6 +76,7 @@ class Story:
     def __init__(self, path):
         self.session = Session.create(path)
         self.track = load_track("tiny")
+        self.belief, self.events = Belief(self.track), []
         self.worth, self.rng, self.ticks = {}, np.random.default_rng(0), itertools.count(1_000_000)
         self.write("session", "", {
             "track": "tiny", "contract": dump_full(self.track), "track_hash": self.track.identity,
@@ -88,7 +88,8 @@ class Story:
             self.session.ledger.append(kind, subject, body)
 
     def snapshot(self):
-        return Belief(self.track).at(fold(self.session.ledger.events()))
+        self.events += self.session.ledger.events(since=len(self.events))
+        return self.belief.at(fold(self.events))
 
     def prices(self):
         return Prices(self.snapshot())
@@ -144,14 +145,15 @@ class Story:
         return self
 
     def nominate(self):
-        """Replicates and the ablation of the best."""
+        """The ablation of the best, and its replicates."""
         body = Nominated(number=1, mean=0.4, sd=0.01, parts=("rotary", "relu-squared"))
         self.write("nominated", self.best, body)
-        proof = Proof(self.snapshot(), self.best, body)
-        for trial, purpose in proof.wanted():
-            assert trial.seed < REPLICATES
-            self.run(trial, purpose)
-        self.write("ablation", self.best, Proof(self.snapshot(), self.best, body).ablation.settle())
+        while (proof := Proof(self.snapshot(), self.best, body)).wanted() or proof.final is None:
+            for trial, purpose in proof.wanted():
+                assert trial.seed < SEEDS
+                self.run(trial, purpose)
+            if proof.wanted() == []:
+                self.write("ablation", self.best, proof.ablation.settle())
         return self
 
     def seal(self):

@@ -68,6 +68,15 @@ def drive(session, executor=None, **options):
     return found
 
 
+def run_out(session, track, executor=None, max_trials=5, registry=None):
+    """A scheduler that has run to its end, and why it ended."""
+    found = Scheduler(session, track, executor or StandIn(), lanes_of(["tuner", "recombine"], lanes()), budget_s=600.0,
+                      max_trials=max_trials, registry=registry)
+    reason = found.run()
+    found.record("end", "", {"reason": reason})
+    return found, reason
+
+
 def ask(value, **more):
     """A proposal of another learning rate."""
     return Ask(**{"name": f"rate {value}", "why": "to see", "edits": (IdeaEdit(path=LR, new=value),), "on": "base"}

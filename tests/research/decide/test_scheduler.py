@@ -5,8 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
-from sitting import created
-from stand_in import MICRO, StandIn, base_id, completed, draw
+from sitting import created, run_out
+from stand_in import StandIn, base_id, completed, draw
 
 from jaxnano.config.base import validate
 from jaxnano.config.recipe import Recipe, recipe_id
@@ -22,7 +22,6 @@ from research.ledger.events import FILE, Ledger
 from research.ledger.registry import Contest, Registry
 from research.ledger.session import Session
 from research.ledger.state import fold
-from research.loop import inherit
 from research.show.facts import Facts
 from research.show.verdict import verdict
 
@@ -30,28 +29,11 @@ pytestmark = pytest.mark.usefixtures("crowns")
 SEARCH = ("search", "base")
 
 
-def drive(session, track, executor=None, max_trials=5, registry=None):
-    """A scheduler that has run to its end, and why it ended."""
-    found = Scheduler(session, track, executor or StandIn(), lanes_of(["tuner", "recombine"], lanes()), budget_s=600.0,
-                      max_trials=max_trials, registry=registry)
-    reason = found.run()
-    found.record("end", "", {"reason": reason})
-    return found, reason
-
-
-@pytest.fixture(scope="module")
-def whole(track, crowns, tmp_path_factory):
-    """A whole session, closed, and its events."""
-    with created(tmp_path_factory.mktemp("whole") / "s") as session:
-        drive(session, track)
-        return session.path, session.ledger.events()
-
-
 def test_a_session_goes_from_search_to_crown(whole):
     path, events = whole
     state = fold(events)
-    assert [e.kind for e in events if e.kind in ("nominated", "ablation", "sealed", "verification", "crowned")] == [
-        "nominated", "ablation", "sealed", "verification", "crowned"]
+    stages = ["nominated", "ablation", "sealed", "verification", "crowned"]
+    assert list(dict.fromkeys(e.kind for e in events if e.kind in stages)) == stages
     assert sum(t.decisions[0].body.purpose in SEARCH for t in state.trials.values()) == 5
     assert state.champion == state.sealed[0].subject == state.nominated[0].subject
     with Ledger(path / FILE) as ledger:
@@ -82,7 +64,7 @@ def test_a_ledger_cut_anywhere_is_taken_up(whole, track, tmp_path, place):
             new._db.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", row)
     with Session.open(tmp_path / "s", lock=True) as session:
         session.ledger.append("resume", "", {"pid": 1})
-        found, reason = drive(session, track)
+        found, reason = run_out(session, track)
         assert list(violations(session.ledger, session.path)) == []
         before = {e.subject: e.body for e in kept if e.kind == "result"}
         now = [e for e in session.ledger.events("result") if e.body.outcome == "completed"]
@@ -97,7 +79,7 @@ def test_attempts_are_counted_over_sessions_and_one_that_died_at_its_seal_counts
     seals = tmp_path / "seals.sqlite"
     for k in (1, 2):
         with Registry(seals) as registry, created(tmp_path / f"s{k}") as session:
-            found, _ = drive(session, track, registry=registry)
+            found, _ = run_out(session, track, registry=registry)
             assert list(violations(session.ledger, session.path)) == []
         seal, = found.state.sealed
         assert seal.body.attempt == k and seal.body.alpha == pytest.approx(1.2 / (np.pi * k) ** 2)
@@ -110,7 +92,7 @@ def test_attempts_are_counted_over_sessions_and_one_that_died_at_its_seal_counts
     with Registry(seals) as registry, Session.open(tmp_path / "cut", lock=True) as session:
         died = registry.seal(registry_of(session), "a" * 16, session.path, ("protected",), 20)
         session.ledger.append("resume", "", {"pid": 1})
-        found, _ = drive(session, track, registry=registry)
+        found, _ = run_out(session, track, registry=registry)
         assert list(violations(session.ledger, session.path)) == []
         assert died.number == 3 and [e.body.attempt for e in found.state.sealed] == [4]
         assert len(registry.rows()) == 4
@@ -129,7 +111,7 @@ def test_a_candidate_that_was_lucky_on_the_seeds_that_picked_it_spends_no_attemp
         return found if seed < 2 else found | {"loss": dict.fromkeys(found["loss"], fair)}
 
     with Registry(tmp_path / "r") as registry, created(tmp_path / "s") as session:
-        found, reason = drive(session, track, StandIn(outcomes=outcomes), registry=registry)
+        found, reason = run_out(session, track, StandIn(outcomes=outcomes), registry=registry)
         assert list(violations(session.ledger, session.path)) == []
         assert registry.rows() == []
     assert reason == "finished" and found.state.futile and not found.state.sealed and found.state.champion is None
@@ -165,7 +147,7 @@ def test_what_the_machine_does_to_a_verification_run_decides_nothing(track, tmp_
     """It is tried again, then the loop stops with the attempt open; once the machine is mended, the proof goes on."""
     outcomes, victims, mended = spoilt(ENDS[end])
     with created(tmp_path / "s") as session:
-        found, reason = drive(session, track, StandIn(outcomes=outcomes))
+        found, reason = run_out(session, track, StandIn(outcomes=outcomes))
         assert list(violations(session.ledger, session.path)) == []
     assert "the machine failed: " in reason and found.trouble in reason
     trial = found.state.trials[victims[0]]
@@ -176,7 +158,7 @@ def test_what_the_machine_does_to_a_verification_run_decides_nothing(track, tmp_
     mended.append(True)
     with Session.open(tmp_path / "s", lock=True) as session:
         session.ledger.append("resume", "", {"pid": 1})
-        found, reason = drive(session, track, StandIn(outcomes=outcomes))
+        found, reason = run_out(session, track, StandIn(outcomes=outcomes))
         assert list(violations(session.ledger, session.path)) == []
     assert reason == "finished" and len(found.state.sealed) == 1
     assert [e.body.passed for e in found.state.verifications] == [True] and found.state.champion is not None
@@ -189,7 +171,7 @@ def test_a_search_run_that_takes_its_worker_along_every_time_has_failed(track, t
         return completed(job) if recipe_id(validate(Recipe, job["args"]["recipe"])) == base_id() else None
 
     with created(tmp_path / "s") as session:
-        found, _ = drive(session, track, StandIn(outcomes=outcomes), max_trials=3)
+        found, _ = run_out(session, track, StandIn(outcomes=outcomes), max_trials=3)
         assert list(violations(session.ledger, session.path)) == []
     failed = [t for t in found.state.trials.values() if t.outcome == "failed"]
     assert failed and {len(t.attempts) for t in failed} == {TRIES}
@@ -198,7 +180,7 @@ def test_a_search_run_that_takes_its_worker_along_every_time_has_failed(track, t
 def test_a_machine_that_lets_nothing_finish_stops_the_loop_and_is_no_verdict(track, tmp_path):
     full = {"outcome": "interrupted", "machine": True, "reason": "OSError: [Errno 28] No space left on device"}
     with created(tmp_path / "s") as session:
-        found, reason = drive(session, track, StandIn(outcomes=lambda job: full))
+        found, reason = run_out(session, track, StandIn(outcomes=lambda job: full))
         assert list(violations(session.ledger, session.path)) == []
     assert "No space left on device" in reason and {t.outcome for t in found.state.trials.values()} == {"interrupted"}
     kind, text = verdict(Facts(found.snapshot))
@@ -210,7 +192,7 @@ def test_nothing_better_means_no_nomination(track, tmp_path):
         return completed(job) | {"loss": dict.fromkeys(job["args"]["splits"], 5.0 + 0.001 * len(job["id"]))}
 
     with created(tmp_path / "s") as session:
-        found, reason = drive(session, track, StandIn(outcomes=flat))
+        found, reason = run_out(session, track, StandIn(outcomes=flat))
     assert reason == "finished" and not found.state.nominated and found.state.champion is None
 
 
@@ -224,7 +206,7 @@ def test_divergence_is_an_outcome_and_no_number(track, tmp_path):
         return completed(job) | {"outcome": "diverged", "reason": "loss is nan", "loss": {}}
 
     with created(tmp_path / "s") as session:
-        found, reason = drive(session, track, StandIn(outcomes=outcomes))
+        found, reason = run_out(session, track, StandIn(outcomes=outcomes))
         assert list(violations(session.ledger, session.path)) == []
     assert reason == "finished" and found.state.counts()["diverged"] >= 3 and not found.state.nominated
     arm = next(a for a in found.snapshot.arms if a.recipe_id in found.snapshot.over and a.parts)
@@ -236,7 +218,7 @@ def test_all_runs_are_to_be_made_where_the_first_was(track, tmp_path):
     topology = place | {"mesh": "data=2,fsdp=1,tensor=1", "accumulate": [1]}
     executor = StandIn(1, outcomes=lambda job: completed(job) | {"topology": topology})
     with created(tmp_path / "s") as session:
-        drive(session, track.model_copy(update={"mesh": "fsdp=2"}), executor, max_trials=3)
+        run_out(session, track.model_copy(update={"mesh": "fsdp=2"}), executor, max_trials=3)
     first, *others = [job["args"]["place"] for job in executor.jobs]
     assert first is None and others and all(other == place for other in others)
     assert {job["args"]["mesh"] for job in executor.jobs} == {"fsdp=2"}
@@ -274,7 +256,7 @@ def test_where_time_is_the_budget_the_base_runs_first_and_sets_it(tmp_path, trac
         track.model_dump(mode="json") | {"objective": {"kind": "time_to_target", "target": 5.0}}, strict=False)
     with created(tmp_path / "s") as session:
         executor = StandIn()
-        found, _ = drive(session, raced, executor)
+        found, _ = run_out(session, raced, executor)
     first, *others = executor.jobs
     assert first["id"] == f"{base_id()}-0.5-0" and first["args"]["seconds"] is None
     runs = {job["id"]: job["args"]["seconds"] for job in others
@@ -290,60 +272,12 @@ def test_search_runs_that_lose_their_worker_are_run_once_more_and_counted_once(t
         return None if job["attempt"] == 1 and job["args"]["seed"] < FRESH else completed(job)
 
     with created(tmp_path / "s") as session:
-        drive(session, track, StandIn(outcomes=outcomes))
+        run_out(session, track, StandIn(outcomes=outcomes))
         state = fold(session.ledger.events())
         searched = [t for t in state.trials.values() if t.decisions[0].body.purpose in SEARCH]
         assert len(searched) == 5 and {t.outcome for t in searched} == {"completed"}
         assert {len(t.attempts) for t in searched} == {2}
         assert list(violations(session.ledger, session.path)) == []
-
-
-def _inherited(path, known):
-    """What a session that starts from a champion says of it."""
-    found = inherit(path, known.model_copy(update={"source": MICRO}))
-    return {name: getattr(found, name) for name in ("incumbent", "inherited")}
-
-
-@pytest.fixture(scope="module")
-def heir(whole, track, crowns, tmp_path_factory):
-    """A session that starts from the champion of `whole`, at its end: its scheduler and what it inherited."""
-    path, _ = whole
-    with Session.open(path) as old:
-        known = fold(old.ledger.events()).session
-    inherited = _inherited(path, known)
-    with created(tmp_path_factory.mktemp("heir") / "s", **inherited) as session:
-        found, _ = drive(session, track, max_trials=8)
-        assert list(violations(session.ledger, session.path)) == []
-        return found, inherited
-
-
-def test_an_inherited_champion_is_what_has_to_be_beaten_and_the_base_stays_the_base(whole, heir):
-    found, inherited = heir
-    champion = fold(whole[1]).champion
-    assert inherited["incumbent"] == champion
-    arms = found.snapshot.arms
-    assert arms[0].recipe_id == base_id() and arms[1].recipe_id == champion and not arms[0].parts
-    assert found.state.sealed[0].body.incumbent == champion
-    first = [t for t in found.state.trials.values() if t.decisions[0].body.purpose == "search"][0]
-    assert first.recipe_id == champion  # before anything is compared with it
-    assert found.state.decisions[0].body.purpose == "base"
-
-
-def test_a_recipe_that_is_worse_than_the_inherited_champion_is_not_nominated(whole, track, tmp_path):
-    path, _ = whole
-    with Session.open(path) as old:
-        known = fold(old.ledger.events()).session
-    inherited = _inherited(path, known)
-
-    def outcomes(job):
-        """The champion gains 0.5, all others something above the base."""
-        best = recipe_id(validate(Recipe, job["args"]["recipe"])) == inherited["incumbent"]
-        found = completed(job)
-        return found | {"loss": {name: loss - 0.5 * best for name, loss in found["loss"].items()}}
-
-    with created(tmp_path / "s", **inherited) as session:
-        found, reason = drive(session, track, StandIn(outcomes=outcomes), max_trials=8)
-    assert reason == "finished" and not found.state.nominated and found.snapshot.incumbent == inherited["incumbent"]
 
 
 class Losing(StandIn):
@@ -372,7 +306,7 @@ def test_runs_that_only_look_bad_go_on(track, tmp_path):
     executor = Losing()
     executor.told = set()
     with created(tmp_path / "s", kills=True) as session:  # as an earlier version might have begun it
-        drive(session, track, executor, max_trials=11)
+        run_out(session, track, executor, max_trials=11)
     assert executor.told and not executor.cancelled
 
 
@@ -403,7 +337,7 @@ class Recycled(StandIn):
 
 def test_a_worker_whose_process_was_replaced_between_runs_is_priced_as_one_that_compiled_nothing(track, tmp_path):
     with created(tmp_path / "s") as session:
-        found, _ = drive(session, track, Recycled(), max_trials=8)
+        found, _ = run_out(session, track, Recycled(), max_trials=8)
     searched = [e.body for e in found.state.decisions if e.body.priced is not None]
     assert {(body.worker, body.priced) for body in searched[2:]} == {(0, NEW), (1, 1)}
     arm = found.snapshot.arms[0]

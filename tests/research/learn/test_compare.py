@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from research.learn.compare import alpha_of_0_2, compare, holm
+from research.learn.compare import above, alpha_of_0_2, compare, estimated, noise, same
 
 
 def _losses(values) -> dict[int, float]:
@@ -77,10 +77,34 @@ def test_identical_runs_are_no_effect():
     assert (result.effect, result.interval, result.p_value) == (0.0, (0.0, 0.0), 1.0)
 
 
-def test_holm_agrees_with_its_definition_and_keeps_order():
-    assert holm([0.04, 0.01, 0.03, 0.005]) == pytest.approx([0.06, 0.03, 0.06, 0.02])
-    assert holm([0.9, 0.8]) == [1.0, 1.0]
-    assert holm([]) == []
+def test_noise_is_what_neither_recipe_nor_seed_explains():
+    rng, found = np.random.default_rng(1), []
+    for _ in range(200):
+        losses = rng.normal(2.0, 0.3, (6, 1)) + rng.normal(0, 0.2, (1, 4)) + rng.normal(0, 0.01, (6, 4))
+        holes = [{seed: losses[i, seed] for seed in range(4) if (i, seed) not in ((0, 1), (3, 2))} for i in range(6)]
+        sd, df = noise(holes, 0.01)
+        found.append(sd**2)
+    assert df == 1 + 22 - (6 + 4 - 1) and np.mean(found) == pytest.approx(0.01**2, rel=0.06)
+    assert noise([], 0.02) == (0.02, 1.0)
+    assert noise([{0: 2.0}, {0: 1.9}, {3: 1.0}], 0.02) == pytest.approx((0.02, 1.0))  # nothing ran twice
+
+
+def test_an_estimate_of_paired_differences_is_the_conjugate_one():
+    rows = [0.03, 0.05, 0.01]
+    assert estimated(rows, 0.06) == pytest.approx((0.03, 0.06 / 3**0.5))
+    grid = np.linspace(-0.5, 0.5, 200_001)
+    density = np.exp(stats.norm.logpdf(grid, -0.02, 0.04) + sum(stats.norm.logpdf(row, grid, 0.06) for row in rows))
+    mean = np.average(grid, weights=density)
+    assert estimated(rows, 0.06, (-0.02, 0.04)) == pytest.approx(
+        (mean, np.average((grid - mean) ** 2, weights=density) ** 0.5))
+    assert estimated([], 0.06, (-0.02, 0.04)) == pytest.approx((-0.02, 0.04))
+    assert above(0.03, 0.01, 0.01, 4.0) == pytest.approx(stats.t.sf(-2.0, 4.0))
+    assert above(0.03, 0.01, 0.01, 1e9) == pytest.approx(stats.norm.cdf(2.0), abs=1e-6)
+
+
+def test_losses_are_the_same_up_to_the_last_digit_of_a_float32():
+    assert same(2.3, 2.3) and same(2.3, float(np.nextafter(np.float32(2.3), np.float32(3))))
+    assert not same(2.3, 2.3 + 1e-5)
 
 
 def test_a_last_digit_of_all_losses_is_no_effect_and_no_error():

@@ -46,7 +46,7 @@ def test_one_plain_line_for_each_result_and_stage(proven, tmp_path):
     shown.close_with(scheduler, tmp_path)
     lines = out.getvalue().splitlines()
     results = len(proven.session.ledger.events("result"))
-    assert len(lines) == results + 5 + 3  # nominated, ablation, sealed, verification, crowned; then the end
+    assert len(lines) == results + 6 + 3  # nominated, ablation twice, sealed, verification, crowned; then the end
     assert lines[-3].startswith("Not ended yet") and "Improvement proven" in lines[-3]
     assert lines[-1].endswith(str(tmp_path / "report.html"))
     assert sum("verification: passed" in line for line in lines) == 1
@@ -70,7 +70,7 @@ def test_events_are_shown_once_and_not_too_often(proven, monkeypatch):
         now[0] += view.PERIOD_S
         shown.update(scheduler)
     lines = out.getvalue().splitlines()
-    assert len(lines) == len(set(lines)) == len(proven.session.ledger.events("result")) + 5
+    assert len(lines) == len(set(lines)) == len(proven.session.ledger.events("result")) + 6
 
 
 def test_a_view_that_fails_does_not_stop_the_loop():
