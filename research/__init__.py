@@ -14,7 +14,8 @@ side by side, and learn sees neither contract nor ledger. `lint-imports` checks 
     execute/    where it runs. An executor: a module, and its entry in executors.py; what a worker does: trial.py
     decide/     what next: its __init__ says which file does what; scheduler.py calls them
     show/       what it amounts to: facts.py. A page section: templates/report.j2, fed by report.py; a plot: figures.py
-    outside/    people, coding agents and language models, through one inbox; llm/ is a lane that works beside the loop
+    outside/    people, coding agents and language models, through one inbox; llm/ is a lane that works beside the loop,
+                page/ what a browser shows: a view is a function of views.py and its template, a chart one of charts.py
     check/      tools that attack all of this: fuzz, corrupt, crashtest; bench/ measures its claims
 
 One edit's way: decide/intake asks the lanes and the gate judges; choose picks the run that tells most (learn/allocate);

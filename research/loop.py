@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from jaxnano.cli import Command, Failure, UserError, above_zero, report_errors
 from research.execute import Offer, executors
 from research.lanes import NAMES
 from research.outside.llm import options as llm_options
-from research.text import clean
+from research.text import clean, count
 
 MINUTES = 10.0
+TRACKERS = ("wandb", "trackio")
 
 PARSER = Command("research.loop", __doc__)
 PARSER.add_argument("--track", default="tiny", help="a name below configs/tracks, or a YAML file")
@@ -34,6 +35,7 @@ PARSER.add_argument("--max-trials", type=int, help="search runs at most")
 PARSER.add_argument("--workers", type=int, help="one a core, or one a device, by default")
 executors.add_options(PARSER)
 PARSER.add_argument("--tensorboard", action="store_true", help="event files too: tensorboard --logdir S/trials")
+PARSER.add_argument("--tracker", choices=TRACKERS, help="every run that ends, into this one too")
 PARSER.add_argument("--seed", type=int, default=0, help="of the researcher's own choices")
 PARSER.add_argument("--session", type=Path, help="folder; runs/TRACK-TIME by default")
 PARSER.add_argument("--lanes", help=f"comma-separated, of {', '.join(NAMES)} (all by default) and llm")
@@ -57,6 +59,7 @@ from research.decide.belief import Belief, Snapshot
 from research.decide.plan import least_minutes, minutes_left, unbegun
 from research.decide.proof import pending
 from research.decide.scheduler import Scheduler
+from research.execute import ready
 from research.lanes import lanes as known_lanes
 from research.lanes import lanes_of
 from research.lanes.catalogue import Catalogue, left_out
@@ -65,6 +68,7 @@ from research.ledger.kinds import Begun, Ended, Proposed, Resumed
 from research.ledger.registry import Registry
 from research.ledger.session import Session, SessionError, default_session_dir
 from research.ledger.state import fold
+from research.outside import tracker
 from research.outside.llm.lane import Llm
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a kind kill, a closed terminal: end cleanly
@@ -82,6 +86,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     executors.check(options)
     if options.tensorboard:
         require_tensorboard()
+    tracker.require(options.tracker)
     return options
 
 
@@ -114,7 +119,9 @@ def start(options: argparse.Namespace) -> Opened:
         accelerator=offered.device_bytes is None, place=offered.place,
         llm=dump_full(llm.settings) if isinstance(llm, Llm) else None, versions=machine.versions(),
         argv=tuple(sys.argv[1:]))
+    folder = options.session or default_session_dir(track.name)
     refuse_too_short("--minutes", unbegun(track, begun), offered.workers, minutes)
+    ready.refuse([ready.disk(folder), ready.clock(folder)])
     corpus = data.load(track.base_recipe.data)
     for split in (track.splits.search, *track.splits.all_protected, track.splits.heldout):
         corpus.tokens(split)  # a spare one is not missed for many sessions
@@ -122,7 +129,7 @@ def start(options: argparse.Namespace) -> Opened:
                                      "bytes_per_token": corpus.bytes_per_token(track.splits.search)})
     if options.origin:
         begun = inherit(options.origin, begun)
-    session = Session.create(options.session or default_session_dir(track.name))
+    session = Session.create(folder)
     session.ledger.append("session", "", begun)
     if Catalogue.name in lanes:
         for line in left_out(track, ideas().values()):
@@ -210,8 +217,11 @@ def _run(options: argparse.Namespace, registry: Registry) -> int:
     spent_s = 0.0 if options.minutes or not options.resume else state.wall_s
     lanes = lanes_for(begun.lanes, options, begun.llm)
     llm = lanes.get(LLM)
+    print(clean(f"{session.path}: starting {count(offered.workers, 'worker')}, each {offered.place}; the base's first "
+                "run sets the time that others get"), flush=True)
     executor = offered.start(session.workers, WARM, options.tensorboard)
-    with session, closing(executor), View(sys.stdout) as view:
+    follows = tracker.Tracker.of(options.tracker, session.path, track, state.seq) if options.tracker else nullcontext()
+    with session, closing(executor), View(sys.stdout) as view, follows:
         scheduler = Scheduler(session, track, executor, lanes, budget_s=60 * minutes - spent_s,
                               max_trials=options.max_trials or begun.max_trials,
                               device_bytes=offered.device_bytes, on_change=view.update,

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jaxnano.cli import Command, Failure, Output, UserError, above_zero, report_errors
+from jaxnano.cli import Command, Failure, Output, above_zero, report_errors
 from research.execute import executors
 
 PARSER = Command("research.qualify", __doc__)
@@ -32,14 +32,13 @@ from jaxnano import data
 from jaxnano.config.base import dump_full
 from jaxnano.config.edit import Diff, Edit, apply
 from jaxnano.config.recipe import Recipe
-from jaxnano.device import PEAK_FLOPS
 from research.contract.track import Track, load_track
 from research.execute.batch import HERE, all_losses, few_steps, full_runs, losses, run_batch
+from research.execute.ready import estimate
 from research.learn.anytime import alpha_for_attempt, detectable
 from research.learn.compare import compare
 from research.machine import versions
 
-PEAK_SHARE, CORE_FLOPS = 0.3, 5e10  # of a GPU or TPU, guessed; FLOP/s of a CPU's core, as measured
 AA_SEEDS = 1000  # the A/A runs of the base use seeds from here on
 
 
@@ -88,28 +87,6 @@ def qualify(track: Track, workers: int | None = None, options: argparse.Namespac
         "topology": next((dump_full(r.topology) for r in results.values() if r.topology is not None), None),
         "core_seconds": {"median": float(np.median(times)), "max": float(np.max(times))},
     }
-
-
-def estimate(track: Track, device: str, hours: float, price: float | None = None) -> dict[str, Any]:
-    """What runs of a track take, compiling not counted; what share of a device's peak a small model reaches is a guess.
-
-    Args: device: a name in jaxnano.device, or cpu for one core. hours: of one place. price: of a device's hour, USD.
-    """
-    cost, grid = track.base_cost, track.grid
-    rates = {"cpu": CORE_FLOPS} | {name: PEAK_SHARE * peak for name, peak in PEAK_FLOPS}
-    one = next((rate for name, rate in rates.items() if name.lower() == device.lower()), None)
-    if one is None:
-        raise UserError(f"--estimate: {device}: no such device; {', '.join(rates)} would do")
-    rate = track.devices * one
-    flops = track.full_steps * cost.flops_per_step
-    run_hours = track.seconds(1.0, cost.flops_per_step / rate) or flops / rate
-    run_hours /= 3600
-    found = {
-        "parameters": cost.parameters, "run_tokens": round(track.full_steps * cost.tokens_per_step),
-        "run_flops": flops, "flops_per_s": rate, "run_minutes": 60 * run_hours,
-        "runs": int(hours / run_hours), "qualify_hours": (len(grid.values) + 2) * grid.seeds * run_hours,
-        "proof_hours": 2 * track.significance.n * run_hours}
-    return found if price is None else found | {"usd": price * track.devices * hours}
 
 
 def main(argv: list[str] | None = None) -> int:

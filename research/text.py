@@ -50,6 +50,14 @@ def clock(seconds: float) -> str:
     return f"{whole // 60}:{whole % 60:02d}"
 
 
+def ago(seconds: float | None) -> str:
+    """How long ago something was; nothing if that is not known."""
+    if seconds is None:
+        return ""
+    unit, size = next(((u, n) for u, n in (("d", 86400), ("h", 3600), ("min", 60)) if seconds >= n), ("s", 1))
+    return f"{seconds / size:.0f} {unit} ago"
+
+
 def loss(value: float | None) -> str:
     """A loss in nats; nothing for none."""
     return "" if value is None else f"{value:.4f}"

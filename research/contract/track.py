@@ -30,6 +30,13 @@ class Measured(NamedTuple):
     bytes_per_token: float | None
     base_step_s: float | None
 
+    @property
+    def bits_per_byte(self) -> float | None:
+        """At the full horizon; None until that is known."""
+        if 1.0 not in self.losses or not self.bytes_per_token:
+            return None
+        return self.losses[1.0] / math.log(2) / self.bytes_per_token
+
 
 class _Objective(Node):
     """What counts as better, and so what every run gets: here the training FLOPs of the base.
@@ -62,6 +69,10 @@ class LossAtFlops(_Objective):
 
     kind: Literal["loss_at_flops"]
 
+    def measure(self, track: Track, found: Measured) -> str | None:
+        """Bits per byte at the end."""
+        return None if (bits := found.bits_per_byte) is None else f"{bits:.4f} bits per byte"
+
 
 class LossAtSeconds(_Objective):
     """Lowest loss after so many seconds of training, compiling not counted: faster steps buy more."""
@@ -75,10 +86,8 @@ class LossAtSeconds(_Objective):
 
     def measure(self, track: Track, found: Measured) -> str | None:
         """Bits per byte at the end."""
-        if 1.0 not in found.losses or not found.bytes_per_token:
-            return None
-        bits = found.losses[1.0] / math.log(2) / found.bytes_per_token
-        return f"{bits:.4f} bits per byte after {self.seconds:g} s"
+        bits = found.bits_per_byte
+        return None if bits is None else f"{bits:.4f} bits per byte after {self.seconds:g} s"
 
 
 class _Target(_Objective):

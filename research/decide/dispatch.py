@@ -71,7 +71,9 @@ class Dispatcher:
     @property
     def idle(self) -> list[int]:
         """Workers that are there and have nothing to do."""
-        return [w for w in range(self.executor.workers) if w not in self.flights and self.executor.present(w)]
+        asked = self.book.state.asked("workers")
+        most = min(self.executor.workers, max(1, int(asked.body.value))) if asked else self.executor.workers
+        return [w for w in range(most) if w not in self.flights and self.executor.present(w)]
 
     def priced(self, worker: int) -> int:
         """The worker as prices see it: what a process had compiled that has been replaced since is gone."""

@@ -35,7 +35,7 @@ def unbegun(track: Track, session: Begun) -> Snapshot:
 
 def minutes_left(state: State) -> float:
     """What a session that is resumed without --minutes has left."""
-    return max(0.0, state.session.minutes - state.wall_s / 60)
+    return max(0.0, state.session.minutes + (state.granted_s - state.wall_s) / 60)
 
 
 def least_minutes(snapshot: Snapshot, workers: int, minutes: float) -> float:
@@ -79,6 +79,15 @@ class Plan:
         self.track, self.workers = track, workers
         self.start_s, self.end_s = time.monotonic(), budget_s - REPORT_S
         self.rounds = max(1, round(budget_s / 60 / ROUND_MINUTES))
+        self._granted_s = 0.0  # of what people have added, taken in already
+
+    def grant(self, state: State, before_s: float, now: float) -> None:
+        """Take in the time that people have added in this sitting; a pause that is not over goes on.
+
+        Args: before_s: what they had added before it. now: Unix seconds.
+        """
+        granted_s = state.granted_s - before_s + (now - state.paused.time if state.paused else 0.0)
+        self.end_s, self._granted_s = self.end_s + granted_s - self._granted_s, granted_s
 
     @property
     def left_s(self) -> float:

@@ -25,6 +25,7 @@ from research.decide.transfer import SHARE, Carrier
 from research.execute import Executor
 from research.lanes.protocol import Proposer
 from research.ledger.kinds import Decided
+from research.ledger.names import Names
 from research.ledger.registry import Registry
 from research.ledger.session import Session
 
@@ -56,6 +57,7 @@ class Scheduler:
         self.carrier = Carrier(self.book, SHARE * budget_s)
         self.on_change = on_change or (lambda scheduler: None)
         self._nothing: dict[int, tuple[int, float]] = {}  # by worker: the state and time left that gave no search run
+        self._granted_s = self.state.granted_s  # time that people added before this sitting
         self._expecting = False  # whether proposals to search on with may come, as of this step
         self._take_up()
 
@@ -96,7 +98,7 @@ class Scheduler:
     @property
     def searching(self) -> bool:
         """Whether search runs may still start in this round."""
-        return not self.stopping and self.search_left_s > 0 and self._trials_left
+        return not (self.stopping or self.state.asked("stop")) and self.search_left_s > 0 and self._trials_left
 
     @property
     def _trials_left(self) -> bool:
@@ -133,15 +135,16 @@ class Scheduler:
         """Until the time is up, nothing is left to do, or `stopping`. Returns: why it ended."""
         while True:
             self.book.refresh()
+            self._obey()
             self.intake.judge()
             self.prover.crown()
             if self.prover.opening is not None:
                 self.dispatcher.measure(self.prover.opening)
             idle = self.dispatcher.idle
-            if self.searching and (not idle or not self.flights):  # nobody who could work waits for the lanes
-                self.intake.stock()
+            if self.searching and not self.state.paused and (not idle or not self.flights):
+                self.intake.stock()  # nobody who could work waits for the lanes
             self._expecting = self.searching and (self.intake.expecting or bool(self.state.unanswered()))
-            for worker in idle if not self.stopping else ():
+            for worker in idle if not (self.stopping or self.state.paused) else ():
                 if self.prover.over and self.dispatcher.carry(worker, self.carrier, self.left_s):
                     continue
                 if (job := self._assignment(worker)) is not None:
@@ -156,6 +159,12 @@ class Scheduler:
             self.dispatcher.watch()
             self.on_change(self)
 
+    def _obey(self) -> None:
+        """What people have asked of the loop: time, fewer workers, an end after this round; `run` sees to a pause."""
+        self.plan.grant(self.state, self._granted_s, time.time())
+        if self.state.asked("stop"):
+            self.plan.rounds = min(self.plan.rounds, self.prover.round)
+
     def _reason(self) -> str:
         """Why the loop ends now."""
         if self.trouble:
@@ -169,7 +178,7 @@ class Scheduler:
     @property
     def _waiting(self) -> bool:
         """Whether there is time, and something to come: proposals, or a person's word on a champion to be."""
-        return self.left_s > 0 and (self._expecting or bool(pending(self.snapshot)))
+        return self.left_s > 0 and (self._expecting or bool(pending(self.snapshot) or self.state.paused))
 
     def stop(self) -> None:
         """Have `run` start nothing more and end what runs, as interrupted. Signal handlers may call this."""
@@ -193,7 +202,8 @@ class Scheduler:
             wanted = [] if late else [w for w in proof.wanted() if w[0] not in running]
             if wanted:
                 trial, purpose = wanted[0]
-                return trial, Decided(purpose=purpose, worker=worker, why=f"proof of {proof.candidate.name}")
+                why = f"proof of {Names(self.state)(proof.recipe_id)}"
+                return trial, Decided(purpose=purpose, worker=worker, why=why)
             if not late and proof.wanted():
                 return self._filler(worker)
             proof = self.prover.advance(proof)
@@ -218,7 +228,7 @@ class Scheduler:
 
     def _filler(self, worker: int) -> Chosen | None:
         """A short search run for a worker that would only wait for the proof's last runs."""
-        if self.left_s < self.plan.verification_s(self.book.prices):
+        if self.left_s < self.plan.verification_s(self.book.prices) or self.state.asked("stop"):
             return None  # there is no later round that could use it
         ends_s = max((f.started_s + f.predicted_s for f in self.flights.values()), default=0.0) - time.monotonic()
         return self._search(worker, ends_s)

@@ -155,6 +155,14 @@ class Ledger(AbstractContextManager["Ledger"]):
         return [Event(seq, at, kind, subject, read(kind, text, f"{self.path}: event {seq}"), fence)
                 for seq, at, kind, subject, text, fence in rows]
 
+    def last(self) -> int:
+        """The seq of the last event; 0 without any."""
+        return self._read("SELECT coalesce(max(seq), 0) FROM events")[0][0]
+
+    def count(self, kind: str) -> int:
+        """How many events of a kind there are."""
+        return self._read("SELECT count(*) FROM events WHERE kind = ?", (kind,))[0][0]
+
     def raw(self) -> list[tuple[int, float, str, str, str, int | None]]:
         """All rows with their bodies as text, for the check."""
         return self._read("SELECT * FROM events ORDER BY seq")

@@ -21,6 +21,7 @@ SHOWN = 80  # characters of a model's or a provider's name: anybody may append a
 MOST = 1e15  # of a call's number, so that sums stay finite
 OTHERWISE = {"V5LITEPOD": "V5E", "TPU7X": "V7X"}  # Google's names of a TPU, of which Ray takes the second
 DECISIONS = ("approve", "veto", "hold")  # what a person may say of a recipe; the last word counts
+WANTS = ("pause", "go on", "stop", "minutes", "workers")  # what a person may ask of a loop that runs
 
 Said = Annotated[str, BeforeValidator(lambda value: str(value or "")[:LONGEST])]
 Named = Annotated[str, BeforeValidator(lambda value: str(value)[:SHOWN])]
@@ -356,6 +357,15 @@ class Review(Body, extra="ignore"):
     note: Said = ""
 
 
+class Asked(Body, extra="ignore"):
+    """What a person asks of the loop, while it runs: start nothing more until `go on`; end after this round; so many
+    minutes more; so many of its workers. Anything else is nothing."""
+
+    want: Annotated[str, BeforeValidator(lambda value: value if value in WANTS else "")] = ""
+    value: Amount = 0.0
+    by: Said = ""
+
+
 class Call(Body):
     """A request to a language model: tokens as the provider counted them, cost in USD where a price is known."""
 
@@ -378,7 +388,8 @@ class Opening(Body):
     trial: object = None
 
 
-OPEN_KINDS: dict[str, type[Body]] = {"submission": Submission, "review": Review, "call": Call, "opening": Opening}
+OPEN_KINDS: dict[str, type[Body]] = {
+    "submission": Submission, "review": Review, "ask": Asked, "call": Call, "opening": Opening}
 LOOP_KINDS: dict[str, type[Body]] = {
     "session": Begun, "resume": Resumed, "proposal": Proposed, "verdict": Judgement, "decision": Decided,
     "attempt": Started, "result": Result, "nominated": Nominated, "ablation": Ablated, "futile": Futile,

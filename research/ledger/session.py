@@ -29,6 +29,7 @@ from jaxnano.curves import EVENTS, METRICS
 from research.ledger.events import FILE, Ledger, SessionError, encode
 
 KEPT = frozenset({METRICS, "log.txt", "result.json"})
+RUNS = Path("runs")  # where sessions lie by default
 LOG_BYTES = 256 * 1024  # a tidied log keeps its last so many bytes
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
@@ -126,7 +127,7 @@ class Session(AbstractContextManager["Session"]):
         return freed
 
 
-def default_session_dir(track: str, runs: Path = Path("runs")) -> Path:
+def default_session_dir(track: str, runs: Path = RUNS) -> Path:
     """A new name below `runs`: the track and the local time, with a number where that is taken."""
     name = f"{track}-{time.strftime('%Y%m%d-%H%M%S')}"
     path, number = runs / name, 2

@@ -115,6 +115,8 @@ class State:
     crowned: list[Event[kinds.Crowned]] = field(default_factory=list)
     transfers: list[Event[kinds.Transferred]] = field(default_factory=list)  # by champion, after its crown
     reviews: list[Event[kinds.Review]] = field(default_factory=list)
+    asks: list[Event[kinds.Asked]] = field(default_factory=list)  # of this sitting of the loop
+    granted_s: float = 0.0  # time that people have added, in all sittings: minutes, and pauses that are over
     _losses: dict[tuple[str, float, str], dict[int, float]] = field(default_factory=dict)  # by recipe, horizon, split
     openings: list[Event[kinds.Opening]] = field(default_factory=list)  # of the protected split, beside proofs
     end: kinds.Ended | None = None  # None while the session runs, and again after a resume
@@ -152,6 +154,16 @@ class State:
     def attempts(self) -> list[Attempt]:
         """All attempts of all trials, in the order of the trials."""
         return [attempt for trial in self.trials.values() for attempt in trial.attempts]
+
+    def asked(self, *wants: str) -> Event[kinds.Asked] | None:
+        """The last time that a person asked one of these of the loop that runs."""
+        return next((event for event in reversed(self.asks) if event.body.want in wants), None)
+
+    @property
+    def paused(self) -> Event[kinds.Asked] | None:
+        """Since when nothing new starts, at somebody's word."""
+        last = self.asked("pause", "go on")
+        return last if last and last.body.want == "pause" else None
 
     def lose(self) -> None:
         """Take what runs for interrupted, as the next loop will: the one that ran it is dead."""
@@ -211,7 +223,7 @@ class State:
             case "session":
                 self.begun = body
             case "resume":
-                self.end = None
+                self.end, self.asks = None, []
             case "submission":
                 self.submissions[event.seq] = body
             case "proposal":
@@ -228,6 +240,8 @@ class State:
                 self.ablations[subject] = body
             case "review" if body.decision:
                 self.reviews.append(event)
+            case "ask" if body.want:
+                self._apply_ask(event)
             case "end":
                 self.end = body
         self.seq = event.seq
@@ -245,6 +259,15 @@ class State:
         else:
             self.verdicts["refused"] += 1
             self.refusals.update(refusal.rule for refusal in body.refusals)
+
+    def _apply_ask(self, event: Event[kinds.Asked]) -> None:
+        since = self.paused
+        if event.body.want == "minutes":
+            self.granted_s += 60 * event.body.value
+        elif event.body.want == "go on" and since:
+            self.granted_s += max(0.0, event.time - since.time)
+        if event.body.want != "pause" or not since:  # a second pause is none
+            self.asks.append(event)
 
     def _apply_attempt(self, event: Event[kinds.Started]) -> None:
         record, body = self._trial(event.subject), event.body

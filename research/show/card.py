@@ -45,6 +45,7 @@ def card(facts: Facts) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "name": champion["name"],
+        "title": facts.proposal(champion["recipe_id"]).name,
         "recipe_id": champion["recipe_id"],
         "crowned": datetime.fromtimestamp(crowned.time, UTC).isoformat(timespec="seconds"),
         "track": {"name": track.name, "summary": track.summary, "hash": state.session.track_hash,
@@ -84,14 +85,14 @@ def tried(facts: Facts) -> str:
 def change(card: Mapping[str, Any]) -> str:
     """diff.md: what separates the recipe from the track's base, and the reason of each of its parts.
 
-    Args: card: of it, name, track, base, diff and parts are read.
+    Args: card: of it, title, track, base, diff and parts are read.
     """
-    return render("md", "change.j2", card["name"], card=card)
+    return render("md", "change.j2", card["title"], card=card)
 
 
 def write_change(track: Track, folder: Path, arm: Arm) -> None:
     """Write diff.md into a champion's folder."""
-    shown = {"name": arm.name, "track": {"name": track.name}, "base": recipe_id(track.base_recipe),
+    shown = {"title": arm.name, "track": {"name": track.name}, "base": recipe_id(track.base_recipe),
              "diff": [edit.model_dump() for edit in diff(track.base_recipe, arm.recipe).edits],
              "parts": [dump_full(part) for part in arm.parts]}
     replace_file(folder / "diff.md", change(shown).encode())

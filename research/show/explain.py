@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from jaxnano.config.edit import changed
+from research.contract.trial import Trial
 from research.decide.belief import Belief, Snapshot
 from research.decide.book import track_of
 from research.ledger.events import Event
-from research.ledger.kinds import Decided
+from research.ledger.kinds import Competitor, Decided
 from research.ledger.state import Attempt, TrialRecord, fold
 from research.show.facts import Facts
 from research.text import beginning, effect, loss, spread, the_one
@@ -58,7 +59,9 @@ def _over(facts: Facts, trial: TrialRecord) -> str:
 
 def _what(facts: Facts, recipe_id: str) -> Iterator[str]:
     proposal = facts.proposal(recipe_id)
-    yield f"recipe {recipe_id}: {proposal.name or 'unknown'}"
+    yield f"recipe {recipe_id}: {facts.name(recipe_id)}"
+    if proposal.name:
+        yield f"  {proposal.name}"
     yield f"  lane {proposal.lane}, from {proposal.origin or 'nowhere in particular'}"
     yield f"  hypothesis: {proposal.hypothesis}"
     for part in proposal.parts:
@@ -70,7 +73,7 @@ def _what(facts: Facts, recipe_id: str) -> Iterator[str]:
 
 def _trial(facts: Facts, events: Sequence[Event], trial: TrialRecord) -> Iterator[str]:
     """A trial from its decisions to what each attempt taught."""
-    recipe_id = trial.recipe_id or trial.key.rsplit("-", 2)[0]
+    recipe_id = trial.recipe_id or Trial.of(trial.key).recipe_id
     yield f"trial {trial.key}: {trial.outcome}"
     yield from _what(facts, recipe_id)
     for decision in trial.decisions:
@@ -101,10 +104,14 @@ def _why(facts: Facts, then: Snapshot, decision: Event[Decided], recipe_id: str)
     yield (f"  promised {body.eig:.3g} nats of information about the best value and an improvement of "
            f"{body.improvement:.3g} for {body.cost_s:.1f} device-seconds")  # a new cell's price holds the base's run
     if body.winner.trial != decision.subject:
-        yield f"  it came first because {body.winner.trial} ({body.winner.name}) needs the base in its cell"
+        yield f"  it came first because {body.winner.trial} ({_called(facts, body.winner)}) needs the base in its cell"
     for other in body.runners_up:
         promise = f"{other.eig:.3g} nats, {other.improvement:.3g}, {other.cost_s:.1f} s"
-        yield f"  rather than {other.trial} ({other.name}): {promise}"
+        yield f"  rather than {other.trial} ({_called(facts, other)}): {promise}"
+
+
+def _called(facts: Facts, one: Competitor) -> str:
+    return facts.name(Trial.of(one.trial).recipe_id)
 
 
 def _outcome(facts: Facts, trial: TrialRecord, attempt: Attempt) -> Iterator[str]:

@@ -24,6 +24,7 @@ from research.decide.transfer import Card, Line
 from research.lanes.catalogue import Catalogue
 from research.learn.compare import compared
 from research.ledger.kinds import Result
+from research.ledger.names import Names
 from research.ledger.spend import Spend
 from research.ledger.state import State, TrialRecord
 from research.show.claim import scope
@@ -96,13 +97,19 @@ class Facts:
         return self.state.proposals[recipe_id].proposal if recipe_id in self.state.proposals else NOTHING
 
     def name(self, recipe_id: str) -> str:
-        """A recipe's name, or its id where it has none."""
-        return self.proposal(recipe_id).name or recipe_id
+        """What a recipe is called: by what it adds to the one that it was put on."""
+        return self.names(recipe_id)
 
-    def edits(self, recipe_id: str) -> list[dict[str, Any]]:
-        """What separates a recipe from the base: {path, old, new}."""
-        recipe = validate(Recipe, self.state.proposals[recipe_id].recipe)
-        return [{"path": e.path, "old": e.old, "new": e.new} for e in diff(self.track.base_recipe, recipe).edits]
+    @cached_property
+    def names(self) -> Names:
+        """What all recipes are called."""
+        return Names(self.state)
+
+    def edits(self, recipe_id: str, over: str | None = None) -> list[dict[str, Any]]:
+        """What separates a recipe from another, the base by default: {path, old, new}."""
+        rival, recipe = (validate(Recipe, self.state.proposals[one].recipe) if one else self.track.base_recipe
+                         for one in (over, recipe_id))
+        return [{"path": e.path, "old": e.old, "new": e.new} for e in diff(rival, recipe).edits]
 
     def effect(self, recipe_id: str) -> tuple[float, float]:
         """Mean and standard deviation of an accepted recipe's effect at the full horizon, as believed."""
@@ -302,8 +309,9 @@ class Facts:
             arm = self.snapshot.arms[i]
             gaps = self.gains(arm.recipe_id, self.leader) if self.leader else {}
             gains = {seed: gain for seed, gain in self.gains(arm.recipe_id).items() if seed < FRESH}
-            rows.append({"recipe_id": arm.recipe_id, "name": arm.name, "lane": arm.lane, "mean": float(mean[i]),
-                         "sd": float(sd[i]), "runs": len(self.snapshot.over[arm.recipe_id]), "gains": gains,
+            rows.append({"recipe_id": arm.recipe_id, "name": self.name(arm.recipe_id), "lane": arm.lane,
+                         "mean": float(mean[i]), "sd": float(sd[i]), "gains": gains,
+                         "runs": len(self.snapshot.over[arm.recipe_id]),
                          "over_leader": {"mean": float(np.mean(list(gaps.values()))) if gaps else None,
                                          "seeds": list(gaps)}})
         return rows
@@ -358,6 +366,23 @@ class Facts:
             for attempt in trial.attempts:
                 if attempt.result is not None:
                     yield trial, attempt.result
+
+    def climb(self) -> list[tuple[float, dict[str, Any]]]:
+        """The frontier's rows in the order in which their first runs were completed, with the device-seconds spent by
+        then, over all runs."""
+        at: dict[str, float] = {}
+        for _, spent, trial in self.spending():
+            if trial.outcome == "completed":
+                at.setdefault(trial.recipe_id, spent)
+        rows = [(at[row["recipe_id"]], row) for row in self.frontier(len(self.snapshot.arms)) if row["recipe_id"] in at]
+        return sorted(rows, key=lambda pair: pair[0])
+
+    def spending(self) -> list[tuple[float, float, TrialRecord]]:
+        """Each run that ended: when, Unix seconds; the device-seconds spent by then, over all runs; its trial."""
+        ended = sorted(((a.ended or 0.0, a.seq, a.result.device_s or 0.0, trial) for trial in self.state.trials.values()
+                        for a in trial.attempts if a.result), key=lambda row: row[:2])
+        total = np.cumsum([seconds for _, _, seconds, _ in ended])
+        return [(when, float(spent), trial) for (when, _, _, trial), spent in zip(ended, total, strict=True)]
 
     def purposes(self) -> dict[str, dict[str, int]]:
         """Number of trials by the purpose they were started for and by their outcome."""

@@ -42,7 +42,7 @@ def figures(facts: Facts, events: Sequence[Event]) -> dict[str, Figure | None]:
 
 
 def history(events: Sequence[Event], most: int = POINTS) -> list[dict[str, Any]]:
-    """The best candidate's expected effect as results came in: device_s so far, mean, sd, name."""
+    """The best candidate's expected effect as results came in: device_s so far, mean, sd."""
     ends = [event.seq for event in events if event.kind == "result"]
     chosen = {ends[i] for i in np.unique(np.linspace(0, len(ends) - 1, most).round().astype(int))} if ends else set()
     state, rows, belief = State(), [], None
@@ -52,7 +52,7 @@ def history(events: Sequence[Event], most: int = POINTS) -> list[dict[str, Any]]
             belief = belief or Belief(track_of(state))
             best = belief.at(state).view().best
             rows.append({"device_s": state.device_s, "mean": best.mean if best else 0.0,
-                         "sd": best.sd if best else 0.0, "name": best.name if best else "base"})
+                         "sd": best.sd if best else 0.0})
     return rows
 
 

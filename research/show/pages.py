@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from jaxnano.config.edit import show
 from research import text
+from research.contract.trial import Trial
 
 TD = "\x1f"  # between the cells of a row; `clean` leaves none in what comes from outside
 Form = Literal["html", "md"]
@@ -37,8 +38,8 @@ def environment(form: Form) -> Environment:
     finalize = {"html": _html, "md": _markdown}[form]
     made = Environment(loader=PackageLoader("research.show"), autoescape=True, undefined=StrictUndefined,
                        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, finalize=finalize)
-    made.filters |= {"line": line, "fenced": fenced, "quoted": quoted, "paper": paper,
-                     "changed": changed, "show": show, "clean": text.clean}
+    made.filters |= {"line": line, "fenced": fenced, "quoted": quoted, "paper": paper, "changed": changed, "show": show,
+                     "clean": text.clean, "worth": text.effect, "clock": text.clock, "recipe_of": recipe_of}
     made.globals |= {"td": Markup(TD), "cells": cells} | {f.__name__: f for f in (
         text.by_seed, text.cost, text.count, text.effect, text.interval, text.loss, text.over_leader, text.spread)}
     for name in (f"macros.{form}", "links.j2"):
@@ -86,6 +87,11 @@ def paper(source: str) -> str | None:
     """The address of the paper that a source names by its number; None if it names none."""
     found = re.search(r"arXiv:(\d{4}\.\d{4,5})", source)
     return f"https://arxiv.org/abs/{found[1]}" if found else None
+
+
+def recipe_of(key: str) -> str:
+    """The recipe id in a trial's key."""
+    return Trial.of(key).recipe_id
 
 
 def changed(edits: Sequence[dict[str, Any]]) -> list[str]:

@@ -15,13 +15,14 @@ from research.show.claim import books, scope, spared
 from research.show.facts import NORMAL_95, Facts
 from research.show.figures import figures
 from research.show.pages import render
+from research.show.summary import summary_png
 from research.show.verdict import verdict
 
-FOLDER = "plots"
+FOLDER, SUMMARY = "plots", "summary.png"
 
 
 def write_report(session_path: Path) -> Path:
-    """Write report.html, report.md and plots/*.svg into the session's folder; returns the first of them.
+    """Write report.html, report.md, plots/*.svg and summary.png into the session's folder; returns the first of them.
 
     Raises: SessionError if there is no session, or a link lies in the folder.
     """
@@ -41,6 +42,7 @@ def write_report(session_path: Path) -> Path:
                **leading(facts), **endings(facts), **again(facts)}
     for form in ("html", "md"):
         replace_file(folder / f"report.{form}", render(form, "report.j2", title, **context).encode())
+    replace_file(folder / SUMMARY, summary_png(facts))
     return folder / "report.html"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from jaxnano.config.base import dump_full
 from research.decide.belief import Snapshot
 from research.decide.proof import pending, under_way
+from research.ledger.names import Names
 from research.ledger.state import FINAL
 from research.show.claim import scope, spared, within
 from research.show.facts import Facts
@@ -85,8 +86,15 @@ def _refuted(facts: Facts) -> tuple[str, str] | None:
 def stage(snapshot: Snapshot) -> str:
     """What the session is at: searching, or a stage of the proof with its counts."""
     state = snapshot.state
+    said = (f"paused by {state.paused.body.by or 'somebody'}, " if state.paused else "") + (
+        "to end after this round, " if state.asked("stop") else "")
+    return said + _stage(snapshot)
+
+
+def _stage(snapshot: Snapshot) -> str:
+    state = snapshot.state
     if (proof := under_way(snapshot)) is None:
-        names = [snapshot.by_id[p.sealed.subject].name for p in pending(snapshot) if p.sealed]
+        names = [Names(state)(p.sealed.subject) for p in pending(snapshot) if p.sealed]
         return f"searching; verified and not crowned: {', '.join(names)}" if names else "searching"
     nominee, seal = proof.recipe_id, proof.sealed
     started = seal.seq if seal else state.nominated[-1].seq

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from jaxnano.cli import lost
 from jaxnano.config.edit import show
-from research.contract.trial import APART
+from research.contract.trial import APART, Trial
 from research.decide.plan import resuming
 from research.ledger.events import Event
 from research.ledger.kinds import Judgement
@@ -25,13 +25,14 @@ from research.ledger.state import Attempt, TrialRecord
 from research.show.claim import spared
 from research.show.facts import Facts
 from research.show.verdict import stage, verdict
-from research.text import clean, clock, count, effect, loss, spread
+from research.text import clean, clock, count, cut, effect, loss, spread
 
 PERIOD_S = 0.25  # between two frames
 BAR = 10  # characters of a progress bar
 LEADERS = 5
 RUNNERS_UP = 2
 REFUSED = 2
+LINE = 72  # characters of a line beside its time: 80 in all
 
 
 class View:
@@ -81,7 +82,7 @@ class View:
         for event in events:
             if event.kind == "verdict" and not event.body.accepted:
                 self._refused = [*self._refused[-3:], event.body]
-            if self._live is None and (line := line_of(event, facts)):
+            if self._live is None and (line := line_of(event, facts, LINE)):
                 self._say(f"{clock(event.time - facts.state.stretches[0].start):>6}  {line}")
 
     def close_with(self, scheduler: Any, session_path: Path) -> None:
@@ -113,13 +114,16 @@ class View:
             lost(self.file)
 
 
-def line_of(event: Event[Any], facts: Facts) -> str | None:
-    """One line for the end of a run, a stage of the proof, or a model that did not answer; None for other events."""
+def line_of(event: Event[Any], facts: Facts, most: int = 1000) -> str | None:
+    """One line for the end of a run, a stage of the proof, or a model that did not answer; None for other events.
+
+    most: characters of it.
+    """
     body = event.body
     match event.kind:
         case "result":
             trial = facts.state.trials[event.subject]
-            return _run(facts, trial, next(a for a in trial.attempts if a.number == body.attempt))
+            return cut(_run(facts, trial, next(a for a in trial.attempts if a.number == body.attempt)), most)
         case "nominated":
             return f"to be proven: {facts.name(event.subject)}, expected {spread(body.mean, body.sd)}"
         case "ablation":
@@ -128,8 +132,8 @@ def line_of(event: Event[Any], facts: Facts) -> str | None:
             doubt = "" if body.more or not body.untested else f"; {len(body.untested)} of {len(body.kept)} in doubt"
             return f"ablation: {', '.join(body.removed) or 'nothing'} removed{doubt}"
         case "sealed":
-            most = "at most " * bool(body.rule)
-            return f"sealed: attempt {body.attempt} at alpha {body.alpha:.2g}, {most}{body.n} fresh seeds"
+            limit = "at most " * bool(body.rule)
+            return f"sealed: attempt {body.attempt} at alpha {body.alpha:.2g}, {limit}{body.n} fresh seeds"
         case "futile":
             return spared(body, facts.name(body.recipe_id))
         case "verification":
@@ -150,10 +154,10 @@ def _run(facts: Facts, trial: TrialRecord, attempt: Attempt) -> str:
     result = attempt.result
     value = result.loss.get(facts.track.splits.search) if result else None
     run = facts.run(trial)
-    gain, leads = (effect(run.gain), effect(run.gain_over_leader)) if value is not None else ("", "")
-    numbers = f"{loss(value):>7} {gain:>8} {f'({leads})' if leads else '':>10}"
-    what = f"{attempt.purpose} {trial.horizon:g}/{trial.seed}"
-    return f"{what:<19} {result.outcome if result else '':<11} {numbers}  {facts.name(trial.recipe_id)}"
+    leads = "" if run.gain_over_leader is None else f"({effect(run.gain_over_leader)})"
+    found = f"{loss(value):>7} {effect(run.gain):>8} {leads:>10}"
+    told = found if value is not None else result.outcome if result else ""
+    return f"{f'{attempt.purpose} {trial.trial.cell}':<18} {told:<27}  {facts.name(trial.recipe_id)}"
 
 
 class Frame:
@@ -190,9 +194,8 @@ class Frame:
             rate = f"{flight.tokens_per_s / 1e3:.0f}k tok/s" if flight.tokens_per_s else \
                 f"compiling {time.monotonic() - flight.started_s:.0f} s"
             rows.append([_right(f"{worker}"), bar, _right(f"{done:.0%}"), _right("" if loss is None else f"{loss:.3f}"),
-                         _plain(f"{flight.purpose} {flight.trial.horizon:g}/{flight.trial.seed % 10_000}"),
-                         _plain(rate, "dim"), _plain(flight.errand.told if flight.errand else self.facts.name(
-                             flight.trial.recipe_id))])
+                         _plain(f"{flight.purpose} {flight.trial.cell}"), _plain(rate, "dim"),
+                         _plain(flight.errand.told if flight.errand else self.facts.name(flight.trial.recipe_id))])
         return "running", rows
 
     def _leaders(self):
@@ -208,7 +211,8 @@ class Frame:
         scored = [body.winner, *body.runners_up[:RUNNERS_UP]] if body else []
         rows = [[_plain("before" if i else "chosen", "dim"), _right(f"{s.eig:.2g} nats"),
                  _right(f"{s.improvement:.2g}"), _right(f"{s.cost_s:.1f} s"),
-                 _plain("/".join(s.trial.split("-")[1:]), "dim"), _plain(s.name)] for i, s in enumerate(scored)]
+                 _plain(t.cell, "dim"), _plain(self.facts.name(t.recipe_id))]
+                for i, s in enumerate(scored) for t in [Trial.of(s.trial)]]
         return "last choice: information gained, improvement expected, price", rows
 
     def _incumbent(self):

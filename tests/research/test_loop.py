@@ -93,7 +93,7 @@ def stopped(tmp_path_factory):
     process = start(folder, "--track", MICRO, "--max-trials", str(TRIALS), "--minutes", "20", "--workers", "1",
                     "--lanes", "tuner,recombine", "--registry", str(seals(folder)))
     with too_long(process):
-        said = list(itertools.islice((line for line in process.stdout if " completed " in line), 2))
+        said = list(itertools.islice((line for line in process.stdout if re.search(r" \d\.\d{4} ", line)), 2))
         assert len(said) == 2, "it ended before"
         process.send_signal(signal.SIGINT)
         process.communicate()

@@ -18,6 +18,7 @@ from jaxnano.config.recipe import Recipe, recipe_id
 from research import explain, replay, report, share, status
 from research.ledger import __main__
 from research.ledger.events import FILE, Ledger, encode
+from research.ledger.names import handle
 from research.ledger.state import fold
 
 CROWNED = "7bae8c5a1425c70c"
@@ -69,7 +70,8 @@ def test_what_was_read_would_be_written_again_and_what_it_did_not_say_has_a_defa
 
 def test_its_report_and_its_trials_are_explained(old, state, capsys):
     assert report_errors(lambda: report.main([str(old)])) == 0
-    assert "Improvement proven: 3 x tuned" in (old / "report.md").read_text()
+    text = (old / "report.md").read_text()
+    assert f"Improvement proven: {handle(CROWNED)} lowers" in text and "3 x tuned" in text
     for key in (state.crowned[-1].body.trial, next(iter(state.trials))):
         assert report_errors(lambda key=key: explain.main([str(old), key])) == 0
         assert key in capsys.readouterr().out

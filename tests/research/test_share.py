@@ -24,6 +24,7 @@ from research.decide.belief import Belief
 from research.decide.claims import violations
 from research.decide.proof import Proof
 from research.ledger.events import FILE
+from research.ledger.names import handle
 from research.ledger.registry import Registry
 from research.ledger.session import Session, read_result, write_result
 from research.ledger.state import fold
@@ -144,7 +145,7 @@ def test_the_card_says_what_the_ledger_says(shared, facts):
     about = json.loads((shared[0] / "card.json").read_text())
     state, champion = facts.state, facts.champion()
     verified, crowned = state.verifications[-1].body, state.crowned[-1].body
-    assert (about["name"], about["track"]["hash"]) == (crowned.name, facts.track.identity)
+    assert (about["title"], about["track"]["hash"]) == (crowned.name, facts.track.identity)
     assert about["test"]["effect"] == verified.comparisons["incumbent"]["effect"] > 0
     sealed = state.sealed[-1].body.written()
     assert {key: about["test"][key] for key in ("alpha", "attempt", "n")}.items() <= sealed.items()
@@ -286,7 +287,7 @@ def test_an_existing_target_is_refused(capsys, session, tmp_path):
 def test_names_from_outside_are_text(tmp_path):
     story = Story(tmp_path / "session").search().nominate().seal()
     about = card(Facts.of(story.snapshot().state))
-    assert about["name"] == EVIL
+    assert about["title"] == EVIL and about["name"] == handle(about["recipe_id"])
     for text in (page(about), change(about)):
         assert "<script" not in text and "\x1b" not in text and "[x](y)" not in text and "&lt;script&gt;" in text
     story.session.close()

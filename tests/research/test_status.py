@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+from pathlib import Path
 
 import pytest
 from sessions import PROTECTED, Story
@@ -13,6 +14,7 @@ from research.contract.track import load_track
 from research.contract.trial import Trial
 from research.learn.anytime import alpha_for_attempt, sealed_test
 from research.learn.compare import compare
+from research.ledger.names import handle
 from research.show.facts import Facts
 from research.show.report import write_report
 
@@ -58,7 +60,7 @@ def test_effect_is_the_paired_comparison_of_the_losses_shown(tmp_path, capsys):
     assert found["champion"]["effect"] == pytest.approx(
         found["base"]["loss"][PROTECTED]["mean"] - found["champion"]["loss"][PROTECTED]["mean"])
     assert found["champion"]["over_base"]["effect"] == pytest.approx(found["champion"]["effect"])
-    assert found["best_single"]["name"] == "rotary" and found["best_single"]["effect"] > 0
+    assert found["best_single"]["name"] == "#1 = base + rotary" and found["best_single"]["effect"] > 0
 
 
 def test_what_a_dead_loop_ran_does_not_run(tmp_path, capsys):
@@ -104,7 +106,7 @@ def test_losses_are_also_said_in_the_objectives_terms(tmp_path):
     assert found["steps"].endswith(f"after about {story.track.full_steps / 2:,.0f} steps")  # halfway in the logarithm
     step_s = story.track.base_cost.tokens_per_step / 5e4  # the story's runs make 5e4 tokens a second
     assert found["time"].endswith(f"after about {story.track.full_steps / 2 * step_s:,.0f} s")
-    assert found["flops"] is None
+    assert found["flops"] == f"{full / math.log(2) / 4:.4f} bits per byte"
 
 
 def test_no_session_is_one_line_and_code_2(tmp_path, capsys):
@@ -123,3 +125,22 @@ def test_no_number_of_a_call_that_anybody_may_append_ends_the_report(tmp_path, c
     write_report(path)
     assert "llm" in run(capsys, path) and "Infinity" not in run(capsys, path, "--json")
     assert "x" * 100 not in (path / "report.md").read_text()
+
+
+def test_the_sessions_of_a_folder(tmp_path, capsys):
+    with (story := Story(tmp_path / "old")).session:
+        story.search().nominate().seal()
+        story.end()
+    with (young := Story(tmp_path / "young")).session:
+        young.propose()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "ledger.sqlite").write_bytes(b"none" * 999)
+    rows = {Path(row["session"]).name: row for row in json.loads(run(capsys, tmp_path, "--json"))}
+    assert rows["old"]["verdict"].startswith("proven +0.4") and rows["old"]["state"] == "ended: finished"
+    assert rows["young"]["verdict"] == "" and rows["young"]["state"] in ("running", "loop died")
+    assert "not a database" in rows["broken"]["state"] and rows["broken"]["runs"] is None
+    text = run(capsys, tmp_path)
+    assert "nothing proven" in text and handle(story.best) in text
+    (tmp_path / "empty").mkdir()
+    assert report_errors(lambda: status.main([str(tmp_path / "empty")])) == 2
+    assert "python -m research.loop makes one" in capsys.readouterr().err

@@ -20,6 +20,7 @@ from research.show.report import write_report
 from research.show.verdict import summary, verdict
 from research.status import main as status
 
+STEADY, LUCKY = "#1 = base + rotary", "#2 = #1 + relu-squared - rotary"  # what they are called
 LUCK = 0.126  # by so much the base's second seed is kinder to whoever is compared with it
 
 
@@ -69,7 +70,7 @@ def test_no_best_measured_gain_of_the_luckiest_run(story, capsys):
     report = (path / "report.md").read_text()
     assert "best measured gain" not in report and "+0.7550 on seed 0, +0.6290 on seed 1" in report
     assert status([str(path)]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "lucky" in line or "steady" in line]
+    lines = [line for line in capsys.readouterr().out.splitlines() if LUCKY in line or STEADY in line]
     assert any("over the leader -0.0050 (n = 1)" in line for line in lines)
     assert not re.search(r"measured \+0\.[67]", "\n".join(lines))
 
@@ -97,9 +98,9 @@ def test_the_desk_sorts_within_cells_and_refuses_filters_that_nothing_passes(sto
         desk = Desk(inbox)
         runs = desk.trials(sort="gain").runs
         assert [(r.horizon, r.seed, r.name) for r in runs] == [
-            (1.0, 0, "steady"), (1.0, 0, "lucky"), (1.0, 0, "base"), (1.0, 1, "steady"), (1.0, 1, "base"),
-            (0.25, 0, "steady")]
-        assert [r.name for r in desk.trials(sort="effect", seed=0, horizon=1.0).runs][:1] == ["steady"]
+            (1.0, 0, STEADY), (1.0, 0, LUCKY), (1.0, 0, "base"), (1.0, 1, STEADY), (1.0, 1, "base"),
+            (0.25, 0, STEADY)]
+        assert [r.name for r in desk.trials(sort="effect", seed=0, horizon=1.0).runs][:1] == [STEADY]
         (ended,) = desk.trials(outcome="killed").runs
         assert ended.predicted == [3.1, 0.02] and ended.loss is None
         row = next(row for row in desk.state().frontier if row.recipe_id == story.lucky)
@@ -142,7 +143,7 @@ def test_what_promises_is_not_ranked_before_what_has_run(story):
     bold = story.propose([clipped(0.9)], name="bold")
     story.run(Trial(bold, 0.25, 0), outcome="diverged", reason="nan", loss={})
     rows = Facts(story.snapshot()).frontier(9)
-    assert {row["name"] for row in rows} == {"steady", "lucky"}
+    assert {row["name"] for row in rows} == {STEADY, LUCKY}
 
 
 def test_a_verdict_says_on_how_many_completed_runs_it_rests(tmp_path):

@@ -51,6 +51,7 @@ def test_one_plain_line_for_each_result_and_stage(proven, tmp_path):
     assert lines[-1].endswith(str(tmp_path / "report.html"))
     assert sum("verification: passed" in line for line in lines) == 1
     assert "\x1b" not in out.getvalue()
+    assert max(map(len, lines[:-3])) <= 80
 
 
 def test_events_are_shown_once_and_not_too_often(proven, monkeypatch):
