@@ -103,12 +103,9 @@ class _Rows(Node):
         return self
 
 
-class Embedded(_Rows):
-    """Docstrings of the installed jax, numpy, scipy, flax and optax, or code of matplotlib, pydantic and rich, as
-    bytes: no download."""
+class _Wheels(_Rows):
+    """Text of installed wheels, as bytes: no download."""
 
-    kind: Literal["embedded"]
-    text: Literal["docstrings", "code"] = "docstrings"
     length: Length = 64
     batch: Batch = 32
 
@@ -119,6 +116,18 @@ class Embedded(_Rows):
     @property
     def own_separator(self) -> int:
         return NUL
+
+
+class Embedded(_Wheels):
+    """Docstrings of the installed jax, numpy, scipy, flax and optax, as bytes: no download."""
+
+    kind: Literal["embedded"]
+
+
+class Code(_Wheels):
+    """Code of the installed matplotlib, pydantic and rich, without docstrings, as bytes: no download."""
+
+    kind: Literal["code"]
 
 
 class Shards(_Rows):
@@ -184,4 +193,4 @@ class Tfds(_Rows):
         return self.tokenizer.separator
 
 
-Data = Annotated[Embedded | Shards | Text | Tfds, Field(discriminator="kind")]
+Data = Annotated[Embedded | Code | Shards | Text | Tfds, Field(discriminator="kind")]

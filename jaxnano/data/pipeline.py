@@ -36,7 +36,9 @@ def load(data: config.Data) -> Corpus:
     """
     match data:
         case config.Embedded():
-            return embedded.embedded(text=data.text)
+            return embedded.embedded()
+        case config.Code():
+            return embedded.embedded(text="code")
         case config.Shards():
             return shards.load(data.path, data.vocab)
         case config.Text() | config.Tfds():
@@ -49,7 +51,7 @@ def tokenizer_of(data: config.Data) -> Tokenizer:
     Raises: what `load` raises; Failure where GPT-2's vocabulary cannot be downloaded.
     """
     match data:
-        case config.Embedded():
+        case config.Embedded() | config.Code():
             return tokenizer.build("bytes")
         case config.Shards():
             folder = Path(data.path).expanduser()

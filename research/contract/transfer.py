@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from jaxnano.config.base import ConfigError, Problem, dump_full, validate
-from jaxnano.config.data import GPT2_VOCAB, Bytes, Data, Embedded, Text, Tfds
+from jaxnano.config.data import GPT2_VOCAB, Bytes, Code, Data, Embedded, Text, Tfds
 from jaxnano.config.recipe import Recipe
 from jaxnano.data.corpus import PACKAGES
 from jaxnano.data.source import parsed
@@ -49,8 +49,8 @@ def other_text(data: Data) -> Data | None:
     """The embedded text that the data are not, in rows like theirs; None where tokens are no bytes."""
     if data.vocab != Bytes(kind="bytes").vocab:
         return None
-    other = "code" if isinstance(data, Embedded) and data.text == "docstrings" else "docstrings"
-    return Embedded(kind="embedded", text=other, length=data.length, batch=data.batch, documents=data.documents)
+    rows = {"length": data.length, "batch": data.batch, "documents": data.documents}
+    return Code(kind="code", **rows) if isinstance(data, Embedded) else Embedded(kind="embedded", **rows)
 
 
 def brought(home: Data, text: str) -> Data:
@@ -68,8 +68,9 @@ def brought(home: Data, text: str) -> Data:
 
 def text_of(data: Data) -> str:
     """A text by name."""
-    if isinstance(data, Embedded):
-        return f"{data.text} of {', '.join(PACKAGES[data.text])}"
+    if isinstance(data, Embedded | Code):
+        name = "docstrings" if isinstance(data, Embedded) else "code"
+        return f"{name} of {', '.join(PACKAGES[name])}"
     return data.name if isinstance(data, Tfds) else data.path
 
 

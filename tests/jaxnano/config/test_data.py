@@ -17,7 +17,8 @@ def test_the_name_of_a_recipe_on_shards_is_what_it_was() -> None:
 
 
 @pytest.mark.parametrize(("data", "vocab"), [
-    ({"kind": "embedded"}, 256), (TEXT, 256), ({"kind": "shards"}, 50257), ({"kind": "shards", "vocab": 4096}, 4096),
+    ({"kind": "embedded"}, 256), ({"kind": "code"}, 256), (TEXT, 256), ({"kind": "shards"}, 50257),
+    ({"kind": "shards", "vocab": 4096}, 4096),
     ({**TEXT, "tokenizer": {"kind": "gpt2"}}, 50257), ({**TEXT, "tokenizer": {"kind": "bpe"}}, 4096),
     ({"kind": "tfds", "name": "lm1b", "tokenizer": {"kind": "bpe", "vocab": 999}}, 999),
 ])
@@ -41,7 +42,7 @@ def test_a_document_begins_with_the_datas_own_separator(data: dict, separator: i
 
 
 @pytest.mark.parametrize(("data", "message"), [
-    ({"kind": "tape"}, "data.kind: \"tape\": one of 'embedded', 'shards', 'text', 'tfds'"),
+    ({"kind": "tape"}, "data.kind: \"tape\": one of 'embedded', 'code', 'shards', 'text', 'tfds'"),
     ({"kind": "text"}, "data.path: \"absent\": needed"),
     ({**TEXT, "tokenizer": {"kind": "words"}}, "data.tokenizer.kind: \"words\": one of 'bytes', 'gpt2', 'bpe'"),
     ({**TEXT, "tokenizer": {"kind": "bpe", "vocab": 100}}, "data.tokenizer.vocab: 100"),

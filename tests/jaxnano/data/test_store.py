@@ -136,12 +136,12 @@ def test_an_unwritable_cache_is_named(tmp_path, monkeypatch):
 
 
 def test_the_command_describes_the_data(prepared, monkeypatch, capsys):
-    monkeypatch.setattr(embedded, "embedded", lambda text: prepared)
+    monkeypatch.setattr(embedded, "embedded", lambda: prepared)
     assert main(["--ngram"]) == 0
     assert prepared.data_hash in (output := capsys.readouterr().out)
     assert f"{prepared.tokens('heldout').size:,}" in output
 
-    def missing(text):
+    def missing():
         raise UserError("corpus: scipy is not installed")
 
     monkeypatch.setattr(embedded, "embedded", missing)

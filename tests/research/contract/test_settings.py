@@ -3,11 +3,11 @@
 import pytest
 
 from jaxnano.config.base import ConfigError, dump, validate
-from jaxnano.config.data import GPT2_VOCAB, Embedded, Shards, Text
+from jaxnano.config.data import GPT2_VOCAB, Code, Shards, Text
 from jaxnano.config.edit import diff
-from jaxnano.config.recipe import Recipe, recipe_id
+from jaxnano.config.recipe import Recipe
 from research.contract.track import LossAtSeconds, StepsToTarget, load_track
-from research.contract.transfer import TEXT, Setting, abroad, brought, changed, settings, text_of
+from research.contract.transfer import TEXT, Setting, abroad, brought, changed, other_text, settings, text_of
 
 TINY = load_track("tiny")
 WIDER, LARGER, SMALLER = Setting("2x width", width=2), Setting("2x batch", batch=2.0), Setting("1/2 batch", batch=0.5)
@@ -31,7 +31,7 @@ def wide(**attention):
     (wide(), LARGER, {"data.batch": 16, "phases.end.set.data.batch": 32}),
     (wide(), SMALLER, {"data.batch": 4, "phases.end.set.data.batch": 8}),
     (wide(), Setting("2x horizon", horizon=2.0), {}),
-    (wide(), settings(TINY)[-1], {"data.text": "code"}),
+    (wide(), settings(TINY)[-1], {"data": {"kind": "code", "batch": 8}}),
 ])
 def test_a_setting_changes_what_it_says_in_diffs_too_and_nothing_else(own, setting, paths):
     assert {edit.path: edit.new for edit in diff(own, changed(own, setting)).edits} == paths
@@ -75,14 +75,10 @@ def test_another_text_is_in_the_same_tokens_and_rows(tmp_path):
     own = brought(home, str(tmp_path))
     assert isinstance(own, Text) and (own.vocab, own.length, own.batch) == (256, home.length, home.batch)
     code = settings(TINY)[-1].data
-    assert code == Embedded(kind="embedded", text="code", length=64, batch=8) and text_of(code).startswith("code of ")
+    assert code == Code(kind="code", length=64, batch=8) and text_of(code).startswith("code of ")
+    assert other_text(code) == home
     assert settings(TINY.model_copy(update={"set": ()}), own)[-1].name == f"text: {tmp_path}"
     shards = Shards(kind="shards", length=32, batch=4)
     there = brought(shards, str(tmp_path))
     assert isinstance(there, Text) and (there.vocab, there.length, there.batch) == (GPT2_VOCAB, 32, 4)
     assert settings(load_track("one-gpu"))[-1] == Setting(TEXT)
-
-
-def test_a_new_text_changes_no_id():
-    assert recipe_id(TINY.base_recipe) == recipe_id(validate(Recipe, dump(TINY.base_recipe)))
-    assert "text" not in dump(TINY.base_recipe)["data"]
