@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -17,25 +19,40 @@ from research.contract.trial import Trial
 from research.lanes.protocol import Knowledge, Known
 from research.learn.features import features
 from research.learn.posterior import Candidate, Fitted, Observation, Posterior
-from research.ledger.kinds import Proposed
-from research.ledger.state import FINAL, State
+from research.ledger.kinds import Proposed, Sketch
+from research.ledger.state import FINAL, State, TrialRecord
 
 SEEDS = 8  # common seeds 0 .. 7 of the search
 
 
 @dataclass(frozen=True)
 class Arm:
-    """An accepted recipe. structure: what it compiles, so many programs. flops: of a step. base is number 0."""
+    """An accepted recipe. structure: what it compiles, so many programs. flops, tokens: of a step. source: the recipe
+    as plain data. base is number 0."""
 
     recipe_id: str
     name: str
-    recipe: Recipe
+    source: Mapping[str, Any]
     parts: tuple[Part, ...]
     candidate: Candidate
     lane: str
     structure: str
     flops: float
+    tokens: float
     programs: int = 1
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """What is run."""
+        return validate(Recipe, self.source)
+
+
+def sketched(base: Recipe, recipe: Recipe) -> Sketch:
+    """What the belief needs to know of a recipe."""
+    cost = preflight(recipe)
+    return Sketch(features=features(base, recipe), structure=structure_id(recipe), flops=cost.flops_per_step,
+                  tokens=cost.tokens_per_step,
+                  programs=len({structure_id(stage.recipe) for stage in stages(recipe)}))
 
 
 @dataclass
@@ -47,22 +64,21 @@ class Belief:
     _arms: dict[str, Arm] = field(default_factory=dict)
     _origins: dict[Part, str] = field(default_factory=dict)  # who promises a part's effect; "" is the catalogue
     _steps: dict[tuple[str, float], int] = field(default_factory=dict)
+    _observations: dict[str, Observation] = field(default_factory=dict)  # of completed trials, by key
 
     def arms(self, state: State) -> list[Arm]:
         """Accepted recipes, in the order of their proposals, whatever was asked before; the base first."""
         for rid, body in state.proposals.items():
             if rid in state.accepted and rid not in self._arms:
-                self._arms[rid] = self._arm(rid, body)
+                self._arms[rid] = self._arm(rid, body, state.sketches.get(rid))
         arms = [self._arms[rid] for rid in state.proposals if rid in state.accepted]
         return sorted(arms, key=lambda arm: arm.lane != BASE)
 
-    def _arm(self, rid: str, body: Proposed) -> Arm:
-        recipe, proposal = validate(Recipe, body.recipe), body.proposal
-        candidate = Candidate(features(self.track.base_recipe, recipe), self._promise(proposal))
-        cost = preflight(recipe)
-        return Arm(rid, proposal.name, recipe, proposal.parts, candidate, proposal.lane,
-                   structure_id(recipe), cost.flops_per_step,
-                   len({structure_id(stage.recipe) for stage in stages(recipe)}))
+    def _arm(self, rid: str, body: Proposed, told: Sketch | None) -> Arm:
+        found, proposal = told or sketched(self.track.base_recipe, validate(Recipe, body.recipe)), body.proposal
+        return Arm(rid, proposal.name, body.recipe, proposal.parts,
+                   Candidate(found.features, self._promise(proposal)), proposal.lane, found.structure, found.flops,
+                   found.tokens, found.programs)
 
     def _promise(self, proposal: Proposal) -> dict[str, float]:
         """What the parts promise together, nats, by who was the first to promise each."""
@@ -78,6 +94,14 @@ class Belief:
         if (key := (arm.recipe_id, horizon)) not in self._steps:
             self._steps[key] = self.track.steps(arm.recipe, horizon)
         return self._steps[key]
+
+    def observation(self, trial: TrialRecord, arm: Arm) -> Observation:
+        """What a completed trial says; kept, since every decision rests on all of them."""
+        if trial.key not in self._observations:
+            self._observations[trial.key] = Observation(arm.candidate.features, trial.horizon, trial.seed,
+                                                        trial.loss[self.track.splits.search],
+                                                        promise=arm.candidate.promise)
+        return self._observations[trial.key]
 
     def at(self, state: State) -> Snapshot:
         """Everything that follows from one state."""
@@ -118,24 +142,30 @@ class Snapshot:
 
     @cached_property
     def fitted(self) -> Fitted:
-        """The posterior given all finished runs; of one that was ended early, only that it diverged is known."""
+        """The posterior given all finished runs; of one that was ended early, only that it diverged is known.
+
+        Those of a proof enter once its attempt is judged, by their loss on the search split.
+        """
         observations, diverged = [], []
         for trial in self.state.trials.values():
             result, arm = trial.result, self.by_id.get(trial.recipe_id)
-            if arm is None or result is None or trial.seed >= SEEDS:
+            if arm is None or result is None or not (trial.seed < SEEDS or trial.seed in self._judged):
                 continue
             if result.outcome == "completed":
-                observations.append(Observation(arm.candidate.features, trial.horizon, trial.seed,
-                                                trial.loss[self.track.splits.search], promise=arm.candidate.promise))
+                observations.append(self.belief.observation(trial, arm))
             elif result.outcome == "diverged":
                 diverged.append(arm.candidate.features)
         return self.belief.posterior.fit(observations, diverged)
 
     @cached_property
+    def _judged(self) -> set[int]:
+        """Seeds of proofs that are over."""
+        return {seed for event in self.state.verifications for seed in event.body.seeds}
+
+    @cached_property
     def effects(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of each arm's full-horizon effect, nats."""
-        mean, covariance = self.fitted.predict([arm.candidate for arm in self.arms])
-        return mean, np.sqrt(np.maximum(np.diag(covariance), 0.0))
+        return self.fitted.effects([arm.candidate for arm in self.arms])
 
     @cached_property
     def p_diverge(self) -> np.ndarray:
@@ -178,11 +208,17 @@ class Snapshot:
         """Recipes that failed or ran out of time: they are not tried again."""
         return {t.recipe_id for t in self.state.trials.values() if t.outcome in ("failed", "timeout")}
 
+    @cached_property
+    def best(self) -> Arm | None:
+        """The candidate worth most among those of which a run has finished, if any beats the base."""
+        able = [i for i, arm in enumerate(self.arms) if self.finished[arm.recipe_id] and arm.parts
+                and arm.recipe_id not in self.fallen and self.worth[i] > 0]
+        return self.arms[max(able, key=lambda i: self.worth[i])] if able else None
+
     @property
     def leader(self) -> str | None:
         """The champion, or else the candidate that leads; None where nothing is expected to beat the base."""
-        best = self.view().best if self.arms else None
-        return self.state.champion or (best.recipe_id if best else None)
+        return self.state.champion or (self.best.recipe_id if self.best else None)
 
     def view(self) -> Knowledge:
         """What proposers may know."""

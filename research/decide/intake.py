@@ -15,6 +15,7 @@ from research.contract.gate import Gate, Verdict
 from research.contract.part import BASE, OUTSIDE, Proposal
 from research.contract.proposal import build, submitted
 from research.contract.track import Track
+from research.decide.belief import sketched
 from research.decide.book import Book
 from research.decide.choose import contenders, rewards
 from research.lanes.protocol import Beside, Proposer
@@ -124,6 +125,8 @@ class Intake:
         self._judged(recipe_id(recipe), verdict, **about)
 
     def _judged(self, subject: str, verdict: Verdict, **about: Any) -> None:
+        if verdict.accepted and verdict.recipe is not None:
+            about["sketch"] = sketched(self.book.track.base_recipe, verdict.recipe)
         self.book.record("verdict", subject, verdict.as_dict() | about)
         if verdict.recipe is not None:
             self.gate.remember(verdict.recipe)

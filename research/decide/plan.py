@@ -107,7 +107,7 @@ class Plan:
 
     def proof_s(self, prices: Prices) -> float:
         """Predicted seconds from nomination to verdict for the present best."""
-        best = prices.snapshot.view().best
+        best = prices.snapshot.best
         parts = len(best.parts) if best else 0
         runs = RUNS_A_PART * parts + 2 * ablation.LEAST + 2 * futility.LEAST
         ablation_s = runs * prices.full_run_s + (parts + 2) * prices.compile_s

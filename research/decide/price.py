@@ -7,7 +7,6 @@ from functools import cached_property
 
 import numpy as np
 
-from jaxnano.cost import tokens_per_step
 from research.decide.belief import Arm, Snapshot
 from research.ledger.kinds import Result
 
@@ -59,7 +58,7 @@ class Prices:
         """Seconds of the base's step, the median over its runs; None before the first."""
         base = self.snapshot.arms[0]
         rates = [result.tokens_per_s for arm, result in self._done if arm is base and result.tokens_per_s]
-        return tokens_per_step(base.recipe) / float(np.median(rates)) if rates else None
+        return base.tokens / float(np.median(rates)) if rates else None
 
     @cached_property
     def _compiled(self) -> dict[str, set[int]]:
@@ -94,7 +93,7 @@ class Prices:
     @cached_property
     def flop_s(self) -> float:
         """Measured device-seconds per FLOP."""
-        rates = [tokens_per_step(arm.recipe) / (result.tokens_per_s * arm.flops)
+        rates = [arm.tokens / (result.tokens_per_s * arm.flops)
                  for arm, result in self._done if result.device_s and result.tokens_per_s]
         session = self.snapshot.state.session
         devices = session.place.devices if session.place is not None else 1

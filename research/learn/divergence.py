@@ -1,7 +1,7 @@
 """Which edits make training diverge: a noisy-or over edits, each with its own Beta posterior.
 
-Legend: D edits of the diverged runs, Q edits of the recipes asked about, N edits of all runs; each edit is a path and a
-value of one run.
+Legend: D edits of the diverged runs, V leaves (edits that differ) of some recipes; each edit is a path and a value of
+one run.
 """
 
 from __future__ import annotations
@@ -12,21 +12,10 @@ from functools import cached_property
 
 import numpy as np
 
-from research.learn.kernel import Features, columns, likeness
+from research.learn.kernel import Features, Leaves, compared, leaves, likeness
 
-BASE = ""  # the cause that every recipe carries
+BASE = {"": "base"}  # the cause that every recipe carries
 PRIOR = (0.02, 1.0)  # Beta counts of (diverged, survived) an edit starts with
-
-
-class _Edits:
-    """Edits of runs, path by path. run: the one that each belongs to. paths: where its edits are, numbers, choices."""
-
-    def __init__(self, recipes: Sequence[Features]):
-        found = columns([{BASE: BASE, **features} for features in recipes])
-        self.runs, self.run = len(recipes), np.concatenate([np.zeros(0, int), *(run for run, *_ in found.values())])
-        ends = np.cumsum([len(run) for run, *_ in found.values()])
-        self.paths = {path: (slice(end - len(run), end), *values)
-                      for end, (path, (run, *values)) in zip(ends, found.items(), strict=True)}
 
 
 @dataclass(frozen=True)
@@ -42,36 +31,36 @@ class Divergence:
     rounds: int = 10
 
     @cached_property
-    def _bad(self) -> _Edits:
-        return _Edits(self.diverged)
+    def _bad(self) -> Leaves:
+        return leaves([BASE | {**f} for f in self.diverged])
 
     @cached_property
-    def _all(self) -> _Edits:
-        return _Edits([*self.survived, *self.diverged])
+    def _all(self) -> tuple[Leaves, np.ndarray]:
+        """The leaves of all runs, and how many runs have each."""
+        runs = [*self.survived, *self.diverged]
+        recipes = {id(f): f for f in runs}  # a recipe's features are mostly the same object
+        number = {key: i for i, key in enumerate(recipes)}
+        count_U = np.bincount([number[id(f)] for f in runs], minlength=len(recipes))
+        found = leaves([BASE | {**f} for f in recipes.values()])
+        return found, found.has_UxV.T @ count_U
 
-    def _alike(self, edits: _Edits, others: _Edits, weight: np.ndarray) -> np.ndarray:
-        """For each edit, the sum over the others of likeness times weight."""
-        total = np.zeros(len(edits.run))
-        for path, (at, numbers, choices) in edits.paths.items():
-            if path in others.paths:
-                other, other_numbers, other_choices = others.paths[path]
-                if path == BASE:
-                    total[at] = weight[other].sum()
-                else:
-                    total[at] = likeness(numbers, choices, other_numbers, other_choices, self.length) @ weight[other]
-        return total
+    def _seen(self, asked: Leaves) -> np.ndarray:
+        """For each leaf, how many runs had it or one like it."""
+        every, count_V = self._all
+        return compared(asked, every, self.length, likeness) @ count_V
 
     @cached_property
-    def blame_D(self) -> np.ndarray:
-        """For each edit of a diverged run, the probability that it was a cause."""
+    def blame_V(self) -> np.ndarray:
+        """For each leaf of the diverged runs, how many of them it is to blame for."""
         bad = self._bad
-        count = np.bincount(bad.run, minlength=bad.runs)
-        blame_D = 1.0 / count[bad.run]
-        seen_D = self._alike(bad, self._all, np.ones(len(self._all.run)))
+        has_UxV = bad.has_UxV.tocoo()
+        run_D, leaf_D = has_UxV.coords
+        blame_D = 1.0 / np.bincount(run_D)[run_D]
+        seen_V, alike_VxV = self._seen(bad), compared(bad, bad, self.length, likeness)
         for _ in range(self.rounds):
-            rate_D = self._rates(self._alike(bad, bad, blame_D), seen_D)
-            blame_D = rate_D / np.maximum(_any(rate_D, bad), 1e-12)[bad.run]
-        return blame_D
+            rate_V = self._rates(alike_VxV @ np.bincount(leaf_D, blame_D, len(seen_V)), seen_V)
+            blame_D = rate_V[leaf_D] / np.maximum(_any(rate_V, bad), 1e-12)[run_D]
+        return np.bincount(leaf_D, blame_D, len(seen_V))
 
     def _rates(self, blamed: np.ndarray, seen: np.ndarray) -> np.ndarray:
         """Posterior mean probability that each edit makes a run diverge."""
@@ -81,13 +70,12 @@ class Divergence:
         """Probability that a run of each recipe diverges; 0 while no run has."""
         if not self.diverged or not recipes:
             return np.zeros(len(recipes))
-        asked = _Edits(recipes)
-        blamed_Q = self._alike(asked, self._bad, self.blame_D)
-        seen_Q = self._alike(asked, self._all, np.ones(len(self._all.run)))
-        return _any(self._rates(blamed_Q, seen_Q), asked)
+        asked = leaves([BASE | {**f} for f in recipes])
+        blamed_V = compared(asked, self._bad, self.length, likeness) @ self.blame_V
+        return _any(self._rates(blamed_V, self._seen(asked)), asked)
 
 
-def _any(rates: np.ndarray, edits: _Edits) -> np.ndarray:
-    """Probability, for each run, that at least one of its edits makes it diverge."""
+def _any(rate_V: np.ndarray, found: Leaves) -> np.ndarray:
+    """Probability, for each recipe, that at least one of its leaves makes a run diverge."""
     with np.errstate(divide="ignore"):
-        return -np.expm1(np.bincount(edits.run, np.log1p(-rates), minlength=edits.runs))
+        return -np.expm1(found.has_UxV @ np.log1p(-rate_V))

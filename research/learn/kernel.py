@@ -1,51 +1,111 @@
 """Similarity of recipes, from the edits that separate them from the base.
 
-Legend: U recipes on the left, W on the right; n, m rows (runs), each naming one recipe.
+Legend: U recipes on the left, W on the right, V and X their leaves; n, m rows (runs), each naming one recipe.
 
 A recipe is {path: value} over the leaves it changes; the base is {}. A number is the signed displacement from the
 base's value (from the node's default where the base has no such leaf), in units in which 1 is a step that matters (a
 factor of e, a tenth of a range); 0 means "as in the base". A string is a choice, unordered.
+
+What recipes share is summed over their leaves, and thousands of recipes are made of some hundreds of different leaves:
+leaves are compared, recipes are sums (a sparse matrix says which has which).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+from scipy.sparse import coo_array, csr_array
 
 Features = Mapping[str, float | str]
+PARTS = ("effect", "interaction", "pairs", "horizon", "own", "seed")  # of an outcome; all but the last: of an effect
 FULL_HORIZON_SPAN = 3.0  # log2 of the range of horizons: at 1/8 a horizon's own effect has unit prior scale
 
 
-def columns(recipes: Sequence[Features]) -> dict[str, tuple[np.ndarray, ...]]:
-    """path -> (recipe numbers, numeric values with NaN for choices, choices with "" for numbers)."""
-    entries: dict[str, list[tuple[int, float, str]]] = {}
+@dataclass(frozen=True)
+class Leaves:
+    """The different leaves of some recipes, path by path.
+
+    spans: where each path's are. numbers, choices: their values, NaN and "" where a value is the other. has_UxV: 1
+    where a recipe has a leaf.
+    """
+
+    spans: Mapping[str, slice]
+    numbers: np.ndarray
+    choices: np.ndarray
+    has_UxV: Any  # a csr_array, whose shape has no type
+
+
+def leaves(recipes: Sequence[Features]) -> Leaves:
+    """What some recipes change. Raises: ValueError for a displacement that is no number."""
+    owners: dict[str, dict[float | str, list[int]]] = {}
     for i, features in enumerate(recipes):
         for path, value in features.items():
             if not isinstance(value, str) and not math.isfinite(value):
                 raise ValueError(f"feature {path} is {value}; a finite displacement from the base is needed")
-            number, choice = (math.nan, value) if isinstance(value, str) else (float(value), "")
-            entries.setdefault(path, []).append((i, number, choice))
-    return {path: tuple(map(np.array, zip(*found, strict=True))) for path, found in entries.items()}
+            owners.setdefault(path, {}).setdefault(value, []).append(i)
+    spans: dict[str, slice] = {}
+    values: list[float | str] = []
+    held: list[list[int]] = []
+    for path in sorted(owners):
+        spans[path] = slice(len(values), len(values) + len(owners[path]))
+        values += owners[path]
+        held += owners[path].values()
+    of_V = np.repeat(np.arange(len(held)), [len(who) for who in held])
+    who = np.array([i for who in held for i in who], int)
+    return Leaves(spans, np.array([math.nan if isinstance(v, str) else v for v in values], float),
+                  np.array([v if isinstance(v, str) else "" for v in values], str),
+                  csr_array((np.ones(len(who)), (who, of_V)), shape=(len(recipes), len(values))))
 
 
-def likeness(numbers_u, choices_u, numbers_w, choices_w, length: float):
+def likeness(numbers_V, choices_V, numbers_X, choices_X, length: float) -> np.ndarray:
     """Correlation, before centring, of one path's values: RBF for two numbers, equality for two choices, else 0."""
-    gap_UxW = numbers_u[:, None] - numbers_w[None, :]
-    rbf_UxW = np.exp(-0.5 * (gap_UxW / length) ** 2)
-    return np.where(np.isnan(rbf_UxW), (choices_u[:, None] == choices_w) & (choices_u != "")[:, None], rbf_UxW)
+    gap_VxX = numbers_V[:, None] - numbers_X[None, :]
+    rbf_VxX = np.exp(-0.5 * (gap_VxX / length) ** 2)
+    return np.where(np.isnan(rbf_VxX), (choices_V[:, None] == choices_X) & (choices_V != "")[:, None], rbf_VxX)
 
 
-def departure(numbers, length: float) -> np.ndarray:
+def departure(numbers: np.ndarray, length: float) -> np.ndarray:
     """1 - likeness to the base's own value, in [0, 1]: 1 for a choice."""
     return np.where(np.isnan(numbers), 1.0, -np.expm1(-0.5 * (numbers / length) ** 2))
 
 
+def centred(numbers_V, choices_V, numbers_X, choices_X, length: float) -> np.ndarray:
+    """Half Cov(h(v) - h(base), h(x) - h(base)), h having `likeness` as covariance.
+
+    The base gets 0, a changed choice 1, two different choices on one path 1/2 (the base's own value is common to both).
+    """
+    far_VxX = departure(numbers_V, length)[:, None] + departure(numbers_X, length)[None, :]
+    return 0.5 * (far_VxX - 1.0 + likeness(numbers_V, choices_V, numbers_X, choices_X, length))
+
+
+def compared(left: Leaves, right: Leaves, length: float, how: Callable[..., np.ndarray] = centred) -> csr_array:
+    """How leaves of the same path compare; leaves of different paths have nothing in common. Shape V x X."""
+    blocks, rows_, columns_ = [np.zeros(0)], [np.zeros(0, int)], [np.zeros(0, int)]
+    for path in sorted(left.spans.keys() & right.spans.keys()):
+        v, x = left.spans[path], right.spans[path]
+        block = how(left.numbers[v], left.choices[v], right.numbers[x], right.choices[x], length)
+        blocks.append(block.ravel())
+        rows_.append(np.repeat(np.arange(v.start, v.stop), block.shape[1]))
+        columns_.append(np.tile(np.arange(x.start, x.stop), block.shape[0]))
+    shape = len(left.numbers), len(right.numbers)
+    found = np.concatenate(blocks), (np.concatenate(rows_), np.concatenate(columns_))
+    return csr_array(coo_array(found, shape=shape))
+
+
+def summed(left: Leaves, right: Leaves, leaf_VxX: csr_array) -> np.ndarray:
+    """Sum, for two recipes, over their pairs of leaves. Shape U x W."""
+    if left.has_UxV.shape[0] < right.has_UxV.shape[0]:  # what is dense in between has the shorter side
+        return (right.has_UxV @ (leaf_VxX.T @ left.has_UxV.T).toarray()).T
+    return left.has_UxV @ (leaf_VxX @ right.has_UxV.T).toarray()
+
+
 @dataclass(frozen=True)
 class Rows:
-    """Runs as arrays of n: which recipe, at which horizon (fraction of the full budget), on which seed, and the effect
-    (nats) that each origin promises of it."""
+    """Runs as arrays of n: which recipe, at which horizon (fraction of the full budget), on which seed (-1: an effect,
+    which is no run), and the effect (nats) that each origin promises of it."""
 
     recipes: tuple[Features, ...]
     index: np.ndarray
@@ -64,18 +124,34 @@ class Rows:
         return np.maximum(0.0, -np.log2(self.horizon)) / FULL_HORIZON_SPAN
 
     @cached_property
-    def columns(self) -> dict[str, tuple[np.ndarray, ...]]:
-        return columns(self.recipes)
+    def keys(self) -> tuple[tuple, ...]:
+        """By which the same recipe is known among other rows."""
+        return tuple(tuple(f.items()) for f in self.recipes)  # sorted, as `rows` has made them
+
+    @cached_property
+    def leaves(self) -> Leaves:
+        """What the recipes change."""
+        return leaves(self.recipes)
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def at(self, which: np.ndarray) -> "Rows":
+        """Some of the rows, in the order of their numbers."""
+        kept, index = np.unique(self.index[which], return_inverse=True)
+        return Rows(tuple(self.recipes[i] for i in kept), index.reshape(-1), self.horizon[which], self.seed[which],
+                    {origin: promise[which] for origin, promise in self.promises.items()})
 
 
 def rows(features: Sequence[Features], horizon, seed, prior) -> Rows:
     """Build Rows, keeping each distinct recipe once. prior: a number, or by origin, for each row or for all."""
     numbers: dict = {}
-    index = np.array([numbers.setdefault(tuple(sorted(f.items())), len(numbers)) for f in features], dtype=int)
-    n = len(index)
+    known: dict[int, int] = {}  # a recipe's features are mostly the same object
+    index = np.empty(n := len(features), int)
+    for i, f in enumerate(features):
+        if (found := known.get(id(f))) is None:
+            found = known[id(f)] = numbers.setdefault(tuple(sorted(f.items())), len(numbers))
+        index[i] = found
     priors = prior if isinstance(prior, Sequence | np.ndarray) else [prior] * n
     named = [p if isinstance(p, Mapping) else {"": p} for p in priors]
     promises = {o: np.array([p.get(o, 0.0) for p in named], float) for o in sorted({o for p in named for o in p})}
@@ -83,36 +159,30 @@ def rows(features: Sequence[Features], horizon, seed, prior) -> Rows:
     return Rows(tuple(dict(key) for key in numbers), index, horizons, seeds, promises)
 
 
+def joined(first: Rows, second: Rows) -> Rows:
+    """These rows, then those."""
+    told = [(r.recipes[i], {o: promise[n] for o, promise in r.promises.items()})
+            for r in (first, second) for n, i in enumerate(r.index)]
+    horizons, seeds = (np.append(getattr(first, name), getattr(second, name)) for name in ("horizon", "seed"))
+    return rows([features for features, _ in told], horizons, seeds, [promise for _, promise in told])
+
+
 def promised(left: Rows, right: Rows) -> np.ndarray:
     """Covariance of what unit doubt about each origin's promises does to two sets of runs. Shape n x m."""
     total_nxm = np.zeros((len(left), len(right)))
-    for origin in left.promises.keys() & right.promises.keys():
+    for origin in sorted(left.promises.keys() & right.promises.keys()):
         total_nxm += np.outer(left.promises[origin], right.promises[origin])
     return total_nxm
 
 
-def additive(left: Rows, right: Rows, length: float) -> np.ndarray:
-    """Sum over paths of half Cov(h(v) - h(base), h(w) - h(base)), h having `likeness` as covariance.
-
-    The base gets 0, a changed choice 1, two different choices on one path 1/2 (the base's own value is common to both).
-
-    Returns: U x W, over the distinct recipes of both sides.
-    """
-    total_UxW = np.zeros((len(left.recipes), len(right.recipes)))
-    for path in sorted(left.columns.keys() & right.columns.keys()):
-        i, numbers_u, choices_u = left.columns[path]
-        j, numbers_w, choices_w = right.columns[path]
-        far_UxW = departure(numbers_u, length)[:, None] + departure(numbers_w, length)[None, :]
-        total_UxW[np.ix_(i, j)] += 0.5 * (far_UxW - 1.0 + likeness(numbers_u, choices_u, numbers_w, choices_w, length))
-    return total_UxW
+def additive(left: Rows, right: Rows, length: float, power: int = 1) -> np.ndarray:
+    """Sum over paths of `centred`, to a power. Returns: U x W, over the distinct recipes of both sides."""
+    return summed(left.leaves, right.leaves, compared(left.leaves, right.leaves, length).power(power))
 
 
-def additive_variance(points: Rows, length: float) -> np.ndarray:
+def additive_variance(points: Rows, length: float, power: int = 1) -> np.ndarray:
     """Diagonal of `additive`: about how many of the base's leaves each recipe has left behind. Shape U."""
-    total_U = np.zeros(len(points.recipes))
-    for i, numbers, _ in points.columns.values():
-        total_U[i] += departure(numbers, length)
-    return total_U
+    return points.leaves.has_UxV @ departure(points.leaves.numbers, length) ** power
 
 
 @dataclass(frozen=True)
@@ -126,37 +196,62 @@ class Scales:
     seed_horizon: float = 2.0
 
 
-def components(left: Rows, right: Rows, scales: Scales) -> np.ndarray:
-    """Unit-variance parts of the covariance of two sets of runs, in the order additive, interaction, horizon, seed.
+def components(left: Rows, right: Rows, scales: Scales) -> Iterator[np.ndarray]:
+    """Unit-variance parts of the covariance of two sets of runs, n x m, in the order of PARTS.
 
-    additive, interaction: f, nil at the base; the interaction sees whole recipes, bounded however many leaves they
-    change. horizon: g, a random walk in log horizon that starts at 0 at the full one, so that f is the full-horizon
-    effect. seed: e, within a seed only; its correlation falls with the number of leaves two recipes differ by.
-
-    Returns: 4 x n x m array.
+    additive, interaction, pairs: f, nil at the base. The interaction sees whole recipes, bounded however many leaves
+    they change; pairs are what each two paths do together, the second elementary symmetric polynomial of the paths'
+    covariances k: (A^2 - sum k^2) / 2 with A = sum k. horizon: g, a random walk in log horizon that starts at 0 at the
+    full one, so that f is the full-horizon effect; own: the same, of one recipe alone. seed: e, within a seed only; its
+    correlation falls with the number of leaves two recipes differ by.
     """
+    pick = np.ix_(left.index, right.index)
     additive_UxW = additive(left, right, scales.path)
+    additive_nxm = additive_UxW[pick]
+    yield additive_nxm
     left_U, right_W = (additive_variance(r, scales.path) for r in (left, right))
     distance_UxW = np.maximum(left_U[:, None] + right_W[None, :] - 2.0 * additive_UxW, 0.0)
     near_UxW = np.exp(-distance_UxW / scales.interaction)
     from_base = np.exp(-left_U / scales.interaction)[:, None] + np.exp(-right_W / scales.interaction)[None, :]
-    interaction_UxW = 0.5 * (1.0 + near_UxW - from_base)
-    pick = np.ix_(left.index, right.index)
-    additive_nxm = additive_UxW[pick]
+    yield (0.5 * (1.0 + near_UxW - from_base))[pick]
+    yield (0.5 * (additive_UxW**2 - additive(left, right, scales.path, 2)))[pick]
     walk_nxm = np.minimum(left.shortness[:, None], right.shortness[None, :])
+    yield additive_nxm * walk_nxm
+    yield walk_nxm * same_recipe(left, right)
+    seed_nxm = np.exp(-distance_UxW / scales.seed)[pick] * same_seed(left, right)
     doublings_nxm = FULL_HORIZON_SPAN * np.abs(left.shortness[:, None] - right.shortness[None, :])
-    seed_nxm = np.exp(-distance_UxW / scales.seed)[pick] * np.exp(-doublings_nxm / scales.seed_horizon)
-    seed_nxm *= left.seed[:, None] == right.seed[None, :]
-    return np.stack([additive_nxm, interaction_UxW[pick], additive_nxm * walk_nxm, seed_nxm])
+    yield seed_nxm * np.exp(-doublings_nxm / scales.seed_horizon)
+
+
+def covariance(left: Rows, right: Rows, variances: np.ndarray, scales: Scales) -> np.ndarray:
+    """As many `components` as there are variances, together. Shape n x m."""
+    total_nxm = np.zeros((len(left), len(right)))
+    for variance, part in zip(variances, components(left, right, scales), strict=False):
+        total_nxm += variance * part
+    return total_nxm
 
 
 def component_variances(points: Rows, scales: Scales) -> np.ndarray:
-    """Diagonal of `components(points, points)`. Shape 4 x n."""
-    additive_n = additive_variance(points, scales.path)[points.index]
+    """Diagonal of `components(points, points)`. Shape parts x n."""
+    additive_n, squares_n = (additive_variance(points, scales.path, power)[points.index] for power in (1, 2))
     interaction_n = 1.0 - np.exp(-additive_n / scales.interaction)
-    return np.stack([additive_n, interaction_n, additive_n * points.shortness, np.ones(len(points))])
+    changed_n = np.array([bool(f) for f in points.recipes], float)[points.index]
+    return np.stack([additive_n, interaction_n, 0.5 * (additive_n**2 - squares_n), additive_n * points.shortness,
+                     changed_n * points.shortness, (points.seed >= 0).astype(float)])
+
+
+def same_recipe(left: Rows, right: Rows) -> np.ndarray:
+    """1 where two runs are of one recipe that is not the base. Shape n x m."""
+    number = {key: i for i, key in enumerate(left.keys)}
+    right_m = np.array([number.get(key, -1) if key else -1 for key in right.keys], int)[right.index]
+    return (left.index[:, None] == right_m).astype(float)
+
+
+def same_seed(left: Rows, right: Rows) -> np.ndarray:
+    """Where two runs share a seed; an effect has none. Shape n x m."""
+    return (left.seed[:, None] == right.seed) & (right.seed >= 0)
 
 
 def same_cell(left: Rows, right: Rows) -> np.ndarray:
     """1 where two runs share horizon and seed. Shape n x m."""
-    return ((left.horizon[:, None] == right.horizon) & (left.seed[:, None] == right.seed)).astype(float)
+    return ((left.horizon[:, None] == right.horizon) & same_seed(left, right)).astype(float)

@@ -4,21 +4,37 @@
 
 Effects (f, g) are in nats, relative to the base, positive = better than the base. A diverged run is no number: it
 enters `p_diverge` only. What a promise is worth is learnt by its origin. Everything is a function of the observations
-in their order, so that a decision can be replayed.
+in their order, so that a decision can be replayed. Some hundreds of runs are all kept; of more, an active set tells
+what the others say (active.py), and the newest are added to it as they are.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.linalg import cho_solve, cholesky, solve_triangular
-from scipy.optimize import minimize
+from scipy.linalg import block_diag, cho_solve, solve_triangular
 
+from research.learn.active import active, summary
 from research.learn.divergence import Divergence
-from research.learn.kernel import Features, Rows, Scales, component_variances, components, promised, rows, same_cell
+from research.learn.kernel import (
+    PARTS,
+    Features,
+    Rows,
+    component_variances,
+    components,
+    covariance,
+    joined,
+    promised,
+    rows,
+    same_cell,
+)
+from research.learn.scales import Hypers, PosteriorConfig, factor, fitted
 
+EFFECT = PARTS.index("seed")  # so many parts make up an effect
 Promise = float | Mapping[str, float]  # nats; a number is the catalogue's, whose origin is ""
+CHUNK = 1024  # candidates that are looked at at a time
+NEWEST = 64  # runs, fewer than which are told beside an active set
 
 
 @dataclass(frozen=True)
@@ -49,55 +65,30 @@ def rows_of(candidates: Sequence[Candidate] | Sequence[Observation], horizon: An
     return rows([c.features for c in candidates], horizon, seed, [c.promise for c in candidates])
 
 
-@dataclass(frozen=True)
-class Hypers:
-    """Standard deviations, in nats, of the parts of the model."""
-
-    effect: float = 0.03
-    interaction: float = 0.02
-    horizon: float = 0.02
-    seed: float = 0.02
-    noise: float = 0.006
-
-    def variances(self) -> np.ndarray:
-        return np.square([self.effect, self.interaction, self.horizon, self.seed, self.noise])
-
-
-@dataclass(frozen=True)
-class PosteriorConfig:
-    """Prior of the model. `median` and `spread` (in log units): log-normal priors of the scales.
-
-    offset_sd: of a cell's unknown level, nats. trust, trust_sd: prior of the factor between what an origin
-    promises of a candidate and what that is worth on this track; each origin's is learnt with the rest.
-    """
-
-    median: Hypers = Hypers()
-    spread: float = 0.7
-    offset_sd: float = 1.0
-    trust: float = 0.5
-    trust_sd: float = 0.5
-    scales: Scales = Scales()
-
-
-def factor(matrix_nxn: np.ndarray) -> np.ndarray:
-    """Lower Cholesky factor, with as little jitter on the diagonal as it takes."""
-    scale = max(float(np.mean(np.diag(matrix_nxn))), 1e-12) if len(matrix_nxn) else 1.0
-    for power in range(-11, 0):
-        try:
-            return cholesky(matrix_nxn + scale * 10.0**power * np.eye(len(matrix_nxn)), lower=True, check_finite=False)
-        except np.linalg.LinAlgError:
-            continue
-    raise FloatingPointError("covariance is not positive definite")
-
-
-def _refit_at(n: int) -> int:
+def refit_at(n: int) -> int:
     """How many of n observations the scales are fitted to: a step of 4, doubling from 64 observations on."""
     return n - n % max(4, 1 << max(n.bit_length() - 4, 0))
 
 
+class Told(NamedTuple):
+    """What runs say: their outcomes, less the prior mean, and the covariance of their errors, or its diagonal. levels:
+    of a loss, by horizon, that outcomes are told from."""
+
+    runs: Rows
+    outcome_n: np.ndarray
+    error: np.ndarray
+    levels: Mapping[float, float]
+
+    @property
+    def error_nxn(self) -> np.ndarray:
+        """The covariance of the errors."""
+        return np.diag(self.error) if self.error.ndim == 1 else self.error
+
+
 @dataclass(frozen=True)
 class Fitted:
-    """The posterior. Made by `Posterior.fit`; holds no reference to the ledger."""
+    """The posterior. Made by `Posterior.fit`; holds no reference to the ledger. runs: those that it rests on: all, or
+    the active set and the newest."""
 
     config: PosteriorConfig
     hypers: Hypers
@@ -105,22 +96,26 @@ class Fitted:
     lower_nxn: np.ndarray
     alpha_n: np.ndarray
     divergence: Divergence
+    levels: Mapping[float, float] = field(default_factory=dict)
 
-    def effect_covariance(self, left: Rows, right: Rows, parts: int = 3) -> np.ndarray:
+    def effect_covariance(self, left: Rows, right: Rows, parts: int = EFFECT) -> np.ndarray:
         """Prior covariance of f + g, or of as many `components`. Shape n x m."""
-        found = np.tensordot(self.hypers.variances()[:parts], components(left, right, self.config.scales)[:parts], 1)
+        found = covariance(left, right, self.hypers.variances()[:parts], self.config.scales)
         return found + self.config.trust_sd**2 * promised(left, right)
 
     def outcome_covariance(self, left: Rows, right: Rows) -> np.ndarray:
         """Prior covariance of runs' outcomes, noise left out. Shape n x m."""
-        return self.effect_covariance(left, right, 4) + self.config.offset_sd**2 * same_cell(left, right)
+        return self.effect_covariance(left, right, len(PARTS)) + self.config.offset_sd**2 * same_cell(left, right)
+
+    def effect_variance(self, points: Rows, parts: int = EFFECT) -> np.ndarray:
+        """Diagonal of `effect_covariance`. Shape n."""
+        found = self.hypers.variances()[:parts] @ component_variances(points, self.config.scales)[:parts]
+        return found + self.config.trust_sd**2 * sum(promise**2 for promise in points.promises.values())
 
     def outcome_variance(self, points: Rows) -> np.ndarray:
         """Prior variance of runs' outcomes, noise included. Shape n."""
-        variances = self.hypers.variances()
-        parts = variances[:4] @ component_variances(points, self.config.scales)
-        trust = self.config.trust_sd**2 * sum(promise**2 for promise in points.promises.values())
-        return parts + trust + self.config.offset_sd**2 + variances[4]
+        cells = self.config.offset_sd**2 * (points.seed >= 0)
+        return self.effect_variance(points, len(PARTS)) + cells + self.hypers.noise**2
 
     def whiten(self, cross_nxm: np.ndarray) -> np.ndarray:
         """Cross covariance with the runs -> coordinates in which conditioning is a subtraction. Shape n x m."""
@@ -135,31 +130,52 @@ class Fitted:
         mean_C = self.config.trust * points.prior + self.alpha_n @ cross_nxC
         return mean_C, self.effect_covariance(points, points) - white_nxC.T @ white_nxC
 
+    def effects(self, candidates: Sequence[Candidate]) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation (C) of the candidates' full-horizon effects: thousands, without what they share.
+        """
+        return self._moments(candidates, 1.0, -1, self.effect_covariance, self.effect_variance)
+
+    def outcomes(self, candidates: Sequence[Candidate], horizons: Any, seeds: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the negative loss that runs to come will have."""
+        mean, sd = self._moments(candidates, horizons, seeds, self.outcome_covariance, self.outcome_variance)
+        return mean - [self.levels.get(float(h), 0.0) for h in np.broadcast_to(horizons, len(candidates))], sd
+
+    def _moments(self, candidates, horizons, seeds, covariance, variance) -> tuple[np.ndarray, np.ndarray]:
+        means, sds = [np.zeros(0)], [np.zeros(0)]
+        horizons, seeds = (np.broadcast_to(c, len(candidates)) for c in (horizons, seeds))
+        for start in range(0, len(candidates), CHUNK):
+            some = slice(start, start + CHUNK)
+            points = rows_of(candidates[some], horizons[some], seeds[some])
+            cross_nxC = covariance(self.runs, points)
+            left_C = variance(points) - (self.whiten(cross_nxC) ** 2).sum(0)
+            means.append(self.config.trust * points.prior + self.alpha_n @ cross_nxC)
+            sds.append(np.sqrt(np.maximum(left_C, 0.0)))
+        return np.concatenate(means), np.concatenate(sds)
+
     def condition(self, candidates: Sequence[Candidate], horizons: Sequence[float], seeds: Sequence[int]) -> "Fitted":
         """The posterior once these runs are in, each with the outcome expected of it: means stay, variances shrink."""
         if not candidates:
             return self
-        n = len(self.runs)
-        known = [Candidate(self.runs.recipes[r], {origin: promise[i] for origin, promise in self.runs.promises.items()})
-                 for i, r in enumerate(self.runs.index)]
-        runs = rows_of([*known, *candidates], np.append(self.runs.horizon, horizons), np.append(self.runs.seed, seeds))
         new = rows_of(candidates, horizons, seeds)
         white = self.whiten(self.outcome_covariance(self.runs, new))
         corner = self.outcome_covariance(new, new) + self.hypers.noise**2 * np.eye(len(new)) - white.T @ white
-        lower = np.block([[self.lower_nxn, np.zeros((n, len(new)))], [white.T, factor(corner)]])
-        return replace(self, runs=runs, lower_nxn=lower, alpha_n=np.append(self.alpha_n, np.zeros(len(new))))
+        lower = np.block([[self.lower_nxn, np.zeros((len(self.runs), len(new)))], [white.T, factor(corner)]])
+        return replace(self, runs=joined(self.runs, new), lower_nxn=lower,
+                       alpha_n=np.append(self.alpha_n, np.zeros(len(new))))
 
 
 @dataclass
 class Posterior:
-    """Fits the model; keeps the last fitted scales so that they are not refitted for each new observation.
+    """Fits the model; keeps the last fitted scales, and what the active set says, so that these are not made again for
+    each new observation.
 
-    The scales are those of the longest prefix of `_refit_at` observations, whatever was asked before: the cache changes
-    the time it takes, never the answer.
+    Both are those of a prefix of the observations, whatever was asked before: the cache changes the time it takes,
+    never the answer.
     """
 
     config: PosteriorConfig = PosteriorConfig()
-    _cached: tuple[list[Observation], Hypers] | None = field(default=None, init=False)
+    _scales: tuple[list[Observation], Hypers] | None = field(default=None, init=False)
+    _summary: tuple[list[Observation], Hypers, Told] | None = field(default=None, init=False)
 
     def fit(self, observations: Sequence[Observation], diverged: Sequence[Features] = ()) -> Fitted:
         """Condition on all observations, oldest first.
@@ -170,53 +186,62 @@ class Posterior:
         for o in observations:
             if not (np.isfinite(o.loss) and o.horizon > 0 and o.noise_sd >= 0):
                 raise ValueError(f"cannot learn from {o}: a finite loss, horizon > 0 and noise_sd >= 0 are needed")
-        prefix = list(observations[: _refit_at(len(observations))])
-        if self._cached is None or self._cached[0] != prefix:
-            self._cached = (prefix, self._fit_scales(prefix))
-        hypers = self._cached[1]
+        observations, n = list(observations), len(observations)
+        prefix = observations[: refit_at(n)]
+        if self._scales is None or self._scales[0] != prefix:
+            self._scales = (prefix, self._fit_scales(prefix))
         divergence = Divergence([o.features for o in observations], list(diverged), self.config.scales.path)
-        runs, target, variance = self._arrays(observations)
-        empty = Fitted(self.config, hypers, runs, np.zeros((0, 0)), np.zeros(0), divergence)
-        lower = factor(empty.outcome_covariance(runs, runs) + np.diag(variance + hypers.noise**2))
-        return replace(empty, lower_nxn=lower, alpha_n=cho_solve((lower, True), target))
+        empty = self._empty(self._scales[1], divergence)
+        if n <= self.config.exact:
+            told = self._told(empty, observations)
+        else:
+            some = n - n % NEWEST
+            first = self._summarised(empty, observations[:some])
+            rest = self._told(empty, observations[some:], first.levels)
+            told = Told(joined(first.runs, rest.runs), np.append(first.outcome_n, rest.outcome_n),
+                        np.asarray(block_diag(first.error_nxn, rest.error_nxn)), rest.levels)
+        lower = factor(empty.outcome_covariance(told.runs, told.runs) + told.error_nxn)
+        return replace(empty, runs=told.runs, lower_nxn=lower, alpha_n=cho_solve((lower, True), told.outcome_n),
+                       levels=told.levels)
 
-    def _arrays(self, observations) -> tuple[Rows, np.ndarray, np.ndarray]:
-        """Runs, outcomes less their prior mean, and measurement variances."""
+    def _empty(self, hypers: Hypers, divergence: Divergence) -> Fitted:
+        """What is believed before any run."""
+        return Fitted(self.config, hypers, rows_of([], [], []), np.zeros((0, 0)), np.zeros(0), divergence)
+
+    def _told(self, empty: Fitted, observations: Sequence[Observation], levels: Mapping[float, float] = {}) -> Told:
+        """What the observations say, each with an error of its own. levels: by horizon, where they are known."""
         runs = rows_of(observations, [o.horizon for o in observations], [o.seed for o in observations])
-        outcome = -np.array([o.loss for o in observations], float)
-        for horizon in np.unique(runs.horizon):  # a cell's level is unknown anyway: only numerically, near 0 is better
-            outcome[runs.horizon == horizon] -= np.median(outcome[runs.horizon == horizon])
-        variance = np.square(np.array([o.noise_sd for o in observations], float))
-        return runs, outcome - self.config.trust * runs.prior, variance
+        loss = np.array([o.loss for o in observations], float)
+        # a cell's level is unknown anyway: only numerically, near 0 is better
+        levels = {h: float(np.median(loss[runs.horizon == h])) for h in np.unique(runs.horizon).tolist()} | {**levels}
+        level = np.array([levels[h] for h in runs.horizon.tolist()])
+        error_n = np.square(np.array([o.noise_sd for o in observations], float)) + empty.hypers.noise**2
+        return Told(runs, level - loss - self.config.trust * runs.prior, error_n, levels)
 
-    def _fit_scales(self, observations: Sequence[Observation]) -> Hypers:
-        """Posterior mean of each variance: L-BFGS to the mode of the log scales, from the prior's median, then
-        Laplace."""
-        median = self.config.median
-        start = 0.5 * np.log(median.variances())
-        if not observations:
-            return Hypers(*np.exp(start + self.config.spread**2))
-        runs, target, variance = self._arrays(observations)
-        parts = np.concatenate([components(runs, runs, self.config.scales), np.eye(len(runs))[None]])
-        fixed = self.config.offset_sd**2 * same_cell(runs, runs) + np.diag(variance)
-        fixed += self.config.trust_sd**2 * promised(runs, runs)
+    def _summarised(self, empty: Fitted, observations: list[Observation]) -> Told:
+        """What the observations say, told by an active set."""
+        if self._summary is None or self._summary[1] != empty.hypers or self._summary[0] != observations:
+            told = self._told(empty, observations)
+            few = active(told.runs, told.outcome_n, self.config.active)
+            outcome_m, error_mxm = summary(
+                empty.outcome_covariance(few, few), empty.outcome_covariance(few, told.runs),
+                empty.outcome_variance(told.runs) - empty.hypers.noise**2, told.error, told.outcome_n)
+            self._summary = observations, empty.hypers, Told(few, outcome_m, error_mxm, told.levels)
+        return self._summary[2]
 
-        def objective(log_sd):
-            weights = np.exp(2 * log_sd)
-            lower = factor(np.tensordot(weights, parts, 1) + fixed)
-            inverse = cho_solve((lower, True), np.eye(len(target)), check_finite=False)
-            alpha = inverse @ target
-            pull = (log_sd - start) / self.config.spread
-            value = 0.5 * target @ alpha + np.log(np.diag(lower)).sum() + 0.5 * pull @ pull
-            slope = np.tensordot(parts, inverse - np.outer(alpha, alpha), 2) * weights + pull / self.config.spread
-            return value, slope
+    def _fit_scales(self, observations: list[Observation]) -> Hypers:
+        """The scales, from the runs of every so many recipes where there are many."""
+        empty = self._empty(replace(self.config.median, noise=0.0), Divergence([], [], 1.0))
+        runs, outcome_n, error_n, _ = self._told(empty, _some(observations, self.config.scaled))
+        parts = np.stack([*components(runs, runs, self.config.scales), np.eye(len(runs))])
+        fixed = self.config.offset_sd**2 * same_cell(runs, runs) + self.config.trust_sd**2 * promised(runs, runs)
+        return fitted(self.config, parts, fixed + np.diag(error_n), outcome_n)
 
-        bounds = [(s - 5.0, s + 5.0) for s in start]
-        best = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 30}).x
-        # plugging in the mode gives 83 % coverage to 90 % intervals; the mean of each variance, by Laplace, gives 89 %
-        steps = 0.05 * np.eye(len(best))
-        hessian = np.stack([objective(best + step)[1] - objective(best - step)[1] for step in steps]) / 0.1
-        curvature, axes = np.linalg.eigh(0.5 * (hessian + hessian.T))
-        spread = (axes**2) @ (1.0 / np.maximum(curvature, self.config.spread**-2))
-        log_sd = best + spread
-        return Hypers(*np.exp(log_sd)) if np.all(np.isfinite(log_sd)) else median
+
+def _some(observations: list[Observation], most: int) -> list[Observation]:
+    """The runs of every so many recipes, so that there are at most so many."""
+    if len(observations) <= most:
+        return observations
+    index = rows_of(observations, 1.0).index
+    step = next(step for step in range(1, len(index) + 1) if step == len(index) or (index % step == 0).sum() <= most)
+    return [observations[i] for i in np.flatnonzero(index % step == 0)[:most]]

@@ -122,10 +122,23 @@ class Refusal(Node):
     rule: str = ""
 
 
+class Sketch(Node):
+    """What is believed of a recipe rests on this: its features, what it compiles (so many programs), FLOPs and tokens
+    of a step. Written once, so that readers of thousands need not build each."""
+
+    features: dict[str, float | str]
+    structure: str
+    programs: int
+    flops: float
+    tokens: float
+
+
 class Judgement(Body):
-    """The gate's verdict. submission: the event it answers. notes: what an accepted proposal may not have meant."""
+    """The gate's verdict. submission: the event it answers. notes: what an accepted proposal may not have meant.
+    sketch: of an accepted recipe; older ledgers have none."""
 
     accepted: bool
+    sketch: Sketch | None = None
     refusals: tuple[Refusal, ...] = ()
     ms: float = 0.0
     notes: tuple[str, ...] = ()

@@ -58,6 +58,8 @@ class TrialRecord:
     @property
     def result(self) -> kinds.Result | None:
         """The completed result if there is one, else the last one that came in, else None."""
+        if len(self.attempts) == 1:
+            return self.attempts[0].result
         results = [attempt.result for attempt in self.attempts if attempt.result is not None]
         completed = [result for result in results if result.outcome == "completed"]
         return (completed or results or [None])[-1]
@@ -106,6 +108,7 @@ class State:
     answers: dict[int, tuple[str, kinds.Judgement]] = field(default_factory=dict)  # to these; "" for no recipe
     calls: list[Event[kinds.Call]] = field(default_factory=list)  # of language models
     accepted: set[str] = field(default_factory=set)  # of these, those that may run
+    sketches: dict[str, kinds.Sketch] = field(default_factory=dict)  # of these, as far as their verdicts hold them
     decisions: list[Event[kinds.Decided]] = field(default_factory=list)
     nominated: list[Event[kinds.Nominated]] = field(default_factory=list)
     ablations: dict[str, kinds.Ablated] = field(default_factory=dict)
@@ -256,6 +259,8 @@ class State:
         if body.accepted:
             self.verdicts["accepted"] += 1
             self.accepted.add(recipe_id)
+            if body.sketch is not None:
+                self.sketches.setdefault(recipe_id, body.sketch)
         else:
             self.verdicts["refused"] += 1
             self.refusals.update(refusal.rule for refusal in body.refusals)

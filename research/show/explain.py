@@ -17,6 +17,7 @@ from research.show.facts import Facts
 from research.text import beginning, effect, loss, spread, the_one
 
 SAMPLES = 4096  # joint draws of the candidates' effects, for the best value's uncertainty
+RIVALS = 256  # candidates that may be the best
 
 
 def explain(events: Sequence[Event], text: str) -> list[str]:
@@ -153,6 +154,8 @@ def best_sd(snapshot: Snapshot) -> float | None:
     """Standard deviation of the best candidate's full-horizon effect, whichever it is; None without candidates."""
     if len(snapshot.arms) < 2:
         return None
-    mean, covariance = snapshot.fitted.predict([arm.candidate for arm in snapshot.arms])
+    mean, sd = snapshot.effects
+    rivals = np.argsort(-(mean + 3 * sd), kind="stable")[:RIVALS]
+    mean, covariance = snapshot.fitted.predict([snapshot.arms[i].candidate for i in rivals])
     draws = np.random.default_rng(0).multivariate_normal(mean, covariance, SAMPLES, method="eigh")
     return float(draws.max(1).std())

@@ -4,6 +4,7 @@
     python -m research.check.bench allocate runs/bench --table runs/table/table.jsonl
     python -m research.check.bench null --out docs/null.md             the proof's false records and power
     python -m research.check.bench barnacles              what the ablation takes off, and the runs that it takes
+    python -m research.check.bench belief SESSION ...     how well its runs were foretold
     python -m research.check.bench record --help          what each takes, and what it costs
 """
 
@@ -18,6 +19,8 @@ COMMANDS = {"null": "false records under attack and the power that is left, of t
             "record": "train what the lanes draw, at every horizon and on several seeds: a table of real runs",
             "allocate": "who finds the best candidate with the least compute: the loop's allocation, and others",
             "barnacles": "what the ablation takes off made-up candidates, what it keeps, and what it costs",
+            "belief": "how well each run of a session is foretold from those before it",
+            "scale": "what a session of thousands of runs costs to think about",
             "kills": "what ending runs early would cost and save, where their end is known"}
 
 PARSER = Command("research.check.bench", __doc__)

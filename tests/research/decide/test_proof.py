@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from sessions import PROTECTED, Story
+from sessions import PROTECTED, Story, forge
 
 from jaxnano.config.recipe import recipe_id
 from research.contract.proposal import build
 from research.contract.trial import FRESH, Trial
+from research.decide.belief import Belief
 from research.decide.proof import Proof, best_single
 from research.ledger.registry import Entry
 
@@ -140,12 +141,22 @@ def test_a_verification_run_that_diverges_leaves_nothing_proven(story, role):
 
 
 def test_nothing_of_the_protected_split_reaches_the_belief_or_the_lanes(story):
+    """A proof's runs count by their search loss, and not before the attempt is judged."""
+    def believed():
+        found = story.snapshot()
+        return [e.tolist() for e in found.effects], [(k.name, k.mean, k.sd) for k in found.view().known]
+
     story.nominate()
     seal(story)
-    before = story.snapshot()
+    before = believed()
     story.worth[story.best] = -1.0
     run_wanted(story)
+    assert believed() == before
     verify(story)
-    after = story.snapshot()
-    assert [e.tolist() for e in after.effects] == [e.tolist() for e in before.effects]
-    assert [(k.name, k.mean, k.sd) for k in after.view().known] == [(k.name, k.mean, k.sd) for k in before.view().known]
+    after = believed()
+    assert after != before
+    forge(story.session.path, "result", lambda body, _: body["loss"].update(
+        {PROTECTED: 9.0} if PROTECTED in body["loss"] else {}))
+    story.events, story.belief = [], Belief(story.track)  # read anew
+    assert any(9.0 in trial.loss.values() for trial in story.snapshot().state.trials.values())
+    assert believed() == after

@@ -1,9 +1,12 @@
+from dataclasses import replace
+from unittest import mock
+
 import numpy as np
 import pytest
 
 from research.learn.divergence import PRIOR, Divergence
 from research.learn.kernel import Rows, Scales, additive, additive_variance, components, rows
-from research.learn.posterior import Candidate, Hypers, Observation, Posterior, PosteriorConfig
+from research.learn.posterior import EFFECT, Candidate, Hypers, Observation, Posterior, PosteriorConfig
 
 SCALES = Scales()
 
@@ -16,7 +19,7 @@ def _recipes(rng, n: int, n_edits: int = 10) -> list[dict]:
     ]
 
 
-def _slow_additive(u: dict, w: dict, length: float) -> float:
+def _slow_paths(u: dict, w: dict, length: float) -> list[float]:
     def alike(v, x):
         if isinstance(v, str) or isinstance(x, str):
             return float(v == x)
@@ -28,13 +31,17 @@ def _slow_additive(u: dict, w: dict, length: float) -> float:
     def value(r, p, other):
         return r.get(p, 0.0 if not isinstance(other.get(p, 0.0), str) else "as in the base")
 
-    total = 0.0
+    found = []
     for p in paths:
         v, x = value(u, p, w), value(w, p, u)
         base_v = 0.0 if not isinstance(v, str) else "as in the base"
         base_x = 0.0 if not isinstance(x, str) else "as in the base"
-        total += 0.5 * (1 + alike(v, x) - alike(v, base_v) - alike(base_x, x))
-    return total
+        found.append(0.5 * (1 + alike(v, x) - alike(v, base_v) - alike(base_x, x)))
+    return found
+
+
+def _slow_additive(u: dict, w: dict, length: float) -> float:
+    return sum(_slow_paths(u, w, length))
 
 
 def test_additive_kernel_agrees_with_its_definition_path_by_path():
@@ -54,21 +61,21 @@ def test_kernels_are_positive_semidefinite_and_nil_at_the_base_and_the_full_hori
     rng = np.random.default_rng(1)
     recipes = [{}, *_recipes(rng, 30)]
     runs = rows(recipes, rng.choice([0.125, 0.5, 1.0], 31), rng.integers(0, 3, 31), 0.0)
-    parts = components(runs, runs, SCALES)
+    parts = np.stack([*components(runs, runs, SCALES)])
     assert all(np.linalg.eigvalsh(part).min() > -1e-9 for part in parts)
-    assert not parts[:3, 0].any()
+    assert not parts[:EFFECT, 0].any()
     full = np.flatnonzero(runs.horizon == 1.0)
-    assert not parts[2][full].any()
+    assert not parts[3][full].any() and not parts[4][full].any()
 
 
 def _observe(rng, recipes, n: int, hypers: Hypers, offset=0.05) -> tuple[list[Observation], np.ndarray]:
     """Draw a campaign from the model itself: the base and n runs over two horizons and two seeds; and the truth."""
     points = rows([*recipes, *recipes], np.repeat([1.0, 0.25], len(recipes)), 0, 0.0)
-    parts = components(points, points, SCALES)
-    covariance = np.tensordot(hypers.variances()[:3], parts[:3], 1)
+    parts = np.stack([*components(points, points, SCALES)])
+    covariance = np.tensordot(hypers.variances()[:EFFECT], parts[:EFFECT], 1)
     effects = np.linalg.cholesky(covariance + 1e-10 * np.eye(len(covariance))) @ rng.standard_normal(len(covariance))
     f, g = effects[: len(recipes)], effects[len(recipes) :]
-    seeded = np.linalg.cholesky(parts[3][: len(recipes), : len(recipes)] + 1e-10 * np.eye(len(recipes)))
+    seeded = np.linalg.cholesky(parts[-1][: len(recipes), : len(recipes)] + 1e-10 * np.eye(len(recipes)))
     seed_effects = hypers.seed * seeded @ rng.standard_normal((len(recipes), 2))
     levels = {(h, s): 1.6 + offset * rng.standard_normal() for h in (1.0, 0.25) for s in (0, 1)}
     observations = []
@@ -101,7 +108,9 @@ def test_equals_the_dense_formula():
         distance = var_u + var_w - 2 * add
         bumps = [np.exp(-d / SCALES.interaction) for d in (distance, var_u, var_w)]
         value = hypers.effect**2 * add + hypers.interaction**2 * 0.5 * (1 + bumps[0] - bumps[1] - bumps[2])
-        value += hypers.horizon**2 * add * min(-np.log2(hu), -np.log2(hw)) / 3 + config.trust_sd**2 * pu * pw
+        by_path, walk = _slow_paths(u, w, SCALES.path), min(-np.log2(hu), -np.log2(hw)) / 3
+        value += hypers.pairs**2 * sum(a * b for i, a in enumerate(by_path) for b in by_path[:i])
+        value += (hypers.horizon**2 * add + hypers.own**2 * bool(u and u == w)) * walk + config.trust_sd**2 * pu * pw
         if is_outcome and su == sw:
             gap = abs(np.log2(hu / hw)) / SCALES.seed_horizon
             value += hypers.seed**2 * np.exp(-distance / SCALES.seed - gap) + config.offset_sd**2 * (hu == hw)
@@ -265,3 +274,58 @@ def test_conditioning_on_runs_to_come_equals_having_them_at_their_expected_outco
     ]
     dense = Posterior(PosteriorConfig(median=fitted.hypers, spread=1e-3)).fit(extended).predict(candidates)[1]
     np.testing.assert_allclose(covariance_then, dense, atol=2e-4 * np.max(covariance))
+
+
+def _many(rng, n):
+    recipes = [{}, *_recipes(rng, n // 3, 30)]
+    found = _observe(rng, recipes, 3 * n, Hypers())[0]
+    runs = {(tuple(sorted(o.features.items())), o.horizon, o.seed): o for o in found}  # no trial is run twice
+    return [Candidate(r) for r in recipes[1:]], list(runs.values())[:n]
+
+
+def test_an_active_set_says_nearly_what_all_runs_say():
+    candidates, observations = _many(np.random.default_rng(7), 300)
+    assert len(observations) == 300
+    known = PosteriorConfig(spread=1e-6)
+    exact, few = (Posterior(replace(known, exact=most, active=250)).fit(observations) for most in (999, 100))
+    assert len(few.runs) <= 250 + 300 % 64 and len(exact.runs) == 300
+    (mean, sd), (mean_few, sd_few) = exact.effects(candidates), few.effects(candidates)
+    assert np.median(np.abs(sd_few / sd - 1)) < 0.07 and np.median(np.abs(mean_few - mean) / sd) < 0.35
+    leading = np.argsort(-mean)[:20]
+    assert np.all(np.abs(sd_few / sd - 1)[leading] < 0.15)
+
+
+def test_effects_of_thousands_are_those_of_a_few():
+    candidates, observations = _many(np.random.default_rng(8), 40)
+    fitted = Posterior().fit(observations)
+    mean, covariance = fitted.predict(candidates)
+    with mock.patch("research.learn.posterior.CHUNK", 3):
+        np.testing.assert_allclose(fitted.effects(candidates), (mean, np.sqrt(np.diag(covariance))), atol=1e-9)
+
+
+def test_what_many_runs_say_does_not_depend_on_what_was_asked_before():
+    candidates, observations = _many(np.random.default_rng(9), 150)
+    config = PosteriorConfig(exact=40, active=40, scaled=40)
+    warm = Posterior(config)
+    for n in (30, 66, 100, 149):
+        warm.fit(observations[:n])
+    np.testing.assert_array_equal(warm.fit(observations).effects(candidates),
+                                  Posterior(config).fit(observations).effects(candidates))
+
+
+def test_a_run_to_come_is_foretold_with_its_cells_level_and_its_noise():
+    """From the joint distribution of all runs, written plainly."""
+    rng = np.random.default_rng(10)
+    recipes = [{}, *_recipes(rng, 8)]
+    observations, _ = _observe(rng, recipes, 20, Hypers())
+    *known, last = observations
+    fitted = Posterior().fit(known)
+    mean, sd = fitted.outcomes([Candidate(last.features)], [last.horizon], [last.seed])
+    runs = rows([o.features for o in observations], [o.horizon for o in observations], [o.seed for o in observations],
+                0.0)
+    k = fitted.outcome_covariance(runs, runs) + fitted.hypers.noise**2 * np.eye(len(runs))
+    level = [np.median([o.loss for o in known if o.horizon == h]) for h in runs.horizon]
+    y = np.array(level) - [o.loss for o in observations]
+    weights = np.linalg.solve(k[:-1, :-1], k[:-1, -1])
+    assert mean[0] == pytest.approx(weights @ y[:-1] - level[-1], abs=1e-7)
+    assert sd[0] == pytest.approx(np.sqrt(k[-1, -1] - weights @ k[:-1, -1]), abs=1e-7)
