@@ -18,7 +18,7 @@ side by side, and learn sees neither contract nor ledger. `lint-imports` checks 
                 page/ what a browser shows: a view is a function of views.py and its template, a chart one of charts.py
     check/      tools that attack all of this: fuzz, corrupt, crashtest; bench/ measures its claims
 
-One edit's way: decide/intake asks the lanes and the gate judges; choose picks the run that tells most (learn/allocate);
+One edit's way: decide/intake asks the lanes and the gate judges; choose picks the run that gains most (learn/allocate);
 dispatch hands it to execute; belief takes the result in; ablation, proof and prove lead the best to a crown; show/facts
 says what it amounts to. Each step is an event in the ledger first.
 """

@@ -41,6 +41,8 @@ PARSER.add_argument("--session", type=Path, help="folder; runs/TRACK-TIME by def
 PARSER.add_argument("--lanes", help=f"comma-separated, of {', '.join(NAMES)} (all by default) and llm")
 PARSER.add_argument("--from", dest="origin", type=Path, metavar="SESSION", help="start from its champion")
 PARSER.add_argument("--registry", type=Path, metavar="FILE", help="of all seals; the user's own by default, see books")
+PARSER.add_argument("--flat-priors", action="store_true", help="count nothing that is promised of an idea; --resume "
+                    "keeps to it")
 PARSER.add_argument("--require-review", action="store_true", help="crown only what a person approved")
 PARSER.add_argument("--resume", action="store_true", help="go on with --session")
 llm_options.add_options(PARSER)
@@ -62,7 +64,7 @@ from research.decide.scheduler import Scheduler
 from research.execute import ready
 from research.lanes import lanes as known_lanes
 from research.lanes import lanes_of
-from research.lanes.catalogue import Catalogue, left_out
+from research.lanes.catalogue import Catalogue, by_family, left_out
 from research.lanes.protocol import Proposer
 from research.ledger.kinds import Begun, Ended, Proposed, Resumed
 from research.ledger.registry import Registry
@@ -115,7 +117,8 @@ def start(options: argparse.Namespace) -> Opened:
     begun = Begun(
         track=track.name, source=source, contract=dump_full(track), track_hash=track.identity, data_hash="",
         seed=options.seed, minutes=minutes, max_trials=options.max_trials, workers=offered.workers, lanes=tuple(lanes),
-        pid=os.getpid(), require_review=options.require_review, executor=options.executor,
+        pid=os.getpid(), require_review=options.require_review, flat_priors=options.flat_priors,
+        ideas=by_family(track) if Catalogue.name in lanes else {}, executor=options.executor,
         accelerator=offered.device_bytes is None, place=offered.place,
         llm=dump_full(llm.settings) if isinstance(llm, Llm) else None, versions=machine.versions(),
         argv=tuple(sys.argv[1:]))

@@ -137,6 +137,10 @@ def _rows(found: dict[str, Any]):
     yield "trials", ", ".join(f"{n} {name}" for name, n in counts.items()) or "none"
     yield "proposals", "{accepted} accepted, {refused} refused".format(**found["proposals"])
     yield "decisions", str(found["decisions"])
+    if found["flat_priors"]:
+        yield "priors", "flat: nothing that is promised of an idea counts"
+    if found["never_tried"]:
+        yield "never tried", count(found["never_tried"], "idea")
     several = f" of {found['devices']} devices" if found["devices"] > 1 else ""
     yield "device time", f"{found['device_seconds']:,.0f} s{several} in {found['wall_seconds']:,.0f} s"
     yield "shares", ", ".join(f"{name.partition('_')[0]} {found[name]:.1%}" for name in SHARES)

@@ -45,18 +45,26 @@ class _File(Node):
 
 
 @cache
-def ideas() -> dict[str, Idea]:
-    """Every idea of research/lanes/ideas, by name.
+def families() -> dict[str, tuple[Idea, ...]]:
+    """The ideas of each file of research/lanes/ideas, by its name.
 
     Raises: ConfigError for a malformed file or a name used twice.
     """
-    found: dict[str, Idea] = {}
+    found: dict[str, tuple[Idea, ...]] = {}
+    names: set[str] = set()
     for path in sorted(FOLDER.glob("*.yaml")):
-        for idea in validate(_File, read_yaml(path), path.name).ideas:
-            if idea.name in found:
+        found[path.stem] = validate(_File, read_yaml(path), path.name).ideas
+        for idea in found[path.stem]:
+            if idea.name in names:
                 raise ConfigError([Problem(path.name, idea.name, "an idea of this name is there already")])
-            found[idea.name] = idea
+            names.add(idea.name)
     return found
+
+
+@cache
+def ideas() -> dict[str, Idea]:
+    """Every idea, by name. Raises: as `families`."""
+    return {idea.name: idea for family in families().values() for idea in family}
 
 
 def part(idea: Idea, base: Recipe | None = None, epsilon: float = EPSILON) -> Part:

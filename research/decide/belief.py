@@ -70,14 +70,14 @@ class Belief:
         """Accepted recipes, in the order of their proposals, whatever was asked before; the base first."""
         for rid, body in state.proposals.items():
             if rid in state.accepted and rid not in self._arms:
-                self._arms[rid] = self._arm(rid, body, state.sketches.get(rid))
+                self._arms[rid] = self._arm(rid, body, state.sketches.get(rid), state.flat)
         arms = [self._arms[rid] for rid in state.proposals if rid in state.accepted]
         return sorted(arms, key=lambda arm: arm.lane != BASE)
 
-    def _arm(self, rid: str, body: Proposed, told: Sketch | None) -> Arm:
+    def _arm(self, rid: str, body: Proposed, told: Sketch | None, flat: bool) -> Arm:
         found, proposal = told or sketched(self.track.base_recipe, validate(Recipe, body.recipe)), body.proposal
         return Arm(rid, proposal.name, body.recipe, proposal.parts,
-                   Candidate(found.features, self._promise(proposal)), proposal.lane, found.structure, found.flops,
+                   Candidate(found.features, {} if flat else self._promise(proposal)), proposal.lane, found.structure, found.flops,
                    found.tokens, found.programs)
 
     def _promise(self, proposal: Proposal) -> dict[str, float]:
@@ -204,6 +204,12 @@ class Snapshot:
         return [t.trial for t in self.state.trials.values() if t.outcome == "running"]
 
     @cached_property
+    def ran(self) -> frozenset[str]:
+        """Names of the parts of all recipes of which a run is over or in flight."""
+        recipes = {*self.over, *(trial.recipe_id for trial in self.running)}
+        return frozenset(part.name for arm in self.arms if arm.recipe_id in recipes for part in arm.parts)
+
+    @cached_property
     def broken(self) -> set[str]:
         """Recipes that failed or ran out of time: they are not tried again."""
         return {t.recipe_id for t in self.state.trials.values() if t.outcome in ("failed", "timeout")}
@@ -227,4 +233,4 @@ class Snapshot:
                  for a, m, s, w in zip(self.arms, mean, sd, self.worth, strict=True)
                  if a.recipe_id not in self.fallen]
         known.sort(key=lambda k: -k.worth)
-        return Knowledge(self.track, known, frozenset(self.state.proposals))
+        return Knowledge(self.track, known, frozenset(self.state.proposals), self.ran, self.state.flat)

@@ -1,4 +1,4 @@
-"""Which run comes next: of the arms that may still be best, the one that tells and gains most per second."""
+"""Which run comes next: of all arms, the one that gains most per second; what is promised to some goes before it."""
 
 from __future__ import annotations
 
@@ -9,25 +9,17 @@ import numpy as np
 
 from research.contract.part import FROM, INBOX, INVENT
 from research.contract.trial import Trial
-from research.decide.belief import SEEDS, Arm, Snapshot
+from research.decide.belief import SEEDS, Snapshot
 from research.decide.price import Prices
 from research.learn import allocate
+from research.learn.allocate import Action
+from research.learn.pay import Reward
 from research.ledger.kinds import Competitor, Decided
+from research.ledger.state import FINAL, TrialRecord
 
-POOL = 40  # candidates that compete for the next run
-STRONG = 2.0  # standard deviations that make up "may still be best"
 EXPLORED = 0.05  # of the search's device-seconds, at least, for what nobody has said yet
 
 Chosen = tuple[Trial, Decided]  # a run, and why it is the next one
-
-
-def pool(now: Snapshot) -> list[int]:
-    """The arms that compete: the base, those in flight, and those that may still be best."""
-    worth, (_, sd) = now.worth, now.effects
-    busy = {trial.recipe_id for trial in now.running}
-    ranked = sorted(range(1, len(now.arms)), key=lambda i: -(worth[i] + STRONG * sd[i]))
-    kept = [i for i in ranked if now.arms[i].recipe_id not in now.broken][:POOL]
-    return [0, *dict.fromkeys([*(i for i in ranked if now.arms[i].recipe_id in busy), *kept])]
 
 
 def contenders(now: Snapshot) -> int:
@@ -39,17 +31,31 @@ def contenders(now: Snapshot) -> int:
     return sum(not ran and w + s > best for ran, w, s in zip(tried[1:], worth[1:], sd[1:], strict=True))
 
 
-def rewards(now: Snapshot, lanes: Collection[str]) -> list[allocate.Reward]:
-    """What each finished run added to the best effect so far, by lane, in the order of the ledger."""
-    best, found, base = 0.0, [], now.arms[0].recipe_id
+def rewards(now: Snapshot, lanes: Collection[str]) -> list[Reward]:
+    """What each search run that is over added to the best full-horizon mean, by lane, in the order of the ledger.
+
+    Means are what is believed now, so that no seed's luck is paid for; a recipe earns its own at its first run that was
+    completed; runs that broke off are charged too.
+    """
+    mean, _ = now.effects
+    best, seen, found = 0.0, set(), []
     for trial in now.state.trials.values():
-        lane = now.state.proposals[trial.recipe_id].proposal.lane if trial.recipe_id in now.state.proposals else ""
-        effect = now.state.gains(trial.recipe_id, base, trial.horizon, now.track.splits.search).get(trial.seed)
-        if effect is not None and lane in lanes:
-            device_s = (trial.result and trial.result.device_s) or 1.0
-            found.append(allocate.Reward(lane, max(0.0, effect - best), device_s))
-            best = max(best, effect)
+        arm = now.by_id.get(trial.recipe_id)
+        if arm is None or trial.outcome not in FINAL or trial.attempts[0].purpose != "search":
+            continue
+        rise = 0.0
+        if trial.outcome == "completed" and trial.recipe_id not in seen:
+            seen.add(trial.recipe_id)
+            rise = max(0.0, float(mean[now.index[trial.recipe_id]]) - best)
+            best += rise
+        if arm.lane in lanes:
+            found.append(Reward(arm.lane, rise, _spent_s(trial)))
     return found
+
+
+def _spent_s(trial: TrialRecord) -> float:
+    """Device-seconds of all attempts at a run; what the clock says of one that did not live to tell."""
+    return sum((a.result.device_s if a.result else None) or (a.ended or a.started) - a.started for a in trial.attempts)
 
 
 def untimed(prices: Prices) -> bool:
@@ -66,28 +72,23 @@ def fitting(prices: Prices, worker: int, left_s: float) -> list[float]:
 def promised(prices: Prices, worker: int, left_s: float) -> Chosen | None:
     """The first run of the oldest proposal from the inbox that has none; at most every second search run is one.
 
-    At the shortest horizon, where the base goes first; one that was interrupted is still owed. Before them comes
-    the incumbent of an earlier session: all are measured against it.
+    At the shortest horizon and on seed 0, as the proposer was told, where the base goes first; one that was interrupted
+    is still owed. Before them comes the incumbent of an earlier session: all are measured against it.
     """
     now = prices.snapshot
     tried = {*now.over, *(trial.recipe_id for trial in now.running)}
     owed = [a for a in now.arms if a.lane in (FROM, INBOX) and a.recipe_id not in tried]
     arm = min(owed, key=lambda a: a.lane != FROM, default=None)
-    horizon = min(now.track.horizons)
     kept = sum(e.body.promised for e in now.state.decisions)
     searched = sum(e.body.purpose == "search" for e in now.state.decisions)
-    if arm is None or now.arms[0].recipe_id in now.broken or 2 * kept > searched:
+    if arm is None or 2 * kept > searched:
         return None
-    if prices.wall_s(arm, horizon, worker) > left_s:
-        return None
-    if (base := _base_first(now, worker, left_s, f"the base for {arm.name}")) or untimed(prices):
-        return base
-    return Trial(arm.recipe_id, horizon, 0), Decided(
-        purpose="search", promised=True, worker=worker, left_s=left_s, as_of=now.state.seq,
-        why=f"first run of {arm.name}, {'the incumbent' if arm.lane == FROM else 'proposed from outside'}")
+    whose = "the incumbent" if arm.lane == FROM else "proposed from outside"
+    run = Action(now.index[arm.recipe_id], min(now.track.horizons), 0)
+    return _first(prices, run, worker, left_s, f"first run of {arm.name}, {whose}", promised=True)
 
 
-def explored(prices: Prices, worker: int, left_s: float) -> Chosen | None:
+def explored(prices: Prices, worker: int, left_s: float, seeds: int = SEEDS) -> Chosen | None:
     """The first run of the most novel invention that has none, at the shortest horizon, while inventions have had less
     than their share: nothing is known that would speak for them, so that by gains alone they would hardly be tried."""
     now = prices.snapshot
@@ -101,63 +102,101 @@ def explored(prices: Prices, worker: int, left_s: float) -> Chosen | None:
     if not new or busy or untimed(prices) or seconds[True] >= EXPLORED * sum(seconds.values()):
         return None
     novelty = {a.recipe_id: now.state.proposals[a.recipe_id].proposal.novelty or 0.0 for a in new}
-    arm, horizon = max(new, key=lambda a: novelty[a.recipe_id]), min(now.track.horizons)
-    if now.arms[0].recipe_id in now.broken or prices.wall_s(arm, horizon, worker) > left_s:
+    arm = max(new, key=lambda a: novelty[a.recipe_id])
+    why = f"first run of {arm.name}, an invention, {novelty[arm.recipe_id]:.2f} from what is known"
+    run = next(allocate.open_runs([now.index[arm.recipe_id]], _taken(now), [min(now.track.horizons)], seeds))
+    return _first(prices, run, worker, left_s, why)
+
+
+def _first(prices: Prices, run: Action, worker: int, left_s: float, why: str, **about: Any) -> Chosen | None:
+    """An arm's first run, if it fits into the time left and the base can run; the base's in its cell, where there is
+    none, comes before it."""
+    now = prices.snapshot
+    arm = now.arms[run.candidate]
+    if now.arms[0].recipe_id in now.broken or prices.wall_s(arm, run.horizon, worker) > left_s:
         return None
-    return _base_first(now, worker, left_s, f"the base for {arm.name}") or (Trial(arm.recipe_id, horizon, 0), Decided(
-        purpose="search", worker=worker, left_s=left_s, as_of=now.state.seq,
-        why=f"first run of {arm.name}, an invention, {novelty[arm.recipe_id]:.2f} from what is known"))
+    if run._replace(candidate=0) not in _taken(now) or untimed(prices):
+        return _base(now, worker, left_s, f"the base for {arm.name}", run.seed)
+    return Trial(arm.recipe_id, run.horizon, run.seed), Decided(
+        purpose="search", worker=worker, left_s=left_s, as_of=now.state.seq, why=why, **about)
 
 
-def _base_first(now: Snapshot, worker: int, left_s: float, why: str) -> Chosen | None:
-    """The base's run in the first cell, unless it is over or in flight."""
-    base = Trial(now.arms[0].recipe_id, min(now.track.horizons), 0)
+def _base(now: Snapshot, worker: int, left_s: float, why: str, seed: int = 0) -> Chosen | None:
+    """The base's run at the shortest horizon, unless it is over or in flight."""
+    base = Trial(now.arms[0].recipe_id, min(now.track.horizons), seed)
     if base in now.running or base in now.over.get(base.recipe_id, ()):
         return None
     return base, Decided(purpose="base", worker=worker, left_s=left_s, as_of=now.state.seq, why=why)
 
 
-def decide(prices: Prices, seed: int, worker: int, left_s: float, seeds: int = SEEDS) -> Chosen | None:
+def _taken(now: Snapshot) -> set[Action]:
+    """The runs that are over or in flight."""
+    return {*_runs(now, now.running), *_runs(now, (t for trials in now.over.values() for t in trials))}
+
+
+def _runs(now: Snapshot, trials: Iterable[Trial]) -> list[Action]:
+    """The trials as the allocator sees them."""
+    return [Action(now.index[t.recipe_id], t.horizon, t.seed) for t in trials if t.recipe_id in now.index]
+
+
+def _parents(now: Snapshot) -> dict[int, list[int]]:
+    """Of each arm that has some among the arms."""
+    told = ((i, now.state.proposals[arm.recipe_id].proposal.parents) for i, arm in enumerate(now.arms))
+    return {i: [now.index[rid] for rid in parents if rid in now.index] for i, parents in told if parents}
+
+
+def decide(prices: Prices, seed: int, worker: int, left_s: float, seeds: int = SEEDS, by: allocate.By | None = None
+           ) -> Chosen | None:
     """The next search run; None if nothing fits into the time left.
 
     Args: seed: the session's. worker: who will run it. left_s: seconds until the search must be over. seeds: common
-    seeds that there are.
+    seeds that there are. by: what to go by, see `allocate.choose`.
     """
     now = prices.snapshot
     if untimed(prices):
-        return _base_first(now, worker, left_s, "its steps set the time that everybody gets")
-    arms, horizons = [now.arms[i] for i in pool(now)], fitting(prices, worker, left_s)
-    if not horizons or len(arms) < 2:
+        return _base(now, worker, left_s, "its steps set the time that everybody gets")
+    horizons = fitting(prices, worker, left_s)
+    if not horizons or len(now.arms) < 2:
         return None
-    number = {arm.recipe_id: n for n, arm in enumerate(arms)}
-
-    def runs(trials: Iterable[Trial]) -> list[allocate.Action]:
-        return [allocate.Action(number[t.recipe_id], t.horizon, t.seed) for t in trials if t.recipe_id in number]
-
     chosen = allocate.choose(
-        now.fitted, [arm.candidate for arm in arms],
-        history=runs(t for trials in now.over.values() for t in trials), pending=runs(now.running),
-        horizons=horizons, max_seeds=seeds, epsilon=now.track.epsilon,
-        cost_s=np.array([[prices.seconds(arm, h, worker) for h in horizons] for arm in arms]),
-        limit_s=left_s / prices.slowdown, names=[arm.recipe_id for arm in arms],
+        now.fitted, [arm.candidate for arm in now.arms],
+        history=_runs(now, (t for trials in now.over.values() for t in trials)), pending=_runs(now, now.running),
+        horizons=horizons, max_seeds=seeds, epsilon=now.track.epsilon, parents=_parents(now),
+        told=[i for i, arm in enumerate(now.arms) if arm.lane == INBOX],
+        cost_s=np.array([[prices.seconds(arm, h, worker) for h in horizons] for arm in now.arms]),
+        limit_s=left_s / prices.slowdown, names=[arm.recipe_id for arm in now.arms], by=by,
+        barred={now.index[rid] for rid in now.broken if rid in now.index},
+        fallen={now.index[rid] for rid in now.fallen if rid in now.index},
         rng=np.random.default_rng([seed, now.state.seq]),
     )
     if chosen is None:
         return None
-    trial = Trial(arms[chosen.action.candidate].recipe_id, chosen.action.horizon, chosen.action.seed)
-    return trial, Decided(purpose=chosen.purpose, worker=worker, left_s=left_s, as_of=now.state.seq,
-                          **_reasons(now, arms, chosen))
+    arm, horizon, number = now.arms[chosen.action.candidate], chosen.action.horizon, chosen.action.seed
+    return Trial(arm.recipe_id, horizon, number), Decided(
+        purpose=chosen.purpose, worker=worker, left_s=left_s, as_of=now.state.seq, **_reasons(now, chosen))
 
 
-def _reasons(now: Snapshot, arms: list[Arm], chosen: allocate.Decision) -> dict[str, Any]:
+def matters(prices: Prices, decided: Decided) -> bool:
+    """Whether a run's gain can matter: gaining so much per second until the search is over would make an epsilon.
+
+    Less than that is less than what counts as a difference, however long the search goes on; time is better spent on
+    new proposals, or on the proof.
+    """
+    if decided.improvement is None or not decided.cost_s or decided.left_s is None:
+        return True
+    rest_s = decided.left_s * prices.snapshot.state.stretches[-1].workers / prices.slowdown
+    return decided.improvement * rest_s >= prices.snapshot.track.epsilon * decided.cost_s
+
+
+def _reasons(now: Snapshot, chosen: allocate.Decision) -> dict[str, Any]:
     """What the winner was worth, and the runners-up, for the ledger."""
     def scored(one: allocate.Scored) -> Competitor:
-        arm = arms[one.run.candidate]
+        arm = now.arms[one.run.candidate]
         key = Trial(arm.recipe_id, one.run.horizon, one.run.seed).key
         return Competitor(trial=key, name=arm.name, eig=one.eig, improvement=one.improvement, cost_s=one.cost_s)
 
-    best, winner = chosen.winner, arms[chosen.winner.run.candidate]
-    mean, sd = (float(values[now.index[winner.recipe_id]]) for values in now.effects)
+    best, winner = chosen.winner, now.arms[chosen.winner.run.candidate]
+    mean, sd = (float(values[chosen.winner.run.candidate]) for values in now.effects)
     return {"eig": best.eig, "improvement": best.improvement, "cost_s": best.cost_s, "score": best.score,
             "why": f"{winner.name}: effect {mean:+.3f} +- {sd:.3f}", "winner": scored(best),
             "runners_up": tuple(scored(one) for one in chosen.runners_up)}

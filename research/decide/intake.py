@@ -19,7 +19,7 @@ from research.decide.belief import sketched
 from research.decide.book import Book
 from research.decide.choose import contenders, rewards
 from research.lanes.protocol import Beside, Proposer
-from research.learn import allocate
+from research.learn.pay import asked_by, next_lane, share
 from research.ledger.kinds import Proposed
 
 ROOM, JUDGE_S = 256, 1.0  # submitted proposals that may wait for a run; seconds for judging at a time
@@ -37,6 +37,7 @@ class Intake:
     def __init__(self, book: Book, gate: Gate, lanes: Mapping[str, Proposer]):
         self.book, self.gate, self.lanes = book, gate, lanes
         self._stocked = 0  # the state the lanes were last asked about
+        self._since, self._asked = 0, 0  # search runs there were when one was worth its time; asked by `more` since
 
     def take_up(self) -> None:
         """At the start: know what was accepted before, and propose the base."""
@@ -52,29 +53,51 @@ class Intake:
         self.judge()
 
     def stock(self) -> None:
-        """Ask the lanes, by their shares, while fewer arms than STOCK may be the next best; a few at a time.
+        """Ask the lanes while fewer arms than STOCK may be the next best; a few at a time.
 
         The same state gets the same answers, so it is asked once.
         """
+        state = self.book.state
+        if state.seq != self._stocked:
+            self._ask(min(STOCK - contenders(self.book.snapshot), REFILL if state.decisions else STOCK))
+            self._stocked = state.seq
+
+    def more(self) -> bool:
+        """Ask for a few, whatever there is, as no run is worth its time: STOCK of them since one was, and REFILL for
+        each run since then. Returns: whether any came."""
+        state = self.book.state
+        if self._asked >= STOCK + REFILL * (self._searched - self._since):
+            return False
+        self._asked += REFILL
+        before = state.seq
+        self._ask(REFILL)
+        return state.seq > before
+
+    def enough(self) -> None:
+        """Some run is worth its time."""
+        self._since, self._asked = self._searched, 0
+
+    @property
+    def _searched(self) -> int:
+        """Search runs that were decided."""
+        return sum(event.body.purpose == "search" for event in self.book.state.decisions)
+
+    def _ask(self, count: int) -> None:
+        """Ask the lanes for so many proposals, by their shares."""
         state, snapshot = self.book.state, self.book.snapshot
-        if state.seq == self._stocked:
-            return
-        asked: dict[str, int] = {}
-        for body in state.proposals.values():
-            asked[body.proposal.lane] = asked.get(body.proposal.lane, 0) + 1
+        asked = asked_by([body.proposal.lane for body in state.proposals.values()])
         view, earned, open_ = snapshot.view(), rewards(snapshot, self.lanes), list(self.lanes)
-        for _ in range(min(STOCK - contenders(snapshot), STOCK if not state.decisions else REFILL)):
+        for _ in range(count):
             proposal = None
             while open_ and proposal is None:
-                lane = allocate.next_lane(allocate.share(open_, earned), asked)
-                asked[lane] = asked.get(lane, 0) + 1
+                lane = next_lane(share(open_, earned), asked)
+                asked[lane] = asked.get(lane, 0.0) + 1.0
                 proposal = self.lanes[lane].propose(view, np.random.default_rng([state.session.seed, state.seq]))
                 if proposal is None:
                     open_.remove(lane)
             if proposal is not None:
                 self.consider(proposal)
                 view = replace(view, proposed=frozenset(state.proposals))
-        self._stocked = state.seq
 
     @property
     def expecting(self) -> bool:

@@ -12,7 +12,7 @@ from research.ledger.kinds import Result
 
 NEW = -1  # a worker that has compiled nothing
 COMPILE_S, SECONDS_PER_FLOP, ON_ACCELERATOR = 8.0, 3e-12, 1e-14  # before anything was measured
-IN_MEMORY, ON_DISK = 0.05, 0.4  # shares of compiling where this worker, or another one, did it before
+IN_MEMORY, ON_DISK = 0.01, 0.25  # shares of compiling where this worker, or another one, did it before: medians
 PATIENCE_S = {"cpu": 120.0}  # at least, for the first message of a run, by backend; it tells that a run has compiled
 LONG_PATIENCE_S, PATIENT = 1800.0, 4.0  # on another backend, or before anything was measured; compile times to wait
 START_S = 0.3  # of a run, beside training
@@ -101,9 +101,13 @@ class Prices:
 
     @cached_property
     def compile_s(self) -> float:
-        """Predicted seconds to compile a structure nobody has seen."""
-        times = [result.compile_s for _, result in self._done if result.device_s and result.compile_s]
-        return _median([compile_s for compile_s in times if compile_s > 1.0], COMPILE_S)
+        """Predicted seconds to compile a program nobody has seen: what each structure's took where it was new, which is
+        the longest."""
+        longest: dict[str, float] = {}
+        for arm, result in self._done:
+            took_s = (result.compile_s or 0.0) / arm.programs
+            longest[arm.structure] = max(longest.get(arm.structure, 0.0), took_s)
+        return _median([took_s for took_s in longest.values() if took_s > 1.0], COMPILE_S)
 
     @cached_property
     def slowdown(self) -> float:

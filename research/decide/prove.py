@@ -13,6 +13,7 @@ from research.decide.champion import crown, install
 from research.decide.intake import Intake
 from research.decide.plan import Plan
 from research.decide.proof import Proof, best_single, pending, proofs, under_way
+from research.lanes.protocol import Known
 from research.learn.anytime import alpha_for_attempt
 from research.ledger.kinds import Nominated
 from research.ledger.registry import Contest, Entry, Registry
@@ -31,6 +32,7 @@ class Prover:
         self.registry = registry
         self.opening: Trial | None = None  # whose held-out loss a crown waits for
         self._declined = 0  # rounds that ended with nothing worth a proof
+        self._early: set[int] = set()  # nominations that do not end their round
         before = len(book.state.nominated) - len(book.state.futile)
         self._before = before - (self.proof() is not None)  # proofs of earlier sittings
 
@@ -38,7 +40,8 @@ class Prover:
     def round(self) -> int:
         """Number of the round under way: each ends with an attempt, or without anything worth one."""
         state = self.book.state
-        return len(state.nominated) - len(state.futile) - self._before + self._declined + 1
+        early = self._early - {event.body.nomination for event in state.futile}
+        return len(state.nominated) - len(state.futile) - len(early) - self._before + self._declined + 1
 
     def proof(self) -> Proof | None:
         """The proof under way."""
@@ -54,20 +57,28 @@ class Prover:
     def _late(self) -> bool:
         return self.round > self.plan.rounds or self.plan.too_late(self.book.prices)
 
-    def nominate(self) -> Proof | None:
-        """Name the recipe to prove, if one is worth it and there is time; None ends the session."""
-        if self._late:
-            return None
+    def nominee(self) -> Known | None:
+        """The recipe to prove next, if one is worth it and there is time."""
         now, state = self.book.snapshot, self.book.state
         proven = [now.incumbent, *(p.sealed.subject for p in pending(now) if p.sealed is not None)]
         bar = max(float(now.worth[now.index[recipe_id]]) for recipe_id in proven) + self.book.track.epsilon
         tried = {e.subject for e in (*state.nominated, *state.sealed)}
         tried |= {e.subject for e in state.reviews if state.review(e.subject) == "veto"}
-        able = [k for k in now.view().known if k.runs and k.worth > bar and k.recipe_id not in tried]
-        if not able:
+        able = (k for k in now.view().known if k.runs and k.worth > bar and k.recipe_id not in tried)
+        return None if self._late else next(able, None)
+
+    def nominate(self, early: bool = False) -> Proof | None:
+        """Name the recipe to prove, if there is one; None ends the session.
+
+        Args: early: whether its round has time for more than a proof; then the round goes on afterwards.
+        """
+        if self._late:
+            return None
+        if (best := self.nominee()) is None:
             self._declined += 1  # the next round searches on
             return None
-        best = able[0]
+        state = self.book.state
+        self._early |= {len(state.nominated) + 1} if early else set()
         self.book.record("nominated", best.recipe_id, Nominated(
             number=len(state.nominated) + 1, mean=best.mean, sd=best.sd, parts=tuple(p.name for p in best.parts)))
         proof = self.proof()

@@ -15,7 +15,7 @@ from research.contract.track import Track
 from research.contract.trial import Trial
 from research.decide.belief import Arm, Snapshot
 from research.decide.book import Book
-from research.decide.choose import Chosen, decide, explored, promised
+from research.decide.choose import Chosen, decide, explored, matters, promised
 from research.decide.dispatch import Dispatcher
 from research.decide.intake import Intake
 from research.decide.plan import Plan
@@ -110,9 +110,9 @@ class Scheduler:
         return [t.trial for t in self.state.trials.values()
                 if t.outcome == "interrupted" and t.attempts[-1].lost and t.attempts[-1].purpose in SEARCH]
 
-    def _search(self, worker: int, left_s: float) -> Chosen | None:
+    def _search(self, worker: int, left_s: float, idle: bool = False) -> Chosen | None:
         """A run that lost its worker, the first one of an outsider's proposal whose turn it is, or else the search run
-        that tells most; of those that fit."""
+        that gains most; of those that fit. idle: the worker would only wait, so that the gain need not matter."""
         if not self._trials_left:
             return None
         prices, priced = self.book.prices, self.dispatcher.priced(worker)
@@ -121,15 +121,28 @@ class Scheduler:
                 purpose = self.state.trials[trial.key].attempts[-1].purpose
                 return trial, Decided(purpose=purpose, worker=worker, why="once more: its worker was lost")
         seq, most_s = self._nothing.get(worker, (0, 0.0))
-        if seq == self.state.seq and left_s <= most_s:
+        if seq == self.state.seq and left_s <= most_s and not idle:
             return None  # as a moment ago: only the time has become less
-        found = promised(prices, priced, left_s) or explored(prices, priced, left_s) or decide(
-            prices, self.state.session.seed, priced, left_s)
+        found = promised(prices, priced, left_s) or explored(prices, priced, left_s) or self._best(
+            priced, left_s, idle)
         if found is None:
             self._nothing[worker] = self.state.seq, left_s
             return None
         trial, body = found
         return trial, body.model_copy(update={"worker": worker, "priced": priced})
+
+    def _best(self, priced: int, left_s: float, idle: bool) -> Chosen | None:
+        """The run that gains most. Where its gain cannot matter, the lanes are asked for more first, and then a
+        candidate is proven, if there is one; a session that can do neither uses its time as well as it can."""
+        while True:
+            found = decide(self.book.prices, self.state.session.seed, priced, left_s)
+            if found is None or idle:
+                return found
+            if matters(self.book.prices, found[1]):
+                self.intake.enough()
+                return found
+            if not self.intake.more():
+                return found if self._expecting or self.prover.nominee() is None else None
 
     def run(self) -> str:
         """Until the time is up, nothing is left to do, or `stopping`. Returns: why it ended."""
@@ -193,10 +206,11 @@ class Scheduler:
         elif (proof := self.prover.proof()) is None and self.flights and self.search_left_s > -LONGEST_WAIT_S:
             return None  # the last search runs are still worth waiting for
         closed = self.stopping or self.prover.opening is not None  # what is to be beaten is about to change
-        proof = self.prover.proof() or (None if closed else self.prover.nominate())
+        early = self.searching and self.search_left_s > self.plan.proof_s(self.book.prices)
+        proof = self.prover.proof() or (None if closed else self.prover.nominate(early))
         while proof is not None:
             if proof.sealed is None and self.plan.too_late(self.book.prices):  # it keeps: --resume goes on with it
-                return self._search(worker, self.left_s)
+                return self._search(worker, self.left_s, idle=True)
             late = proof.final is None and self.left_s < self.plan.kept_s(self.book.prices)
             running = {flight.trial for flight in self.flights.values()}
             wanted = [] if late else [w for w in proof.wanted() if w[0] not in running]
@@ -231,4 +245,4 @@ class Scheduler:
         if self.left_s < self.plan.verification_s(self.book.prices) or self.state.asked("stop"):
             return None  # there is no later round that could use it
         ends_s = max((f.started_s + f.predicted_s for f in self.flights.values()), default=0.0) - time.monotonic()
-        return self._search(worker, ends_s)
+        return self._search(worker, ends_s, idle=True)

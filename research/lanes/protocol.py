@@ -33,11 +33,14 @@ class Known:
 @dataclass(frozen=True)
 class Knowledge:
     """What proposers may know: nothing of the protected split. known: the most worth first, without recipes of which
-    runs broke off and none has finished; proposed: every id so far."""
+    runs broke off and none has finished; proposed: every id so far; ran: names of the parts of all that has run. flat:
+    whether nothing is to be expected of an idea before it has run."""
 
     track: Track
     known: Sequence[Known]
     proposed: frozenset[str]
+    ran: frozenset[str] = frozenset()
+    flat: bool = False
 
     @property
     def best(self) -> Known | None:

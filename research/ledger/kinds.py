@@ -81,7 +81,8 @@ class Placed(Node):
 
 class Begun(Body):
     """A session's first event. contract: the track as plain data. inherited: an earlier session's champion. place:
-    of its workers; older ledgers do not say."""
+    of its workers; older ledgers do not say. flat_priors: whether nothing that is promised of an idea counts.
+    ideas: names of the catalogue's, by family, where its lane is asked."""
 
     track: str
     data_hash: str
@@ -98,6 +99,8 @@ class Begun(Body):
     accelerator: bool = False
     place: Placed | None = None
     require_review: bool = False
+    flat_priors: bool = False
+    ideas: dict[str, tuple[str, ...]] = {}
     bytes_per_token: float | None = None
     incumbent: str | None = None
     inherited: Proposed | None = None

@@ -132,6 +132,11 @@ class State:
         return self.begun
 
     @property
+    def flat(self) -> bool:
+        """Whether no promise counts."""
+        return self.begun is not None and self.begun.flat_priors
+
+    @property
     def wall_s(self) -> float:
         """Seconds during which the loop ran."""
         return sum(stretch.end - stretch.start for stretch in self.stretches)

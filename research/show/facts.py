@@ -352,6 +352,12 @@ class Facts:
         return [row | {"novelty": self.proposal(row["recipe_id"]).novelty, "formula": self.proposal(
             row["recipe_id"]).hypothesis} for row in rows[:most]]
 
+    def untried(self) -> dict[str, list[str]]:
+        """By family, the catalogue's ideas that ran in no recipe; nothing where its lane was not asked."""
+        found = {family: [name for name in names if name not in self.snapshot.ran]
+                 for family, names in self.state.session.ideas.items()}
+        return {family: names for family, names in found.items() if names}
+
     def llm(self) -> dict[str, Any] | None:
         """Requests to language models: outcomes, tokens, cost, and both per proposal accepted; None if there were none.
 

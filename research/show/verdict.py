@@ -135,6 +135,8 @@ def summary(facts: Facts) -> dict[str, Any]:
         "decisions": len(state.decisions),
         "proposals": counts | {"refusals": dict(state.refusals.most_common())},
         "lanes": facts.lanes(),
+        "flat_priors": state.flat,
+        "never_tried": sum(map(len, facts.untried().values())),
         "llm": facts.llm(),
         "audit": facts.audit(),
     }

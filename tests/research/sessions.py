@@ -73,7 +73,7 @@ class Story:
 
     pid = 1  # of the only worker
 
-    def __init__(self, path):
+    def __init__(self, path, **begun):
         self.session = Session.create(path)
         self.track = load_track("tiny")
         self.belief, self.events = Belief(self.track), []
@@ -81,7 +81,7 @@ class Story:
         self.write("session", "", {
             "track": "tiny", "contract": dump_full(self.track), "track_hash": self.track.identity,
             "data_hash": "d" * 64, "seed": 0, "minutes": 10.0, "workers": 2, "lanes": ["catalogue"], "versions": {},
-            "argv": ["--minutes", "10"]})
+            "argv": ["--minutes", "10"]} | begun)
 
     def write(self, kind, subject, body):
         with mock.patch("research.ledger.events.time", types.SimpleNamespace(time=lambda: float(next(self.ticks)))):

@@ -91,7 +91,7 @@ def stopped(tmp_path_factory):
     """A session that Ctrl-C ended in the middle of its search: its folder and the loop's exit status."""
     folder = tmp_path_factory.mktemp("loop") / "session"
     process = start(folder, "--track", MICRO, "--max-trials", str(TRIALS), "--minutes", "20", "--workers", "1",
-                    "--lanes", "tuner,recombine", "--registry", str(seals(folder)))
+                    "--lanes", "tuner,recombine", "--flat-priors", "--registry", str(seals(folder)))
     with too_long(process):
         said = list(itertools.islice((line for line in process.stdout if re.search(r" \d\.\d{4} ", line)), 2))
         assert len(said) == 2, "it ended before"
@@ -158,7 +158,7 @@ def test_a_stopped_session_is_resumed_to_its_end(stopped, ended):
     assert events[: len(stopped[2])] == stopped[2]
     assert [e.kind for e in events if e.kind in ("session", "resume", "end")] == ["session", "end", "resume", "end"]
     searched = {e.subject for e in events if e.kind == "decision" and e.body.purpose in ("search", "base")}
-    assert len(searched) == TRIALS
+    assert len(searched) == TRIALS and fold(events).flat
 
 
 def test_the_loop_has_no_device_from_the_first_run_to_the_crown(ended):

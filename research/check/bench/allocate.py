@@ -7,13 +7,15 @@
 
 Problems: `table`, real runs: a campaign draws 64 of the recipes and an order of the seeds, asking for a run returns
 that run, and the truth is the mean of a recipe's full runs; `made-up`, worlds of 64 candidates made of 24 edits, whose
-effects depend on each other, on the horizon and on the seed; `hard`, worlds of 200 candidates with strong interactions,
-horizons that misrank and 10 % that diverge; `curves`, those that others recorded, in FOLDER: track3_logs.json
-(modded-nanogpt's logs of track 3: [path, [[step, steps, validation loss], ...]]) and taskset.tar.xz (TaskSet,
-arXiv:2002.11887, a file of settings a task), each task a problem of its own.
+effects depend on each other, on the horizon and on the seed; `lucky`, such worlds with seeds that matter four times as
+much; `hard`, worlds of 200 candidates with strong interactions, horizons that misrank and 10 % that diverge; `curves`,
+those that others recorded, in FOLDER: track3_logs.json (modded-nanogpt's logs of track 3: [path, [[step, steps,
+validation loss], ...]]) and taskset.tar.xz (TaskSet, arXiv:2002.11887, a file of settings a task), each task a problem
+of its own.
 
 Policies: `ours`, `ours-flat` (nothing is promised of any candidate), `ours-apart` (no candidate is like another),
-`ours-full` (full runs alone); `random`; `best-k` (the shortest horizon for all, then the best 8 in full); `1-3-8`
+`ours-full` (full runs alone), `ours-eig`, `ours-both` (not by the gain but by information, and by their geometric
+mean); `random`; `best-k` (the shortest horizon for all, then the best 8 in full); `1-3-8`
 (seeds); `asha-pETA` (ASHA whose candidates wait to be promoted); and by Optuna's code `asha-ETA` (decided at once),
 `hyperband-ETA` and `tpe`. Every policy gets the same campaigns and the same budget, in full runs.
 
@@ -51,11 +53,12 @@ ETAS = (2, 3, 4, 8)
 POLICIES: dict[str, Callable[[Problem, np.random.Generator], Steps]] = {
     "ours": ours.ours, "ours-flat": partial(ours.ours, change=ours.flat),
     "ours-apart": partial(ours.ours, change=ours.apart), "ours-full": partial(ours.ours, full=True),
+    "ours-eig": partial(ours.ours, by=ours.eig), "ours-both": partial(ours.ours, by=ours.both),
     "random": peers.random, "best-k": peers.best_k, "1-3-8": peers.ladder, "tpe": peers.tpe,
     **{f"{pruner}-{eta}": partial(peers.pruned, pruner=pruner, eta=eta)
        for pruner in ("asha", "hyperband") for eta in ETAS},
     **{f"asha-p{eta}": partial(peers.promoted, eta=eta) for eta in ETAS}}
-KINDS = ("table", "made-up", "hard", "curves")
+KINDS = ("table", *problems.WORLDS, "curves")
 
 PARSER = Command("research.check.bench allocate", __doc__)
 PARSER.description, PARSER.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
@@ -112,10 +115,8 @@ def sources(kinds: tuple[str, ...], at: Path | None, curves: Path | None) -> dic
     found: dict[str, Any] = {}
     for kind in kinds:
         match kind:
-            case "made-up":
-                found[kind] = problems.DrawnWorlds()
-            case "hard":
-                found[kind] = problems.DrawnWorlds(problems.HARD)
+            case "made-up" | "lucky" | "hard":
+                found[kind] = problems.DrawnWorlds(problems.WORLDS[kind])
             case "table":
                 if at is None:
                     raise UserError("--table: absent: a file that `record` has written would do")

@@ -7,9 +7,8 @@ A policy yields, after each run, its price and the candidate that it would stand
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from research.contract.trial import Trial
 from research.decide.belief import Arm, Belief, Snapshot
 from research.decide.choose import decide, explored
 from research.decide.price import Prices
-from research.learn.allocate import Action, choose, recommend
+from research.learn.allocate import Action, By, Scored, choose, recommend
 from research.learn.posterior import Candidate, Observation, Posterior
 from research.ledger.events import Event
 from research.ledger.kinds import Body, Decided, Judgement, Result, Started
@@ -46,18 +45,30 @@ def apart(arm: Arm) -> Arm:
     return replace(arm, candidate=Candidate(features, arm.candidate.promise))
 
 
-def ours(problem: Problem, rng: np.random.Generator, change: Change = as_it_is, full: bool = False) -> Steps:
-    """The loop's allocation. change: of each arm, to leave something out. full: at the full horizon alone."""
+def eig(run: Scored) -> float:
+    """What a run tells of the best value, in the place of what it is expected to gain."""
+    return run.eig
+
+
+def both(run: Scored) -> float:
+    """The geometric mean of what a run tells and gains."""
+    return math.sqrt(run.eig * run.improvement)
+
+
+def ours(problem: Problem, rng: np.random.Generator, change: Change = as_it_is, full: bool = False,
+         by: By | None = None) -> Steps:
+    """The loop's allocation. change: of each arm, to leave something out. full: at the full horizon alone. by: what to
+    go by in the place of the gain."""
     if isinstance(problem, Recorded):
-        return Sitting(problem, change, full).run(int(rng.integers(1 << 31)))
-    return _plain(problem, rng, change is apart, (1.0,) if full else problem.horizons)
+        return Sitting(problem, change, full, by).run(int(rng.integers(1 << 31)))
+    return _plain(problem, rng, change is apart, (1.0,) if full else problem.horizons, by)
 
 
 class Sitting:
     """A session on a table, without its ledger: events go straight into the state."""
 
-    def __init__(self, problem: Recorded, change: Change, full: bool):
-        table, self.problem = problem.table, problem
+    def __init__(self, problem: Recorded, change: Change, full: bool, by: By | None = None):
+        table, self.problem, self.by = problem.table, problem, by
         track = table.track.model_copy(update={"horizons": (1.0,)} if full else {})
         self.arms = [change(arm) for arm in problem.arms]
         self.index = {arm.recipe_id: i for i, arm in enumerate(self.arms)}
@@ -83,7 +94,8 @@ class Sitting:
         now = self.snapshot
         while True:
             prices = Prices(now)
-            found = explored(prices, 0, math.inf) or decide(prices, seed, 0, math.inf, self.problem.seeds)
+            seeds = self.problem.seeds
+            found = explored(prices, 0, math.inf, seeds) or decide(prices, seed, 0, math.inf, seeds, self.by)
             if found is None:
                 return
             price = self.make(*found)
@@ -105,27 +117,28 @@ class Sitting:
         return self.problem.price(run)
 
 
-def _plain(problem: Problem, rng: np.random.Generator, alone: bool, horizons: tuple[float, ...]) -> Steps:
+def _plain(problem: Problem, rng: np.random.Generator, alone: bool, horizons: tuple[float, ...],
+           by: By | None) -> Steps:
     """Posterior and allocator. alone: each candidate has nothing in common with any other."""
     posterior, history, observations = Posterior(), [], []
-    diverged: list[Mapping[str, Any]] = []
+    fallen: list[int] = []  # a number for each run that diverged
     candidates = [Candidate({str(i): "itself"} if i and alone else candidate.features)
                   for i, candidate in enumerate(problem.candidates)]
     fitted, finished = posterior.fit(observations), [0]
     while True:
         costs = np.array([[problem.expected(Action(i, h, 0)) for h in horizons] for i in range(len(candidates))])
         decision = choose(fitted, candidates, history=history, pending=[], horizons=horizons, cost_s=costs,
-                          max_seeds=problem.seeds, epsilon=GOAL / 2, rng=rng)
+                          max_seeds=problem.seeds, epsilon=GOAL / 2, rng=rng, by=by, fallen={*fallen})
         if decision is None:
             return
         run = decision.action
         history.append(run)
         features, loss = candidates[run.candidate].features, problem.loss(run)
         if loss is None:
-            diverged.append(features)
+            fallen.append(run.candidate)
         else:
             observations.append(Observation(features, run.horizon, run.seed, loss))
             finished.append(run.candidate)
-        fitted = posterior.fit(observations, diverged)
-        able = [i for i in dict.fromkeys(finished) if candidates[i].features not in diverged]
+        fitted = posterior.fit(observations, [candidates[i].features for i in fallen])
+        able = [i for i in dict.fromkeys(finished) if i not in fallen]
         yield problem.price(run), able[recommend(fitted, [candidates[i] for i in able])] if able else 0

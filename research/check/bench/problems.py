@@ -27,7 +27,8 @@ from research.learn.posterior import Candidate
 from research.ledger.state import State
 
 DRAWN = 64  # candidates of a campaign, of a table or of recorded curves
-HARD = {"n_candidates": 200, "pair_sd": 0.02, "drift_sd": 0.03, "diverging": 0.1}
+WORLDS = {"made-up": {}, "lucky": {"seed_sd": 0.016},
+          "hard": {"n_candidates": 200, "pair_sd": 0.02, "drift_sd": 0.03, "diverging": 0.1}}
 LEAST = 2  # runs of a recipe, to be a candidate
 
 

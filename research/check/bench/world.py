@@ -18,8 +18,9 @@ OVERHEAD = 0.03  # of a run, in full runs
 class World:
     """Ground truth of one campaign. Candidate 0 is the base.
 
-    pair_sd, drift_sd: nats, of what two edits do together, and of what an edit's effect is off by at an eighth of the
-    budget. diverging: share of the candidates that do not get as far as half of it.
+    pair_sd, drift_sd, seed_sd: nats, of what two edits do together, of what an edit's effect is off by at an eighth of
+    the budget, and of what a candidate's is off by on a seed. diverging: share of the candidates that do not get as far
+    as half of the budget.
     """
 
     seed: int
@@ -27,6 +28,7 @@ class World:
     n_edits: int = 24
     pair_sd: float = 0.006
     drift_sd: float = 0.015
+    seed_sd: float = 0.004
     diverging: float = 0.0
     levels: dict = field(default_factory=dict)
 
@@ -52,7 +54,7 @@ class World:
         if run.seed not in self.levels:
             rng = np.random.default_rng([self.seed, 1, run.seed])
             level = 0.05 * rng.standard_normal()
-            self.levels[run.seed] = level, 0.004 * self.alike @ rng.standard_normal(self.n_candidates)
+            self.levels[run.seed] = level, self.seed_sd * self.alike @ rng.standard_normal(self.n_candidates)
         level, effects = self.levels[run.seed]
         rng = np.random.default_rng([self.seed, 2, run.seed, run.candidate, int(run.horizon * 1024)])
         effect = self.value[run.candidate] + shortness * self.drift[run.candidate] - effects[run.candidate]

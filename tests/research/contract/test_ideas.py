@@ -18,7 +18,7 @@ from jaxnano.model.specs import specs
 from research.contract import idea
 from research.contract import techniques as listed
 from research.contract.gate import Gate
-from research.contract.idea import Idea, ideas, part
+from research.contract.idea import Idea, families, ideas, part
 from research.contract.part import IdeaEdit, Part
 from research.contract.proposal import build
 from research.contract.relative import resolved
@@ -185,7 +185,7 @@ def test_a_malformed_file_is_named(tmp_path, monkeypatch, text, expected):
     (tmp_path / "new.yaml").write_text(text)
     monkeypatch.setattr(idea, "FOLDER", tmp_path)
     with pytest.raises(ConfigError, match=rf"new\.yaml.*{expected}"):
-        ideas.__wrapped__()
+        families.__wrapped__()
 
 
 def test_a_name_used_twice_is_refused(tmp_path, monkeypatch):
@@ -193,7 +193,7 @@ def test_a_name_used_twice_is_refused(tmp_path, monkeypatch):
         (tmp_path / file).write_text("ideas: [{name: same, why: b, source: c, prior: small, edits: []}]")
     monkeypatch.setattr(idea, "FOLDER", tmp_path)
     with pytest.raises(ConfigError, match="two.yaml: .same.: an idea of this name"):
-        ideas.__wrapped__()
+        families.__wrapped__()
 
 
 def test_an_idea_that_applies_nowhere_is_told_and_not_taken_for_one_of_another_track(track):

@@ -13,7 +13,7 @@ from research.contract.part import Proposal
 from research.contract.proposal import build
 from research.contract.trial import FRESH, Trial
 from research.decide.belief import SEEDS, Belief
-from research.decide.choose import decide, pool
+from research.decide.choose import decide, matters, rewards
 from research.decide.price import Prices
 from research.decide.proof import best_single
 from research.ledger.state import fold
@@ -67,10 +67,59 @@ def test_verification_seeds_and_failures_teach_nothing(story):
 
 
 def test_a_broken_recipe_does_not_compete(story):
-    index = story.snapshot().index[story.best]
-    assert index in pool(story.snapshot())
-    story.run(Trial(story.best, 0.5, 3), outcome="timeout", reason="slow", loss={})
-    assert index not in pool(story.snapshot()) and pool(story.snapshot())[0] == 0
+    def competing():
+        body = decide(story.prices(), 0, 0, 1e6)[1]
+        return [c.trial.partition("-")[0] for c in (body.winner, *body.runners_up)]
+
+    rotary = story.singles["rotary"]
+    assert rotary in competing()
+    story.run(Trial(rotary, 0.5, 3), outcome="timeout", reason="slow", loss={})
+    assert rotary not in competing()
+
+
+def test_both_figures_are_written_down_and_the_gain_decides(story):
+    body = decide(story.prices(), 0, 0, 1e6)[1]
+    scored = [body.winner, *body.runners_up]
+    assert all(c.eig is not None and c.eig >= 0 and c.improvement >= 0 for c in scored)
+    rates = [c.improvement / c.cost_s for c in scored]
+    assert rates == sorted(rates, reverse=True) and body.score == pytest.approx(rates[0])
+
+
+def test_a_gain_matters_if_gaining_on_at_its_rate_would_make_an_epsilon(story):
+    prices = story.prices()
+    body = decide(prices, 0, 0, 100.0)[1].model_copy(update={"improvement": 0.001, "cost_s": 10.0})
+    enough_s = 10.0 * story.track.epsilon / 0.001 * prices.slowdown / 2  # two workers
+    for left_s, expected in ((1.01 * enough_s, True), (0.99 * enough_s, False), (None, True)):
+        assert matters(prices, body.model_copy(update={"left_s": left_s})) is expected
+    assert matters(prices, body.model_copy(update={"improvement": None, "left_s": 0.1}))  # it was promised
+
+
+def test_lanes_are_paid_for_the_best_mean_and_charged_for_what_broke(story):
+    lucky = story.propose([part(ideas()["swiglu"])], 0.4, lane="tuner")
+    story.worth[lucky] = 0.9
+    story.run(Trial(lucky, 0.25, 0))
+    story.worth[lucky] = 0.0
+    for seed in range(3):
+        story.run(Trial(lucky, 1.0, seed))
+    broken = story.propose([part(ideas()["rmsnorm"])], 0.0, lane="tuner")
+    story.run(Trial(broken, 0.25, 0), outcome="failed", reason="x", loss={}, device_s=None)
+    now = story.snapshot()
+    paid = rewards(now, ["catalogue", "recombine", "tuner"])
+    gained = {lane: sum(r.gain for r in paid if r.lane == lane) for lane in ("catalogue", "recombine", "tuner")}
+    best = max(now.effects[0][now.index[rid]] for rid in now.finished)
+    assert sum(gained.values()) == pytest.approx(best) and gained["catalogue"] > 0.2
+    assert gained["tuner"] < 0.05  # its first run alone was worth 0.9
+    assert len([r for r in paid if r.lane == "tuner"]) == 5 and all(r.device_s > 0 for r in paid)
+
+
+def test_flat_priors_take_every_promise_away_and_a_session_keeps_to_them(tmp_path):
+    with (story := Story(tmp_path / "flat", flat_priors=True)).session:
+        story.search()
+        other = story.propose([part(ideas()["swiglu"])], lane="inbox", origin="me", name="x")
+        now = story.snapshot()
+        assert all(not arm.candidate.promise for arm in now.arms) and now.view().flat
+        story.write("resume", "", {"pid": 2})
+        assert not story.snapshot().by_id[other].candidate.promise and story.snapshot().state.flat
 
 
 def test_the_price_of_a_run_grows_with_its_horizon_and_falls_once_compiled(story):

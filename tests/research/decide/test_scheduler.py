@@ -9,7 +9,7 @@ from sitting import created, run_out
 from stand_in import StandIn, base_id, completed, draw
 
 from jaxnano.config.base import validate
-from jaxnano.config.recipe import Recipe, recipe_id
+from jaxnano.config.recipe import Recipe, recipe_id, structure_id
 from research.contract.trial import FRESH
 from research.decide.choose import decide
 from research.decide.claims import violations
@@ -342,3 +342,54 @@ def test_a_worker_whose_process_was_replaced_between_runs_is_priced_as_one_that_
     assert {(body.worker, body.priced) for body in searched[2:]} == {(0, NEW), (1, 1)}
     arm = found.snapshot.arms[0]
     assert found.book.prices.seconds(arm, 1.0, NEW) > found.book.prices.seconds(arm, 1.0, 1)
+
+
+def dull(monkeypatch):
+    """No run's gain matters."""
+    monkeypatch.setattr("research.decide.scheduler.matters", lambda prices, decided: False)
+    monkeypatch.setattr("research.decide.intake.STOCK", 6)
+
+
+def test_a_session_with_nothing_to_prove_uses_its_time_although_no_gain_matters(track, tmp_path, monkeypatch):
+    """The lanes are asked for more first."""
+    dull(monkeypatch)
+    def flat(job):
+        return completed(job) | {"loss": dict.fromkeys(job["args"]["splits"], 5.3)}
+
+    with created(tmp_path / "s") as session:
+        found, reason = run_out(session, track, StandIn(outcomes=flat), max_trials=12)
+        assert list(violations(session.ledger, session.path)) == []
+    searched = [t for t in found.state.trials.values() if t.decisions[0].body.purpose in SEARCH]
+    assert reason == "finished" and len(searched) == 12 and not found.state.nominated
+    assert len(found.state.proposals) > 12  # although six may be the next best already
+
+
+def test_a_candidate_is_proven_early_where_no_gain_matters_and_the_search_goes_on(track, tmp_path, monkeypatch):
+    dull(monkeypatch)
+    with created(tmp_path / "s") as session:
+        found, reason = run_out(session, track, max_trials=9)
+        assert list(violations(session.ledger, session.path)) == []
+    first = found.state.nominated[0].seq
+    searched = [d.seq for d in found.state.decisions if d.body.purpose in SEARCH]
+    assert reason == "finished" and sum(seq < first for seq in searched) < 9 and len(searched) == 9
+    assert found.state.verifications[0].seq < max(searched) and found.state.champion is not None
+
+
+def test_what_a_structure_compiles_is_shared(track, tmp_path):
+    """A worker's first run of a structure takes ten seconds more: what shares one keeps to the worker that has it."""
+    seen: dict[int, set[str]] = {0: set(), 1: set()}
+
+    class Compiling(StandIn):
+        def _end(self, worker, job):
+            structure = structure_id(validate(Recipe, job["args"]["recipe"]))
+            compile_s = 0.0 if structure in seen[worker] else 10.0
+            seen[worker].add(structure)
+            self.outcomes = lambda job: completed(job) | {"compile_s": compile_s, "device_s": 1.0 + compile_s}
+            return super()._end(worker, job)
+
+    with created(tmp_path / "s") as session:
+        found = Scheduler(session, track, Compiling(), lanes_of(["catalogue", "tuner"], lanes()), budget_s=600.0,
+                          max_trials=24)
+        found.run()
+    runs = [t for t in found.state.trials.values() if t.decisions[0].body.purpose in SEARCH]
+    assert sum(bool(t.result.compile_s) for t in runs) < 0.7 * len(runs)

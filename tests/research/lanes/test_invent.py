@@ -136,7 +136,7 @@ def sitting(tmp_path_factory):
 def test_inventions_have_their_share_of_the_search(sitting):
     _, facts = sitting
     owed = [event for event in facts.state.decisions if "an invention" in event.body.why]
-    search = [event for event in facts.state.decisions if event.body.purpose in ("search", "base")]
+    search = [event for event in facts.state.decisions if event.body.purpose == "search"]
     lanes = [facts.proposal(event.subject.partition("-")[0]).lane for event in search]
     assert 3 <= len(owed) < len(search) and lanes.count(INVENT) >= 0.6 * len(search) and "tuner" in lanes
     horizons = {facts.state.trials[event.subject].horizon for event in owed}

@@ -1,5 +1,7 @@
 """The lanes: what each proposes is new, can be built, and follows from the view and the generator alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sessions import changes
@@ -11,7 +13,7 @@ from research.contract.part import Part, conflict, prior
 from research.contract.proposal import build, replaces
 from research.contract.track import Track, load_track
 from research.lanes import NAMES, lanes
-from research.lanes.catalogue import Catalogue, ranked
+from research.lanes.catalogue import Catalogue, by_family, drawn, offered, ranked
 from research.lanes.protocol import Knowledge, Known
 from research.lanes.recombine import Recombine
 from research.lanes.simplify import Simplify
@@ -83,7 +85,50 @@ def test_without_candidates_catalogue_tuner_and_invent_speak(track):
     assert spoken == {"catalogue", "tuner", "invent"}
 
 
-def test_catalogue_brings_the_most_promising_first_and_soon_other_mechanisms(track):
+@pytest.fixture
+def promising(monkeypatch):
+    """A catalogue that goes by its promises alone."""
+    monkeypatch.setattr("research.lanes.catalogue.UNSEEN", 0.0)
+
+
+def test_half_of_what_the_catalogue_brings_is_of_ideas_that_have_not_run(track):
+    ran = {p.name for p in ranked(track)[::2]}
+    now, unseen = replace(view(track, [known(track, idea("rotary"))]), ran=frozenset(ran)), []
+    for seed in range(120):
+        proposal = Catalogue().propose(now, np.random.default_rng(seed))
+        assert proposal is not None
+        unseen += [proposal.parts[-1].name] if proposal.parts[-1].name not in ran else []
+    assert 45 <= len(unseen) <= 75 and len({*unseen}) > 25  # by lot
+    assert len({ideas()[name].prior for name in unseen}) >= 4
+
+
+def test_a_lot_is_drawn_class_by_class_and_leaves_nothing_out(track):
+    parts = list(offered(track).values())
+    firsts = [next(drawn(parts, np.random.default_rng(seed))) for seed in range(100)]
+    classes = {ideas()[p.name].prior for p in parts}
+    shares = [sum(ideas()[p.name].prior == prior for p in firsts) / 100 for prior in classes]
+    assert min(shares) > 0.3 / len(classes)
+    for flat in (False, True):
+        drew = [*drawn(parts, np.random.default_rng(1), flat)]
+        assert len(drew) == len(parts) and {p.name for p in drew} == {p.name for p in parts}
+
+
+def test_without_priors_the_catalogue_promises_nothing_and_no_class_comes_first(track):
+    now, names, brought = replace(view(track, []), flat=True), [p.name for p in ranked(track)], []
+    for seed in range(60):
+        proposal = Catalogue().propose(now, np.random.default_rng(seed))
+        assert proposal is not None and proposal.expected_effect == 0.0
+        brought.append(names.index(proposal.parts[-1].name) / len(names))
+    assert 0.35 < np.mean(brought) < 0.65
+
+
+def test_families_hold_what_is_offered(track):
+    found = by_family(track)
+    assert sorted(name for names in found.values() for name in names) == sorted(offered(track))
+    assert "rotary" in found["position"] and not {name for name in offered(track) if name not in ideas()}
+
+
+def test_catalogue_brings_the_most_promising_first_and_soon_other_mechanisms(track, promising):
     brought: list[Part] = []
     for _ in range(12):
         now = view(track, [known(track, (p,), -0.1) for p in brought])
@@ -103,7 +148,7 @@ def test_of_equals_comes_first_what_the_field_had_first_and_the_plain_before_its
     assert len(variants) > 20 and all(place["muon"] < place[name] for name in variants)
 
 
-def test_catalogue_goes_on_from_the_best_and_replaces_what_it_supersedes(track):
+def test_catalogue_goes_on_from_the_best_and_replaces_what_it_supersedes(track, promising):
     alone = [known(track, idea(name), -1.0) for name in ideas()]
     best = known(track, (*idea("rotary", "sgd-momentum"), tuned("optimizer.groups.hidden.lr.value", 0.3)), 0.4)
     now, seen, expected = view(track, [*alone, best]), [], []

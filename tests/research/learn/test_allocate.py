@@ -4,18 +4,19 @@ import pytest
 from research.learn.allocate import (
     Action,
     Decision,
-    Reward,
+    bounds,
     choose,
     improvement,
     information,
-    next_lane,
     open_runs,
     outlook,
     recommend,
-    share,
+    rivals,
+    shifts,
 )
 from research.learn.kernel import rows
-from research.learn.posterior import Candidate, Observation, Posterior, PosteriorConfig, rows_of
+from research.learn.pay import Reward, asked_by, next_lane, share
+from research.learn.posterior import Candidate, Observation, Posterior, PosteriorConfig, factor, rows_of
 
 CANDIDATES = [Candidate({}), *(Candidate({f"p{i}": "a"}) for i in range(5)), Candidate({"p0": "a", "p1": "a"})]
 HORIZONS = (0.25, 1.0)
@@ -29,8 +30,17 @@ def _observed(runs: dict[Action, float]) -> list[Observation]:
 STARTED = {Action(0, 0.25, 0): 1.9, Action(1, 0.25, 0): 1.87, Action(2, 0.25, 0): 1.91, Action(3, 0.25, 0): 1.89}
 
 
-def _eig(fitted, run: Action) -> float:
-    return information(outlook(fitted, CANDIDATES, [run]), 0.002, np.random.default_rng(0))[0]
+def looked(fitted, actions, epsilon=0.002, candidates=CANDIDATES):
+    """Rivals, and how the actions bear on them."""
+    rival = rivals(fitted, candidates, epsilon, np.ones(len(candidates)))
+    return rival, outlook(fitted, candidates, rival, actions)
+
+
+def told(fitted, actions, seed=0, epsilon=0.002):
+    """Their EIG."""
+    rival, view = looked(fitted, actions)
+    lower = factor(fitted.predict([CANDIDATES[i] for i in rival.numbers])[1])
+    return information(lower, rival.mean_K, view, fitted.hypers.noise, epsilon, np.random.default_rng(seed))
 
 
 def _choose(runs: dict[Action, float], pending=(), seed=0, candidates=CANDIDATES, **options):
@@ -50,8 +60,7 @@ def test_information_gain_agrees_with_brute_force():
     """Mutual information of outcome and best value, from a two-way histogram of 300,000 joint samples."""
     fitted = Posterior().fit(_observed(STARTED | {Action(0, 1.0, 0): 1.6}))
     actions = [Action(c, h, 0) for c in range(1, 7) for h in HORIZONS if Action(c, h, 0) not in STARTED]
-    epsilon, view = 0.002, outlook(fitted, CANDIDATES, actions)
-    estimated = np.mean([information(view, epsilon, np.random.default_rng(i)) for i in range(8)], axis=0)
+    epsilon, estimated = 0.002, np.mean([told(fitted, actions, i) for i in range(8)], axis=0)
 
     chosen = [CANDIDATES[a.candidate] for a in actions]
     outcomes = rows([c.features for c in chosen], [a.horizon for a in actions], [a.seed for a in actions], 0.0)
@@ -85,7 +94,8 @@ def test_expected_improvement_agrees_with_outcomes_drawn_and_learnt_from():
     fitted = Posterior().fit(observations)
     fixed = Posterior(PosteriorConfig(median=fitted.hypers, spread=1e-6))
     run, candidate = Action(4, 0.25, 0), CANDIDATES[4]
-    expected = improvement(outlook(fitted, CANDIDATES, [run]), 0.0)[0]
+    rival, view = looked(fitted, [run], 0.0)
+    expected = improvement(rival.gap_K, shifts(rival, view)[:, 0])
     outcome = rows([candidate.features], run.horizon, run.seed, 0.0)
     white = fitted.whiten(fitted.outcome_covariance(fitted.runs, outcome))
     sd = np.sqrt(fitted.outcome_variance(outcome)[0] - (white**2).sum())
@@ -119,19 +129,124 @@ def test_the_base_runs_first_in_every_cell_and_its_run_is_in_the_price():
     assert on_its_way.purpose == "search" and on_its_way.winner.cost_s == pytest.approx(1.03)
 
 
-def test_seeds_are_taken_in_order_and_nothing_is_offered_twice():
-    taken = [Action(0, 1.0, 0), Action(1, 1.0, 0), Action(1, 1.0, 1), Action(2, 0.25, 0)]
-    offered = open_runs(3, 0, taken, HORIZONS, 2)
-    assert offered == [Action(1, 0.25, 0), Action(2, 0.25, 1), Action(2, 1.0, 0)]
+def random_lines(rng):
+    """Gaps and slopes, the first nil; some slopes alike."""
+    count = int(rng.integers(1, 12))
+    gap, slope = rng.exponential(0.02, count), rng.choice([0.01, 0.03, 0.1]) * rng.normal(0, 1, count).round(1)
+    gap[0] = slope[0] = 0.0
+    return gap, slope
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_expected_rise_is_the_integral_and_lies_within_its_bounds(seed):
+    gap, slope = random_lines(np.random.default_rng(seed))
+    z = np.linspace(-9, 9, 20001)
+    best = (z[:, None] * slope - gap).max(1) * np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
+    exact = improvement(gap, slope)
+    assert exact == pytest.approx(np.trapezoid(best, z), rel=1e-5, abs=1e-9)
+    (low,), (high,) = bounds(gap, slope[:, None])
+    assert low - 1e-12 <= exact <= high + 1e-12 and high - low < 0.25 * exact + 1e-6
+
+
+def searched(rng):
+    """A small random posterior, candidates, what has run, and prices."""
+    edits = [f"p{i}" for i in range(5)]
+    subsets = [sorted(rng.choice(edits, rng.integers(1, 4), replace=False)) for _ in range(int(rng.integers(3, 8)))]
+    candidates = [Candidate({}), *(Candidate({e: "a" for e in names}) for names in {tuple(n) for n in subsets})]
+    history = {Action(c, 0.25, 0) for c in range(len(candidates)) if c == 0 or rng.random() < 0.5}
+    history |= {Action(0, 1.0, 0)} if rng.random() < 0.5 else set()
+    seen = [Observation(candidates[r.candidate].features, r.horizon, r.seed, 1.6 + rng.normal(0, 0.03))
+            for r in sorted(history)]
+    posterior = Posterior()
+    posterior._fit_scales = lambda observations: PosteriorConfig().median  # which takes most of the time
+    return posterior.fit(seen), candidates, history, rng.uniform(0.5, 2.0, (len(candidates), 2))
+
+
+def brute(fitted, candidates, actions, epsilon):
+    """Every action's gain, from all candidates' joint distribution and a sum over its outcomes."""
+    values, z = rows_of(candidates, 1.0), np.linspace(-8, 8, 1601)
+    start = fitted.predict(candidates)[0] - epsilon
+    start[np.argmax(start)] += epsilon
+    outcomes = rows_of([candidates[a.candidate] for a in actions], *zip(*[a[1:] for a in actions], strict=True))
+    white = fitted.whiten(fitted.outcome_covariance(fitted.runs, outcomes))
+    cross = fitted.whiten(fitted.effect_covariance(fitted.runs, values))
+    shared = fitted.effect_covariance(values, outcomes) - cross.T @ white
+    shift = shared / np.sqrt(fitted.outcome_variance(outcomes) - (white**2).sum(0))
+    weights = np.exp(-0.5 * z**2) / np.exp(-0.5 * z**2).sum()
+    return weights @ (start[:, None] + z[:, None, None] * shift).max(1) - start.max()
+
+
+def test_leaving_out_what_cannot_matter_never_changes_the_choice(monkeypatch):
+    """200 random posteriors; then with three rivals at most, where what is left out is bounded."""
+    rng, epsilon, fewer = np.random.default_rng(1), 0.004, 0
+    for number in range(200):
+        fitted, candidates, history, cost = searched(rng)
+        settings = {"history": history, "pending": [], "horizons": HORIZONS, "cost_s": cost, "max_seeds": 2,
+                    "epsilon": epsilon, "rng": rng}
+        found = choose(fitted, candidates, **settings)
+        assert found is not None
+        offered = [*open_runs(range(1, len(candidates)), history, HORIZONS, 2)]
+        bare = sorted({a[1:] for a in offered if Action(0, *a[1:]) not in history})
+        foreseen = fitted.condition([candidates[0]] * len(bare), *(list(x) for x in zip(*bare, strict=True))) if bare \
+            else fitted
+        price = np.array([cost[a.candidate, HORIZONS.index(a.horizon)]
+                          + (a[1:] in bare) * cost[0, HORIZONS.index(a.horizon)] for a in offered])
+        rate = brute(foreseen, candidates, offered, epsilon) / price
+        assert found.winner.score == pytest.approx(rate.max(), rel=1e-3, abs=1e-7)
+        best = np.sort(rate)[-2:]
+        if len(rate) == 1 or best[1] > best[0] * 1.002 + 1e-7:
+            assert found.winner.run == offered[int(np.argmax(rate))]
+        if number < 40:
+            monkeypatch.setattr("research.learn.allocate.RIVALS", 3)
+            rival, view = looked(foreseen, offered, epsilon, candidates)
+            monkeypatch.undo()
+            fewer += len(rival.numbers) == 3 < len(candidates)
+            gains = np.array([improvement(rival.gap_K, column) for column in shifts(rival, view).T])
+            short = rate * price - gains
+            assert short.min() > -1e-5 and short.max() <= rival.left_out + 1e-5
+    assert fewer > 10
+
+
+@pytest.mark.parametrize(("taken", "who", "expected"), [
+    ([], 1, 0),  # nobody has run: the least seed, for all
+    ([], 2, 0),
+    ([Action(0, 1.0, s) for s in range(3)], 1, 1),  # where the base has: each starts with another
+    ([Action(0, 1.0, s) for s in range(3)], 2, 2),
+    ([Action(0, 1.0, 0), Action(2, 1.0, 0)], 2, 1),  # a cell of its own only where the base's cells are taken
+    ([Action(0, 1.0, 0), Action(0, 1.0, 1), Action(5, 1.0, 0)], 1, 0),  # its parent's cell
+    ([Action(c, 1.0, 0) for c in range(14) if c != 1], 1, 1),  # crowded: the next one is opened
+    ([Action(c, 1.0, s) for c in range(14) for s in range(4) if c != 1], 1, 1)])
+def test_a_candidate_s_next_seed(taken, who, expected):
+    assert [*open_runs([who], taken, (1.0,), 4, parents={1: [5]})] == [Action(who, 1.0, expected)]
+
+
+def test_no_seed_decides_for_all_and_nothing_is_offered_twice():
+    taken, used = set(), []
+    for turn in range(60):
+        run, = open_runs([1 + turn % 40], taken, (1.0,), 8)
+        taken |= {run, Action(0, 1.0, run.seed)}
+        used.append(run.seed)
+    counts = np.bincount(used, minlength=8)
+    assert counts.max() <= 13 and len(taken) == 60 + sum(counts > 0)
     everything = [Action(c, h, 0) for c in range(len(CANDIDATES)) for h in HORIZONS]
     assert _choose(dict.fromkeys(everything, 1.6), max_seeds=1) is None
+
+
+def test_who_is_barred_does_not_run_and_who_has_fallen_is_not_recommended():
+    runs = STARTED | {Action(0, 1.0, 0): 1.6, Action(1, 1.0, 0): 1.3}
+    assert _decide(runs, barred=[4], runners_up=99).winner.run.candidate != 4
+    assert all(s.run.candidate != 4 for s in _decide(runs, barred=[4], runners_up=99).runners_up)
+    fitted, even = Posterior().fit(_observed(runs)), np.ones(len(CANDIDATES))
+    ahead, without = (rivals(fitted, CANDIDATES, 0.002, even, out).numbers.tolist() for out in ([], [1, 6]))
+    assert {*ahead[:2]} == {1, 6} and not {1, 6} & {*without} and len(without) > 1
+    assert _decide(runs, fallen=[1, 6]).winner.improvement != _decide(runs).winner.improvement
 
 
 def test_pending_runs_leave_only_what_is_left_to_learn():
     fitted = Posterior().fit(_observed(STARTED))
     again = fitted.condition([CANDIDATES[4]], [0.25], [0])
-    alone, repeated = _eig(fitted, Action(4, 0.25, 0)), _eig(again, Action(4, 0.25, 0))
-    elsewhere = _eig(again, Action(5, 0.25, 0))
+    alone, = told(fitted, [Action(4, 0.25, 0)])
+    repeated, elsewhere = told(again, [Action(4, 0.25, 0), Action(5, 0.25, 0)])
     assert repeated < 0.35 * alone
     assert elsewhere > 0.6 * alone
     chosen = _decide(STARTED).winner.run
@@ -171,8 +286,9 @@ def test_ties_soak_up_no_compute():
     unknown = [*equals, Candidate({"new": "a"}, 0.02)]
     open_question = choose(fitted, unknown, history=history, cost_s=np.ones((12, 1)), rng=rng, **settings)
     assert tied is not None and open_question is not None
-    assert tied.winner.eig < 0.03
-    assert open_question.winner.run == Action(11, 1.0, 0)
+    assert tied.winner.improvement < 1e-4
+    assert open_question.winner.run.candidate == 11
+    assert open_question.winner.improvement > 20 * tied.winner.improvement
     assert open_question.winner.eig > 5 * tied.winner.eig
 
 
@@ -197,6 +313,25 @@ def test_every_lane_keeps_its_floor_and_a_winning_lane_gets_more():
     assert found["catalogue"] > found["inbox"] > found["tuner"]
     with pytest.raises(ValueError, match="at least one lane"):
         share([], [])
+
+
+def test_what_a_lane_earned_long_ago_counts_less_and_what_it_fails_at_is_charged():
+    lanes, old = ["a", "b"], [Reward("a", 0.1, 10.0)]
+    later = [Reward(lane, 0.0005, 10.0) for _ in range(150) for lane in lanes]
+    soon, late = share(lanes, [*old, *later[:4]]), share(lanes, [*old, *later])
+    assert soon["a"] > 0.55 and late["a"] == pytest.approx(0.5, abs=0.02)  # all in all it has earned twice as much
+    cheap, failing = (share(lanes, [Reward("a", 0.01, 10.0), Reward("b", 0.01, 10.0), Reward("a", 0.0, spent)])["a"]
+                      for spent in (1.0, 100.0))
+    assert failing < cheap
+
+
+def test_no_lane_starves_after_its_luck_has_turned():
+    """A lane that had nine of ten of a hundred proposals has a tenth's share now: it is asked again before long."""
+    asked = ["a"] * 9 + ["b"]
+    asked, shares = asked * 10, {"a": 0.15, "b": 0.85}
+    for _ in range(60):
+        asked.append(next_lane(shares, asked_by(asked)))
+    assert "a" in asked[100:] and asked[100:].count("b") > 40
 
 
 def test_lanes_are_asked_by_their_shares():

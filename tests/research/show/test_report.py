@@ -22,6 +22,7 @@ from research.show.card import card, change, page
 from research.show.facts import Facts
 from research.show.pages import environment
 from research.show.report import write_report
+from research.show.verdict import summary
 from research.text import clean
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -185,6 +186,21 @@ def test_two_processes_write_the_same_bytes(tmp_path):
         write()
         written.append({p.name: p.read_bytes() for p in [*path.glob("report.*"), *path.glob("plots/*.svg")]})
     assert len(written[0]) == 7 and written[0] == written[1]
+
+
+def test_what_was_never_tried_is_told_by_family_and_so_are_flat_priors(tmp_path):
+    told = {"position": ["rotary", "alibi"], "norm": ["rmsnorm"], "ffn": ["relu-squared"]}
+    path, state = Story(tmp_path / "s", flat_priors=True, ideas=told).search().end()
+    write_report(path)
+    for form in ("html", "md"):
+        text = (path / f"report.{form}").read_text()
+        listed = text[text.index("What was never tried"):]
+        assert "Of the 4 ideas" in " ".join(listed.split()) and "2 ran in no" in " ".join(listed.split())
+        table = listed[listed.index("<details>"): listed.index("</details>")]
+        assert "alibi" in table and "rmsnorm" in table and "rotary" not in table and "relu-squared" not in table
+        assert "Nothing that is promised of an idea counted" in " ".join(text.split())
+    found = summary(Facts.of(state))
+    assert found["never_tried"] == 2 and found["flat_priors"] is True
 
 
 def test_barnacles_are_listed(tmp_path):
