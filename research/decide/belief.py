@@ -76,9 +76,9 @@ class Belief:
 
     def _arm(self, rid: str, body: Proposed, told: Sketch | None, flat: bool) -> Arm:
         found, proposal = told or sketched(self.track.base_recipe, validate(Recipe, body.recipe)), body.proposal
-        return Arm(rid, proposal.name, body.recipe, proposal.parts,
-                   Candidate(found.features, {} if flat else self._promise(proposal)), proposal.lane, found.structure, found.flops,
-                   found.tokens, found.programs)
+        candidate = Candidate(found.features, {} if flat else self._promise(proposal))
+        return Arm(rid, proposal.name, body.recipe, proposal.parts, candidate, proposal.lane, found.structure,
+                   found.flops, found.tokens, found.programs)
 
     def _promise(self, proposal: Proposal) -> dict[str, float]:
         """What the parts promise together, nats, by who was the first to promise each."""
