@@ -175,13 +175,8 @@ def promised(left: Rows, right: Rows) -> np.ndarray:
     return total_nxm
 
 
-def additive(left: Rows, right: Rows, length: float, power: int = 1) -> np.ndarray:
-    """Sum over paths of `centred`, to a power. Returns: U x W, over the distinct recipes of both sides."""
-    return summed(left.leaves, right.leaves, compared(left.leaves, right.leaves, length).power(power))
-
-
 def additive_variance(points: Rows, length: float, power: int = 1) -> np.ndarray:
-    """Diagonal of `additive`: about how many of the base's leaves each recipe has left behind. Shape U."""
+    """Sum over paths of `centred` with itself, to a power: about how many leaves a recipe has changed. Shape U."""
     return points.leaves.has_UxV @ departure(points.leaves.numbers, length) ** power
 
 
@@ -205,8 +200,9 @@ def components(left: Rows, right: Rows, scales: Scales) -> Iterator[np.ndarray]:
     full one, so that f is the full-horizon effect; own: the same, of one recipe alone. seed: e, within a seed only; its
     correlation falls with the number of leaves two recipes differ by.
     """
-    pick = np.ix_(left.index, right.index)
-    additive_UxW = additive(left, right, scales.path)
+    pick, shape = np.ix_(left.index, right.index), (len(left), len(right))
+    leaf_VxX = compared(left.leaves, right.leaves, scales.path)
+    additive_UxW = summed(left.leaves, right.leaves, leaf_VxX)
     additive_nxm = additive_UxW[pick]
     yield additive_nxm
     left_U, right_W = (additive_variance(r, scales.path) for r in (left, right))
@@ -214,10 +210,14 @@ def components(left: Rows, right: Rows, scales: Scales) -> Iterator[np.ndarray]:
     near_UxW = np.exp(-distance_UxW / scales.interaction)
     from_base = np.exp(-left_U / scales.interaction)[:, None] + np.exp(-right_W / scales.interaction)[None, :]
     yield (0.5 * (1.0 + near_UxW - from_base))[pick]
-    yield (0.5 * (additive_UxW**2 - additive(left, right, scales.path, 2)))[pick]
-    walk_nxm = np.minimum(left.shortness[:, None], right.shortness[None, :])
-    yield additive_nxm * walk_nxm
-    yield walk_nxm * same_recipe(left, right)
+    yield (0.5 * (additive_UxW**2 - summed(left.leaves, right.leaves, leaf_VxX.power(2))))[pick]
+    if left.shortness.any() and right.shortness.any():
+        walk_nxm = np.minimum(left.shortness[:, None], right.shortness[None, :])
+        yield additive_nxm * walk_nxm
+        yield walk_nxm * same_recipe(left, right)
+    else:  # effects at the full horizon, of thousands: nothing is added there
+        yield np.broadcast_to(0.0, shape)
+        yield np.broadcast_to(0.0, shape)
     seed_nxm = np.exp(-distance_UxW / scales.seed)[pick] * same_seed(left, right)
     doublings_nxm = FULL_HORIZON_SPAN * np.abs(left.shortness[:, None] - right.shortness[None, :])
     yield seed_nxm * np.exp(-doublings_nxm / scales.seed_horizon)
@@ -227,7 +227,8 @@ def covariance(left: Rows, right: Rows, variances: np.ndarray, scales: Scales) -
     """As many `components` as there are variances, together. Shape n x m."""
     total_nxm = np.zeros((len(left), len(right)))
     for variance, part in zip(variances, components(left, right, scales), strict=False):
-        total_nxm += variance * part
+        if part.strides != (0, 0):
+            total_nxm += variance * part
     return total_nxm
 
 

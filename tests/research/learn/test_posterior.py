@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from research.learn.divergence import PRIOR, Divergence
-from research.learn.kernel import Rows, Scales, additive, additive_variance, components, rows
+from research.learn.kernel import Rows, Scales, additive_variance, compared, components, rows, summed
 from research.learn.posterior import EFFECT, Candidate, Hypers, Observation, Posterior, PosteriorConfig
 
 SCALES = Scales()
@@ -42,6 +42,11 @@ def _slow_paths(u: dict, w: dict, length: float) -> list[float]:
 
 def _slow_additive(u: dict, w: dict, length: float) -> float:
     return sum(_slow_paths(u, w, length))
+
+
+def additive(left, right, length):
+    """Sum over paths of what two recipes share there."""
+    return summed(left.leaves, right.leaves, compared(left.leaves, right.leaves, length))
 
 
 def test_additive_kernel_agrees_with_its_definition_path_by_path():
