@@ -76,7 +76,7 @@ def _listed(path: Path) -> dict[str, Any]:
             crowned, tested = (ledger.events(kind) for kind in ("crowned", "verification"))
             resumed = [event.seq for event in ledger.events("resume")]
             over = [event.body.reason for event in ends if event.seq > max(resumed, default=0)]
-            row |= {"track": begun[0].body.track if begun else None, "runs": ledger.count("result"),
+            row |= {"track": begun[0].body.track if begun else None, "runs": ledger.kinds().get("result", 0),
                     "state": "running" if ledger.held() else f"ended: {over[-1]}" if over else "loop died"}
             row["seconds_ago"] = max(0.0, time.time() - ledger.events(since=last - 1)[0].time) if last else None
             passed = [event for event in tested if event.body.passed]

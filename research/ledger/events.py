@@ -155,8 +155,7 @@ class Ledger(AbstractContextManager["Ledger"]):
         rows, collects = self._read(f"SELECT * FROM events WHERE {where} ORDER BY seq", values), gc.isenabled()
         gc.disable()  # nothing here is garbage: of 40,000 events, looking for it took two thirds of the time
         try:
-            return [Event(seq, at, kind, subject, read(kind, text, f"{self.path}: event {seq}"), fence)
-                    for seq, at, kind, subject, text, fence in rows]
+            return [self._event(row) for row in rows]
         finally:
             if collects:
                 gc.enable()
@@ -165,9 +164,19 @@ class Ledger(AbstractContextManager["Ledger"]):
         """The seq of the last event; 0 without any."""
         return self._read("SELECT coalesce(max(seq), 0) FROM events")[0][0]
 
-    def count(self, kind: str) -> int:
-        """How many events of a kind there are."""
-        return self._read("SELECT count(*) FROM events WHERE kind = ?", (kind,))[0][0]
+    def latest(self, kind: str | None, limit: int, offset: int = 0) -> list[Event[Any]]:
+        """So many events of one kind or all, the latest first, after the `offset` latest. Raises: as `events`."""
+        where, values = ("", ()) if kind is None else ("WHERE kind = ?", (kind,))
+        rows = self._read(f"SELECT * FROM events {where} ORDER BY seq DESC LIMIT ? OFFSET ?", (*values, limit, offset))
+        return [self._event(row) for row in rows]
+
+    def kinds(self) -> dict[str, int]:
+        """How many events of each kind there are."""
+        return dict(self._read("SELECT kind, count(*) FROM events GROUP BY kind ORDER BY kind"))
+
+    def _event(self, row: tuple[Any, ...]) -> Event[Any]:
+        seq, at, kind, subject, text, fence = row
+        return Event(seq, at, kind, subject, read(kind, text, f"{self.path}: event {seq}"), fence)
 
     def raw(self) -> list[tuple[int, float, str, str, str, int | None]]:
         """All rows with their bodies as text, for the check."""

@@ -126,7 +126,7 @@ class Page:
         query = dict(request.query_params)
         with reader.reading() as facts:
             if view == "log":
-                context = views.log(facts, query, reader.session.ledger.events())
+                context = views.log(facts, query, reader.session.ledger)
             elif view == "propose":
                 context = acts.form(facts, query)
             elif view in views.VIEWS:

@@ -14,7 +14,7 @@ from research.contract.track import Track
 from research.contract.trial import FRESH, Trial
 from research.learn.features import features
 from research.learn.posterior import Candidate
-from research.ledger.events import Event
+from research.ledger.events import Ledger
 from research.ledger.state import Attempt, TrialRecord
 from research.show.candidates import candidate, status
 from research.show.facts import NORMAL_95, Facts
@@ -28,6 +28,7 @@ from research.text import beginning, count
 Query = Mapping[str, str]
 Context = dict[str, Any]
 PER_PAGE = 100
+PARTS = 200  # of those that ran most
 COLUMNS = {"lane": "lane", "status": "status", "effect": "expected effect", "over": "over the leader", "loss": "loss",
            "n": "n", "runs": "runs", "spent": "device s", "parent": "put on"}
 
@@ -239,13 +240,13 @@ def _paged(items: Sequence[Any], query: Query) -> tuple[int, int, Sequence[Any]]
 
 
 def effects(facts: Facts, query: Query) -> Context:
-    """What each part that has run would be worth alone, at each horizon, as believed; and what never ran."""
+    """What each of the parts that ran most would be worth alone, at each horizon, as believed; and what never ran."""
     horizons, track = sorted(facts.track.horizons), facts.track
     used: Counter[Part] = Counter()
     for arm in facts.snapshot.arms:
         for part in arm.parts:
             used[part] += facts.snapshot.finished[arm.recipe_id]
-    found = {part: alone for part in used if used[part] and (alone := _alone(track, part)) is not None}  # type: ignore[arg-type]  # frozen, so it hashes
+    found = {part: alone for part, n in used.most_common(PARTS) if n and (alone := _alone(track, part)) is not None}  # type: ignore[arg-type]  # frozen, so it hashes
     by_horizon = [facts.snapshot.fitted.predict([*found.values()], h) for h in horizons] if found else []
     rows = []
     for i, part in enumerate(found):
@@ -304,12 +305,13 @@ def proof(facts: Facts, query: Query) -> Context:
             "runs": lambda *a, **k: runs(facts, *a, **k), **again(facts)}
 
 
-def log(facts: Facts, query: Query, events: Sequence[Event[Any]]) -> Context:
+def log(facts: Facts, query: Query, ledger: Ledger) -> Context:
     """What happened, the latest first."""
-    kind = query.get("kind", "")
-    page, pages, shown = _paged([e for e in reversed(events) if kind in ("", e.kind)], query)
+    kinds, kind = ledger.kinds(), query.get("kind", "")
+    page, pages, numbers = _paged(range(kinds.get(kind, 0) if kind else sum(kinds.values())), query)
+    shown = ledger.latest(kind or None, len(numbers), numbers[0]) if numbers else []
     return {"events": [(event, line_of(event, facts) or _said(facts, event)) for event in shown], "kind": kind,
-            "kinds": sorted({e.kind for e in events}), "page": page, "pages": pages,
+            "kinds": [*kinds], "page": page, "pages": pages,
             "start": facts.state.stretches[0].start if facts.state.stretches else 0.0}
 
 

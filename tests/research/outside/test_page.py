@@ -213,3 +213,16 @@ def test_a_loop_is_steered(browser, folder):
         assert "paused by" in overview.lower() and ">go on<" in overview
     with Session.open(folder / "young") as session:
         assert [(e.body.want, e.body.value) for e in session.ledger.events("ask")] == [("pause", 0), ("minutes", 5)]
+
+
+def test_the_log_is_read_by_the_page(browser, folder):
+    with Session.open(folder / "proven") as session:
+        events = session.ledger.events()
+        kinds = session.ledger.kinds()
+    assert kinds == {kind: sum(e.kind == kind for e in events) for kind in sorted({e.kind for e in events})}
+    number = re.compile(r'<td class="r dim">(\d+)</td>')
+    first, last = (number.findall(text_of(browser.get(f"/s/proven/log?page={page}"))) for page in (1, 99))
+    assert [*map(int, first)] == [e.seq for e in events][::-1][:100] and int(last[-1]) == events[0].seq
+    shown = number.findall(text_of(browser.get("/s/proven/log?kind=result")))
+    assert [*map(int, shown)] == [e.seq for e in events if e.kind == "result"][::-1]
+    assert "tbody" in text_of(browser.get("/s/proven/log?kind=nonsense"))
