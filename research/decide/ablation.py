@@ -1,7 +1,7 @@
 """Which parts of a candidate earn their place: backward elimination, confirmed on paired seeds that did not pick it.
 A pure fold of the ledger's `ablation` events.
 
-First the belief is asked: parts that it holds for worth less than epsilon are taken off together. Then each part that
+First the belief is asked: parts that it is sure are worth less than epsilon are taken off together. Then each part that
 stays is taken off by itself, seed by seed, until it is worth more than epsilon with probability SURE or more likely is
 not. Those that are not go together, on further seeds, unless that costs more than epsilon against the best recipe so
 far; then half of them are tried, those that matter least. Once some are gone what is in doubt is looked at anew, for a
@@ -211,7 +211,7 @@ class Ablation:
                        kept=tuple(part.name for part in self.present.parts), seeds=self.seeds,
                        untested=self._untested({}))
         doubt = [name for name, (mean, sd) in sorted(believed.items(), key=lambda item: item[1])
-                 if above(mean, max(sd, self._epsilon), self._epsilon, NORMAL) < EVEN]
+                 if above(mean, max(sd, self._epsilon), self._epsilon, NORMAL) <= 1 - SURE]
         return self._try(look, doubt) or look.model_copy(update={"more": bool(self.variants)})
 
     def _looked(self) -> Ablated:

@@ -17,7 +17,7 @@ from research.ledger.state import State
 
 REPORT_S = 15.0  # kept back for the champion's folder and the report
 EXPECTED = 9  # fresh seeds of a verification: six show a large effect, and a small one needs more
-RUNS_A_PART = 2.0  # of an ablation, by docs/bench.md
+RUNS_A_PART = 2.5  # of an ablation, by docs/bench.md
 MARGIN = 1.15  # on the predicted time of an ablation
 LEAST_PROOF = 0.5  # share of a verification's predicted time under which it is not begun
 MOST_PROOF = 0.75  # share of a round that the proof may keep from the search: without one there is nothing to prove
@@ -31,6 +31,11 @@ def unbegun(track: Track, session: Begun) -> Snapshot:
     state.proposals[base] = Proposed(proposal=base_proposal(track), recipe=dump(track.base_recipe))
     state.accepted.add(base)
     return Belief(track).at(state)
+
+
+def pruning_runs(parts: int) -> float:
+    """Full runs from a nomination until it can be said whether what an ablation leaves is worth an attempt."""
+    return RUNS_A_PART * parts + 2 * ablation.LEAST + 2 * futility.LEAST
 
 
 def minutes_left(state: State) -> float:
@@ -109,8 +114,7 @@ class Plan:
         """Predicted seconds from nomination to verdict for the present best."""
         best = prices.snapshot.best
         parts = len(best.parts) if best else 0
-        runs = RUNS_A_PART * parts + 2 * ablation.LEAST + 2 * futility.LEAST
-        ablation_s = runs * prices.full_run_s + (parts + 2) * prices.compile_s
+        ablation_s = pruning_runs(parts) * prices.full_run_s + (parts + 2) * prices.compile_s
         return MARGIN * prices.slowdown * ablation_s / self.workers + self.verification_s(prices)
 
     def kept_s(self, prices: Prices) -> float:
