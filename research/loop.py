@@ -40,6 +40,8 @@ PARSER.add_argument("--seed", type=int, default=0, help="of the researcher's own
 PARSER.add_argument("--session", type=Path, help="folder; runs/TRACK-TIME by default")
 PARSER.add_argument("--lanes", help=f"comma-separated, of {', '.join(NAMES)} (all by default) and llm")
 PARSER.add_argument("--from", dest="origin", type=Path, metavar="SESSION", help="start from its champion")
+PARSER.add_argument("--import", dest="imports", type=Path, action="append", default=[], metavar="SESSION",
+                    help="what it has found informs the search; nothing of it is proven or paired here")
 PARSER.add_argument("--registry", type=Path, metavar="FILE", help="of all seals; the user's own by default, see books")
 PARSER.add_argument("--flat-priors", action="store_true", help="count nothing that is promised of an idea; --resume "
                     "keeps to it")
@@ -58,6 +60,7 @@ from research.contract.part import FROM, LLM, Proposal
 from research.contract.proposal import build, live
 from research.contract.track import Track, load_track, tracks
 from research.decide.belief import Belief, Snapshot
+from research.decide.book import track_of
 from research.decide.plan import least_minutes, minutes_left, unbegun
 from research.decide.proof import pending
 from research.decide.scheduler import Scheduler
@@ -66,7 +69,7 @@ from research.lanes import lanes as known_lanes
 from research.lanes import lanes_of
 from research.lanes.catalogue import Catalogue, by_family, left_out
 from research.lanes.protocol import Proposer
-from research.ledger.kinds import Begun, Ended, Proposed, Resumed
+from research.ledger.kinds import Begun, Ended, Imported, Proposed, Resumed
 from research.ledger.registry import Registry
 from research.ledger.session import Session, SessionError, default_session_dir
 from research.ledger.state import fold
@@ -132,8 +135,11 @@ def start(options: argparse.Namespace) -> Opened:
                                      "bytes_per_token": corpus.bytes_per_token(track.splits.search)})
     if options.origin:
         begun = inherit(options.origin, begun)
+    brought = [bring(path, begun) for path in options.imports]
     session = Session.create(folder)
     session.ledger.append("session", "", begun)
+    for body in brought:
+        session.ledger.append("imported", "", body)
     if Catalogue.name in lanes:
         for line in left_out(track, ideas().values()):
             print(clean(line), flush=True)
@@ -163,7 +169,11 @@ def resume(options: argparse.Namespace) -> Opened:
             option = "--minutes" if options.minutes else "--resume: minutes left"
             refuse_too_short(option, snapshot, offered.workers, options.minutes or minutes_left(state))
         started = Resumed(pid=os.getpid(), workers=offered.workers, executor=options.executor)
+        known = {event.body.origin for event in state.imports}
+        brought = [body for body in (bring(path, begun) for path in options.imports) if body.origin not in known]
         session.ledger.append("resume", "", started)
+        for body in brought:
+            session.ledger.append("imported", "", body)
         opened.pop_all()
     return session, track, begun, offered
 
@@ -199,6 +209,26 @@ def inherit(origin: Path, begun: Begun) -> Begun:
                         origin=origin.name)
     inherited = Proposed(recipe=dump(recipe), proposal=proposal)
     return begun.model_copy(update={"incumbent": recipe_id(recipe), "inherited": inherited})
+
+
+def bring(origin: Path, begun: Begun) -> Imported:
+    """What another session has found, as far as the search may know.
+
+    Raises: UserError if its track or data differ, or it has found nothing.
+    """
+    with Session.open(origin) as session:
+        state = fold(session.ledger.events())
+    for name in ("track_hash", "data_hash"):
+        if getattr(state.session, name) != getattr(begun, name):
+            raise UserError(f"--import: {origin}: its {name} is another; a session of this track and data would do")
+    track = track_of(state)
+    now = Belief(track).at(state)
+    runs = tuple((t.recipe_id, t.horizon, t.seed, t.loss[track.splits.search]) for t in state.trials.values()
+                 if track.splits.search in t.loss and t.recipe_id in now.by_id)
+    if not runs:
+        raise UserError(f"--import: {origin}: it completed no run; a session that did would do")
+    return Imported(origin=origin.resolve().name, runs=runs, features={
+        recipe_id: dict(now.by_id[recipe_id].candidate.features) for recipe_id in dict.fromkeys(r[0] for r in runs)})
 
 
 def run(options: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -20,8 +20,10 @@ from research.lanes.protocol import Knowledge, Known
 from research.learn.features import features
 from research.learn.posterior import Candidate, Fitted, Observation, Posterior
 from research.ledger.kinds import Proposed, Sketch
+from research.ledger.names import Names
 from research.ledger.state import FINAL, State, TrialRecord
 
+ELSEWHERE = 2 * 10**9  # seeds of another session begin here, and at its multiples
 SEEDS = 8  # common seeds 0 .. 7 of the search
 
 
@@ -122,6 +124,11 @@ class Snapshot:
         return {arm.recipe_id: i for i, arm in enumerate(self.arms)}
 
     @cached_property
+    def names(self) -> Names:
+        """What recipes are called."""
+        return Names(self.state)
+
+    @cached_property
     def by_id(self) -> dict[str, Arm]:
         """Each arm by its recipe id."""
         return {arm.recipe_id: arm for arm in self.arms}
@@ -146,7 +153,7 @@ class Snapshot:
 
         Those of a proof enter once its attempt is judged, by their loss on the search split.
         """
-        observations, diverged = [], []
+        observations, diverged = list(self.imported), []
         for trial in self.state.trials.values():
             result, arm = trial.result, self.by_id.get(trial.recipe_id)
             if arm is None or result is None or not (trial.seed < SEEDS or trial.seed in self._judged):
@@ -156,6 +163,13 @@ class Snapshot:
             elif result.outcome == "diverged":
                 diverged.append(arm.candidate.features)
         return self.belief.posterior.fit(observations, diverged)
+
+    @property
+    def imported(self) -> Iterator[Observation]:
+        """What other sessions have found. Their seeds are none of this one's: each cell has a level of its own."""
+        for number, event in enumerate(self.state.imports, start=1):
+            for recipe_id, horizon, seed, loss in event.body.runs:
+                yield Observation(event.body.features[recipe_id], horizon, number * ELSEWHERE + seed, loss)
 
     @cached_property
     def _judged(self) -> set[int]:

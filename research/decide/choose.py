@@ -85,7 +85,7 @@ def promised(prices: Prices, worker: int, left_s: float) -> Chosen | None:
         return None
     whose = "the incumbent" if arm.lane == FROM else "proposed from outside"
     run = Action(now.index[arm.recipe_id], min(now.track.horizons), 0)
-    return _first(prices, run, worker, left_s, f"first run of {arm.name}, {whose}", promised=True)
+    return _first(prices, run, worker, left_s, f"first run of {now.names(arm.recipe_id)}, {whose}", promised=True)
 
 
 def explored(prices: Prices, worker: int, left_s: float, seeds: int = SEEDS) -> Chosen | None:
@@ -103,7 +103,7 @@ def explored(prices: Prices, worker: int, left_s: float, seeds: int = SEEDS) -> 
         return None
     novelty = {a.recipe_id: now.state.proposals[a.recipe_id].proposal.novelty or 0.0 for a in new}
     arm = max(new, key=lambda a: novelty[a.recipe_id])
-    why = f"first run of {arm.name}, an invention, {novelty[arm.recipe_id]:.2f} from what is known"
+    why = f"first run of {now.names(arm.recipe_id)}, an invention, {novelty[arm.recipe_id]:.2f} from what is known"
     run = next(allocate.open_runs([now.index[arm.recipe_id]], _taken(now), [min(now.track.horizons)], seeds))
     return _first(prices, run, worker, left_s, why)
 
@@ -116,7 +116,7 @@ def _first(prices: Prices, run: Action, worker: int, left_s: float, why: str, **
     if now.arms[0].recipe_id in now.broken or prices.wall_s(arm, run.horizon, worker) > left_s:
         return None
     if run._replace(candidate=0) not in _taken(now) or untimed(prices):
-        return _base(now, worker, left_s, f"the base for {arm.name}", run.seed)
+        return _base(now, worker, left_s, f"the base for {now.names(arm.recipe_id)}", run.seed)
     return Trial(arm.recipe_id, run.horizon, run.seed), Decided(
         purpose="search", worker=worker, left_s=left_s, as_of=now.state.seq, why=why, **about)
 
@@ -193,10 +193,11 @@ def _reasons(now: Snapshot, chosen: allocate.Decision) -> dict[str, Any]:
     def scored(one: allocate.Scored) -> Competitor:
         arm = now.arms[one.run.candidate]
         key = Trial(arm.recipe_id, one.run.horizon, one.run.seed).key
-        return Competitor(trial=key, name=arm.name, eig=one.eig, improvement=one.improvement, cost_s=one.cost_s)
+        return Competitor(trial=key, name=now.names(arm.recipe_id), eig=one.eig, improvement=one.improvement,
+                          cost_s=one.cost_s)
 
     best, winner = chosen.winner, now.arms[chosen.winner.run.candidate]
     mean, sd = (float(values[chosen.winner.run.candidate]) for values in now.effects)
     return {"eig": best.eig, "improvement": best.improvement, "cost_s": best.cost_s, "score": best.score,
-            "why": f"{winner.name}: effect {mean:+.3f} +- {sd:.3f}", "winner": scored(best),
+            "why": f"{now.names(winner.recipe_id)}: effect {mean:+.3f} +- {sd:.3f}", "winner": scored(best),
             "runners_up": tuple(scored(one) for one in chosen.runners_up)}

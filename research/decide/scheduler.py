@@ -25,7 +25,6 @@ from research.decide.transfer import SHARE, Carrier
 from research.execute import Executor
 from research.lanes.protocol import Proposer
 from research.ledger.kinds import Decided
-from research.ledger.names import Names
 from research.ledger.registry import Registry
 from research.ledger.session import Session
 
@@ -216,7 +215,7 @@ class Scheduler:
             wanted = [] if late else [w for w in proof.wanted() if w[0] not in running]
             if wanted:
                 trial, purpose = wanted[0]
-                why = f"proof of {Names(self.state)(proof.recipe_id)}"
+                why = f"proof of {self.snapshot.names(proof.recipe_id)}"
                 return trial, Decided(purpose=purpose, worker=worker, why=why)
             if not late and proof.wanted():
                 return self._filler(worker)

@@ -109,6 +109,16 @@ class Begun(Body):
     pid: int = 0
 
 
+class Imported(Body):
+    """What another session of this track and data has found, as evidence for the search: of no seed of this one's, so
+    in no pair, and no proof. features: of its recipes by id, against the same base. runs: recipe id, horizon, seed
+    there, loss of the search split."""
+
+    origin: str
+    features: dict[str, dict[str, float | str]] = {}
+    runs: tuple[tuple[str, float, int, float], ...] = ()
+
+
 class Resumed(Body):
     """A later sitting of the loop."""
 
@@ -407,9 +417,10 @@ class Opening(Body):
 OPEN_KINDS: dict[str, type[Body]] = {
     "submission": Submission, "review": Review, "ask": Asked, "call": Call, "opening": Opening}
 LOOP_KINDS: dict[str, type[Body]] = {
-    "session": Begun, "resume": Resumed, "proposal": Proposed, "verdict": Judgement, "decision": Decided,
-    "attempt": Started, "result": Result, "nominated": Nominated, "ablation": Ablated, "futile": Futile,
-    "sealed": Sealed, "verification": Verified, "crowned": Crowned, "transfer": Transferred, "end": Ended}
+    "session": Begun, "resume": Resumed, "imported": Imported, "proposal": Proposed, "verdict": Judgement,
+    "decision": Decided, "attempt": Started, "result": Result, "nominated": Nominated, "ablation": Ablated,
+    "futile": Futile, "sealed": Sealed, "verification": Verified, "crowned": Crowned, "transfer": Transferred,
+    "end": Ended}
 KINDS = OPEN_KINDS | LOOP_KINDS  # any process may append the former, the holder of the lease alone the latter
 
 

@@ -15,7 +15,7 @@ from research.ledger import kinds
 from research.ledger.events import Event, SessionError
 
 HELD = {"call": "calls", "decision": "decisions", "nominated": "nominated", "futile": "futile", "sealed": "sealed",
-        "verification": "verifications", "crowned": "crowned", "transfer": "transfers",
+        "verification": "verifications", "crowned": "crowned", "transfer": "transfers", "imported": "imports",
         "opening": "openings"}  # where all events of a kind are
 FINAL = frozenset({"completed", "killed", "diverged", "failed", "timeout"})  # an `interrupted` run is run again
 
@@ -116,6 +116,7 @@ class State:
     sealed: list[Event[kinds.Sealed]] = field(default_factory=list)
     verifications: list[Event[kinds.Verified]] = field(default_factory=list)
     crowned: list[Event[kinds.Crowned]] = field(default_factory=list)
+    imports: list[Event[kinds.Imported]] = field(default_factory=list)
     transfers: list[Event[kinds.Transferred]] = field(default_factory=list)  # by champion, after its crown
     reviews: list[Event[kinds.Review]] = field(default_factory=list)
     asks: list[Event[kinds.Asked]] = field(default_factory=list)  # of this sitting of the loop

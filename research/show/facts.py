@@ -100,10 +100,10 @@ class Facts:
         """What a recipe is called: by what it adds to the one that it was put on."""
         return self.names(recipe_id)
 
-    @cached_property
+    @property
     def names(self) -> Names:
         """What all recipes are called."""
-        return Names(self.state)
+        return self.snapshot.names
 
     def edits(self, recipe_id: str, over: str | None = None) -> list[dict[str, Any]]:
         """What separates a recipe from another, the base by default: {path, old, new}."""

@@ -8,7 +8,6 @@ from typing import Any
 from jaxnano.config.base import dump_full
 from research.decide.belief import Snapshot
 from research.decide.proof import pending, under_way
-from research.ledger.names import Names
 from research.ledger.state import FINAL
 from research.show.claim import scope, spared, within
 from research.show.facts import Facts
@@ -94,7 +93,7 @@ def stage(snapshot: Snapshot) -> str:
 def _stage(snapshot: Snapshot) -> str:
     state = snapshot.state
     if (proof := under_way(snapshot)) is None:
-        names = [Names(state)(p.sealed.subject) for p in pending(snapshot) if p.sealed]
+        names = [snapshot.names(p.sealed.subject) for p in pending(snapshot) if p.sealed]
         return f"searching; verified and not crowned: {', '.join(names)}" if names else "searching"
     nominee, seal = proof.recipe_id, proof.sealed
     started = seal.seq if seal else state.nominated[-1].seq

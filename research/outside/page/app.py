@@ -35,7 +35,7 @@ from research.show import pages
 from research.show.verdict import summary, verdict
 
 STATIC = Path(__file__).with_name("static")
-POLL_S = 0.5
+POLL_S, MOST = 0.5, 12  # between two looks for events; sessions side by side in a chart
 HEADERS = {"content-security-policy": "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; "
            "frame-ancestors 'none'", "x-content-type-options": "nosniff", "referrer-policy": "no-referrer",
            "cross-origin-resource-policy": "same-origin", "cache-control": "no-store"}
@@ -116,6 +116,20 @@ class Page:
                             "champion": facts.champion(), "standing": views.standing(facts)}
             found.append(row)
         return self._html(request, "home", self.shelf.path.name, {"sessions": found})
+
+    async def climbs(self, request: Request) -> Response:
+        """How far the sessions on the latest one's track have come, in one chart."""
+        def made() -> Any:
+            shown, track, unit = [], None, ""
+            for name in self.shelf.names()[:MOST]:
+                if not self.shelf.fault(name):
+                    with self.shelf[name].reading() as facts:
+                        track = track or facts.state.session.track_hash
+                        if facts.state.session.track_hash == track:
+                            unit = facts.unit
+                            shown.append(charts.best_so_far(name, facts))
+            return {"x": "device-seconds", "y": f"effect, {unit}", "zero": True, "series": shown}
+        return JSONResponse(await run_in_threadpool(made))
 
     async def view(self, request: Request) -> Response:
         """A view of a session; the part of it that changes alone, where htmx asks."""
@@ -246,8 +260,9 @@ async def _fault(request: Request, error: Exception) -> Response:
 def application(shelf: Shelf, token: str, hosts: tuple[str, ...]) -> ASGIApp:
     """The page of a shelf, behind its guard."""
     page = Page(shelf)
-    routes = [Route("/", page.home), Mount("/static", StaticFiles(directory=STATIC)),
-              Route("/s/{name}/events", page.events), Route("/s/{name}/facts.json", page.facts),
+    routes = [Route("/", page.home), Route("/climbs.json", page.climbs),
+              Mount("/static", StaticFiles(directory=STATIC)), Route("/s/{name}/events", page.events),
+              Route("/s/{name}/facts.json", page.facts),
               Route("/s/{name}/chart/{chart}.json", page.chart),
               Route("/s/{name}/act/{act}", page.act, methods=["POST"]),
               Route("/s/{name}/trial/{key}/{file}", page.trial_file), Route("/s/{name}/{view}", page.view)]

@@ -66,6 +66,16 @@ def staircase(facts: Facts) -> Chart:
             "series": [one for one in shown if one["x"]]}
 
 
+def best_so_far(name: str, facts: Facts) -> Chart:
+    """How far a session has come: the best recipe so far, as is believed of it now."""
+    best, rise = 0.0, [(0.0, 0.0)]
+    for at, row in facts.climb():
+        best = max(best, row["mean"])
+        rise.append((at, best))
+    rise.append((facts.state.device_s, best))
+    return series(name, "step", *map(list, zip(*rise, strict=True)))
+
+
 def _dots(label: str, kind: str, found: Sequence[tuple[float, float, str, str]]) -> Chart:
     x, y, titles, links = map(list, zip(*found, strict=True)) if found else ([], [], [], [])
     return series(label, kind, x, y, titles=titles, links=links)

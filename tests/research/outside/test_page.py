@@ -86,6 +86,8 @@ def test_a_folder_of_sessions(browser):
     assert "proven" in text and "Improvement proven" in text and "Nothing has run yet" in text
     assert "broken" in text and "not a database" in text
     assert browser.get("/s/broken/overview").status_code == 409
+    chart = browser.get("/climbs.json").json()["series"]
+    assert {one["label"] for one in chart} == {"proven", "young"} and max(chart[-1]["y"] + chart[0]["y"]) > 0.3
     for path in ("/s/none/overview", "/s/proven/none", "/s/proven/recipe?id=zz", "/s/proven/recipe",
                  "/s/proven/chart/none.json", "/s/proven/trial/none/log.txt", "/s/proven/trial/..%2f..%2fx/log.txt"):
         assert browser.get(path).status_code == 404, path
