@@ -19,10 +19,9 @@ executors.add_options(PARSER)
 PARSER.add_argument("--json", action="store_true")
 PARSER.early(__name__)
 
-from jaxnano import data
 from jaxnano.config.file import load
 from research.contract.track import load_track
-from research.execute.batch import all_losses, full_runs, run_batch
+from research.execute.batch import paired
 from research.learn.compare import compare
 
 
@@ -36,11 +35,9 @@ def main(argv: list[str] | None = None) -> int:
     track, recipes = load_track(options.track), [load(options.a), load(options.b)]
     if recipes[0].data != recipes[1].data:
         raise UserError(f"{options.b}: its data differs from that of {options.a}; equal data would do")
-    corpus, seeds = data.load(recipes[0].data), range(options.first_seed, options.first_seed + options.seeds)
-    jobs = full_runs(track, recipes, seeds, corpus.data_hash, options.workers, options)
-    results = run_batch(jobs, options.workers, "compare", options, track)
-    a, b = (all_losses(results, recipe, 1.0, seeds, track.splits.search, name)
-            for recipe, name in zip(recipes, (options.a, options.b), strict=True))
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    named = list(zip((options.a, options.b), recipes, strict=True))
+    a, b = paired(track, named, seeds, options.workers, "compare", options)
     found = compare(a, b)
     Output(options.json).table(f"{options.b} against {options.a}, nats", found.as_dict())
     return 0

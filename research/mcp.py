@@ -7,7 +7,6 @@ How to tell an agent of it: AGENTS.md. Over stdio, stdout belongs to the protoco
 address alone and refuses requests whose Host or Origin is another, so that no page in a browser reaches it.
 """
 
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ PARSER.early(__name__)
 
 from research.outside.desk import Desk
 from research.outside.inbox import Inbox
+from research.outside.loopback import LOOPBACK, listening
 
-LOOPBACK = "127.0.0.1"
 ABSENT = 'research.mcp: the MCP SDK (2 or later) is not installed; pip install "jaxnano[mcp]" would do'
 
 
@@ -50,14 +49,7 @@ def _serve_http(server: Any, port: int) -> None:
     import uvicorn
     from mcp.server.transport_security import TransportSecuritySettings
 
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((LOOPBACK, port))
-        except OSError as error:
-            raise UserError(f"--port: {port}: {error.strerror}; another, or none for any, would do") from error
-        listener.listen()  # before the address is told: a client may come at once
-        names = [f"{host}:{listener.getsockname()[1]}" for host in (LOOPBACK, "localhost")]
+    with listening(port) as (listener, names):
         security = TransportSecuritySettings(allowed_hosts=names, allowed_origins=[f"http://{name}" for name in names])
         app = server.streamable_http_app(transport_security=security, host=LOOPBACK)
         print(f"http://{names[0]}/mcp", flush=True)

@@ -8,7 +8,6 @@ the port: ssh -L 8765:127.0.0.1:8765 HOST.
 """
 
 import secrets
-import socket
 from pathlib import Path
 
 from jaxnano.cli import Command, UserError, report_errors
@@ -18,9 +17,9 @@ PARSER.add_argument("path", type=Path, nargs="?", default=Path("runs"), help="a 
 PARSER.add_argument("--port", type=int, default=0, help="any free one by default")
 PARSER.early(__name__)
 
+from research.outside.loopback import listening
 from research.outside.page.reader import Shelf
 
-LOOPBACK = "127.0.0.1"
 ABSENT = 'research.page: starlette, sse-starlette or uvicorn is not installed; pip install "jaxnano[page]" would do'
 
 
@@ -37,16 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     except ImportError as error:
         raise UserError(ABSENT) from error
     token = secrets.token_urlsafe(18)
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((LOOPBACK, options.port))
-        except OSError as error:
-            raise UserError(f"--port: {options.port}: {error.strerror}; another, or none for any, would do") from error
-        listener.listen()  # before the address is told: a browser may come at once
-        port = listener.getsockname()[1]
-        app = application(shelf, token, (f"{LOOPBACK}:{port}", f"localhost:{port}"))
-        print(f"http://{LOOPBACK}:{port}/?token={token}", flush=True)
+    with listening(options.port) as (listener, names):
+        app = application(shelf, token, tuple(names))
+        print(f"http://{names[0]}/?token={token}", flush=True)
         try:
             uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)).run([listener])
         finally:

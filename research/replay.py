@@ -25,7 +25,7 @@ from research.contract.track import Track
 from research.contract.trial import PROOF
 from research.execute import executors
 from research.execute.batch import HERE, job, run_batch
-from research.ledger.kinds import Placed
+from research.ledger.placed import Placed
 from research.ledger.session import Session
 from research.ledger.state import fold
 from research.machine import TOLERANCE

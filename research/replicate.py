@@ -28,14 +28,13 @@ executors.add_options(PARSER)
 PARSER.add_argument("--json", action="store_true")
 PARSER.early(__name__)
 
-from jaxnano import data
 from jaxnano.config.base import validate
 from jaxnano.config.recipe import Recipe
 from research.contract.proposal import build
 from research.contract.rungs import ladder, stacks
 from research.contract.track import Track, load_track
 from research.contract.trial import FRESH
-from research.execute.batch import all_losses, full_runs, run_batch
+from research.execute.batch import paired
 from research.learn.compare import compare
 
 FILE = "record.json"
@@ -88,11 +87,8 @@ def main(argv: list[str] | None = None) -> int:
     claim = claim_of(options.record, options.track)
     first = FRESH + secrets.randbelow(10**9) if options.first_seed is None else options.first_seed
     seeds, track = range(first, first + options.seeds), claim.track
-    jobs = full_runs(track, (claim.rival, claim.recipe), seeds, data.load(claim.recipe.data).data_hash, options.workers,
-                     options)
-    results = run_batch(jobs, options.workers, "replicate", options, track)
-    rival, own = (all_losses(results, recipe, 1.0, seeds, track.splits.search, name)
-                  for recipe, name in ((claim.rival, "what it beat"), (claim.recipe, claim.name)))
+    rival, own = paired(track, [("what it beat", claim.rival), (claim.name, claim.recipe)], seeds, options.workers,
+                        "replicate", options)
     found = compare(rival, own, alternative="two-sided").as_dict()
     said = verdict(found, track.epsilon)
     if options.json:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NotRequired, Protocol, TypedDict
 
 from jaxnano.cli import Failure
-from research.ledger.kinds import Placed
+from research.ledger.placed import Placed
 
 Report = Callable[[Mapping[str, Any]], None]  # what a target calls with its progress; raises Cancelled
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.progress import Progress
 
+from jaxnano import data
 from jaxnano.cli import Failure
 from jaxnano.config.base import dump
 from jaxnano.config.recipe import Recipe, recipe_id
@@ -148,3 +149,15 @@ def all_losses(results: Mapping[str, Result], recipe: Recipe, horizon: float, se
         raise Failure(f"{name}: diverged on seed {', '.join(missing)} of {len(seeds)} seeds; the mean over the others "
                       "would flatter it, so there is nothing to compare")
     return found
+
+
+def paired(track: Track, recipes: Sequence[tuple[str, Recipe]], seeds: Sequence[int], workers: int | None,
+           title: str, options: argparse.Namespace = HERE) -> list[dict[int, float]]:
+    """Train recipes of one text, by name, in full on the same seeds. Returns: of each, its search losses by seed.
+
+    Raises: as `run_batch` and `all_losses`.
+    """
+    data_hash = data.load(recipes[0][1].data).data_hash
+    jobs = full_runs(track, [recipe for _, recipe in recipes], seeds, data_hash, workers, options)
+    results = run_batch(jobs, workers, title, options, track)
+    return [all_losses(results, recipe, 1.0, seeds, track.splits.search, name) for name, recipe in recipes]

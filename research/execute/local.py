@@ -22,7 +22,7 @@ from typing import IO, Any
 from jaxnano.cgroup import memory_bytes
 from jaxnano.cli import UserError
 from research.execute import ExecutorError, Job, Message, Offer
-from research.ledger.kinds import Placed
+from research.ledger.placed import Placed
 from research.ledger.session import read_result
 from research.machine import ROOT
 from research.machine.place import Place, free_port, places

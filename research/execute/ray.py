@@ -32,7 +32,7 @@ from research import machine
 from research.execute import ExecutorError, Job, Message, Offer
 from research.execute.local import CLOSE_S, START_ATTEMPTS
 from research.execute.node import LOG, Chunk, Lost, NodeWorker, Slot, add, files, model_of
-from research.ledger.kinds import Placed
+from research.ledger.placed import Placed
 from research.ledger.session import write_result
 from research.machine.accelerators import Accelerators
 from research.machine.place import usable

@@ -373,23 +373,6 @@ class Facts:
                 if attempt.result is not None:
                     yield trial, attempt.result
 
-    def climb(self) -> list[tuple[float, dict[str, Any]]]:
-        """The frontier's rows in the order in which their first runs were completed, with the device-seconds spent by
-        then, over all runs."""
-        at: dict[str, float] = {}
-        for _, spent, trial in self.spending():
-            if trial.outcome == "completed":
-                at.setdefault(trial.recipe_id, spent)
-        rows = [(at[row["recipe_id"]], row) for row in self.frontier(len(self.snapshot.arms)) if row["recipe_id"] in at]
-        return sorted(rows, key=lambda pair: pair[0])
-
-    def spending(self) -> list[tuple[float, float, TrialRecord]]:
-        """Each run that ended: when, Unix seconds; the device-seconds spent by then, over all runs; its trial."""
-        ended = sorted(((a.ended or 0.0, a.seq, a.result.device_s or 0.0, trial) for trial in self.state.trials.values()
-                        for a in trial.attempts if a.result), key=lambda row: row[:2])
-        total = np.cumsum([seconds for _, _, seconds, _ in ended])
-        return [(when, float(spent), trial) for (when, _, _, trial), spent in zip(ended, total, strict=True)]
-
     def purposes(self) -> dict[str, dict[str, int]]:
         """Number of trials by the purpose they were started for and by their outcome."""
         rows: dict[str, Counter[str]] = {}

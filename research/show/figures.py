@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from research.decide.belief import Belief
 from research.decide.book import track_of
 from research.ledger.events import Event
 from research.ledger.state import State
-from research.show import plots
+from research.show import plots, spent
 from research.show.facts import NORMAL_95, Facts, trial_id
 from research.show.plots import Series, Whisker
 from research.text import count
@@ -23,7 +22,6 @@ from research.text import count
 POINTS = 16  # beliefs computed for the plot of progress
 ROWS = 12  # candidates in the plot of effects
 CURVES_FROM = 0.1  # progress from which learning curves are drawn: before, they only show the fall from chance
-PURPOSES = ("search", "base", "replicate", "ablate", "verify", "beside")
 
 
 @dataclass(frozen=True)
@@ -128,15 +126,11 @@ def effects(facts: Facts) -> Figure | None:
 
 def allocation(facts: Facts) -> Figure | None:
     """Device-seconds by horizon and purpose."""
-    spent: dict[float, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for trial in facts.state.trials.values():
-        for attempt in trial.attempts:
-            spent[trial.horizon][attempt.purpose] += (attempt.result and attempt.result.device_s) or 0.0
-    used = [p for p in PURPOSES if any(row[p] for row in spent.values())]
+    used, rows = spent.allocation(facts)
     if not used:
         return None
-    rows = [(f"horizon {h:g}", [spent[h][p] for p in used]) for h in sorted(spent)]
-    return Figure("allocation", plots.bars(rows, used, "device-seconds", lambda v: f"{v:,.0f}"),
+    named = [(f"horizon {h:g}", values) for h, values in rows]
+    return Figure("allocation", plots.bars(named, used, "device-seconds", lambda v: f"{v:,.0f}"),
                   "Where the device time went: by the length of the run and what it was for.")
 
 

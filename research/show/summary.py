@@ -9,6 +9,7 @@ from typing import Any
 
 from research.show.facts import Facts
 from research.show.plots import COLOURS, FAINT, INK
+from research.show.spent import climb, rise
 from research.show.verdict import verdict
 from research.text import clean, count, cut, effect
 
@@ -74,15 +75,10 @@ def _worth(axes: Any, facts: Facts, champion: dict[str, Any] | None) -> None:
 
 def _climb(axes: Any, facts: Facts) -> None:
     """Every recipe where its first run ended, at what is believed of it now, and the best so far."""
-    rows = [(spent, row["mean"]) for spent, row in facts.climb()]
-    best, rise = 0.0, [(0.0, 0.0)]
-    for x, mean in rows:
-        best = max(best, mean)
-        rise.append((x, best))
-    rise.append((facts.state.device_s, best))
+    rows = climb(facts)
     axes.set_title("expected effect, over device-seconds", fontsize=12, loc="left", color=INK)
-    axes.scatter([x for x, _ in rows], [mean for _, mean in rows], 20, facecolors="none", edgecolors=COLOURS[2])
-    axes.plot(*zip(*rise, strict=True), drawstyle="steps-post", color=COLOURS[0], linewidth=2)
+    axes.scatter([x for x, _ in rows], [row["mean"] for _, row in rows], 20, facecolors="none", edgecolors=COLOURS[2])
+    axes.plot(*zip(*rise(facts, rows), strict=True), drawstyle="steps-post", color=COLOURS[0], linewidth=2)
     axes.axhline(0, color=FAINT, linewidth=1)
     axes.tick_params(length=0, labelsize=10, labelcolor=DIM)
     _bare(axes, left=True, bottom=True)

@@ -33,7 +33,7 @@ from research.decide.claims import violations
 from research.decide.price import Prices
 from research.learn.anytime import alpha_for_attempt
 from research.ledger.events import FILE, Ledger, node_of
-from research.ledger.kinds import Placed
+from research.ledger.placed import Placed
 from research.ledger.registry import Registry
 from research.ledger.session import Session
 from research.ledger.state import fold

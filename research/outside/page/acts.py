@@ -13,6 +13,7 @@ from jaxnano.config.text import parse_yaml
 from research.contract.schema import describe
 from research.ledger.kinds import DECISIONS, LONGEST, WANTS, Review
 from research.ledger.session import Session
+from research.ledger.state import fold
 from research.outside.desk import Desk
 from research.outside.inbox import Ask, Inbox
 from research.outside.steer import ask
@@ -82,11 +83,9 @@ def review(path: Path, form: Form) -> dict[str, Any]:
         raise UserError(f"{decision}: no decision; {', '.join(DECISIONS)} would do")
     if len(note) > LONGEST:
         raise UserError(f"note: {len(note)} characters; at most {LONGEST} would do")
-    with Inbox(path) as inbox:
-        known = recipe_id in inbox.state.accepted
-    if not known:
-        raise UserError(f"{recipe_id}: no accepted recipe of this session")
     with Session.open(path) as session:
+        if recipe_id not in fold(session.ledger.events()).accepted:
+            raise UserError(f"{recipe_id}: no accepted recipe of this session")
         session.ledger.append("review", recipe_id, Review(decision=decision, reviewer=getpass.getuser(), note=note))
     return {"template": "said", "decision": decision, "recipe_id": recipe_id}
 

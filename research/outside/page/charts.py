@@ -14,6 +14,7 @@ import numpy as np
 
 from research.learn import anytime
 from research.show.facts import Facts
+from research.show.spent import climb, rise, spending
 from research.text import effect, spread
 
 MOST = 800  # points of a series
@@ -46,15 +47,13 @@ def series(label: str, kind: str, x: Sequence[float], y: Sequence[float | None],
 def staircase(facts: Facts) -> Chart:
     """Each recipe where its first run ended, at the effect that is believed of it now: filled where it went beyond all
     before it, else hollow; and what was tested on fresh seeds, when it was."""
-    rise, hits, misses = [(0.0, 0.0)], [], []
-    for at, row in facts.climb():
+    rows, hits, misses, best = climb(facts), [], [], 0.0
+    for at, row in rows:
         point = (at, row["mean"], f"{row['name']}: {spread(row['mean'], row['sd'])}", row["recipe_id"])
-        (hits if row["mean"] > rise[-1][1] else misses).append(point)
-        if row["mean"] > rise[-1][1]:
-            rise.append((at, row["mean"]))
-    rise.append((facts.state.device_s, rise[-1][1]))
-    ends = [(0.0, 0.0), *((when, spent) for when, spent, _ in facts.spending())]
-    shown = [series("best so far", "step", *map(list, zip(*rise, strict=True))),
+        (hits if row["mean"] > best else misses).append(point)
+        best = max(best, row["mean"])
+    ends = [(0.0, 0.0), *((when, spent) for when, spent, _ in spending(facts))]
+    shown = [series("best so far", "step", *map(list, zip(*rise(facts, rows), strict=True))),
              _dots("went beyond", "dots", hits), _dots("did not", "hollow", misses)]
     for passed, label, kind in ((True, "proven on fresh seeds", "diamond"), (False, "refuted on fresh seeds", "cross")):
         shown.append(_dots(label, kind, [
@@ -68,12 +67,7 @@ def staircase(facts: Facts) -> Chart:
 
 def best_so_far(name: str, facts: Facts) -> Chart:
     """How far a session has come: the best recipe so far, as is believed of it now."""
-    best, rise = 0.0, [(0.0, 0.0)]
-    for at, row in facts.climb():
-        best = max(best, row["mean"])
-        rise.append((at, best))
-    rise.append((facts.state.device_s, best))
-    return series(name, "step", *map(list, zip(*rise, strict=True)))
+    return series(name, "step", *map(list, zip(*rise(facts, climb(facts)), strict=True)))
 
 
 def _dots(label: str, kind: str, found: Sequence[tuple[float, float, str, str]]) -> Chart:

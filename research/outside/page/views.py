@@ -18,9 +18,9 @@ from research.ledger.events import Ledger
 from research.ledger.state import Attempt, TrialRecord
 from research.show.candidates import candidate, status
 from research.show.facts import NORMAL_95, Facts
-from research.show.figures import PURPOSES
 from research.show.report import again, runs
 from research.show.report import attempts as sealed_attempts
+from research.show.spent import allocation
 from research.show.verdict import stage, verdict
 from research.show.view import line_of
 from research.text import beginning, count
@@ -35,15 +35,14 @@ COLUMNS = {"lane": "lane", "status": "status", "effect": "expected effect", "ove
 
 def overview(facts: Facts, query: Query) -> Context:
     """Whether this is the run that was meant, what it does now and why, how recipes came out, who leads."""
-    state, session = facts.state, facts.state.session
+    session = facts.state.session
     meant = [("track", f"{facts.track.name}: {facts.track.summary}"), ("base", facts.track.base),
              ("data", session.data_hash[:16]), ("minutes", f"{session.minutes:g}"),
              ("machine", str(session.place) if session.place else ""), ("workers", session.workers),
              ("lanes", ", ".join(session.lanes)), ("seed of the researcher", session.seed),
              ("command", "python -m research.loop " + " ".join(session.argv))]
     return {"verdict": verdict(facts), "meant": meant, "stage": _stage(facts), "running": list(_running(facts)),
-            "standing": standing(facts), "frontier": banded(facts, facts.frontier(12)),
-            "shares": state.shares().items(), "champion": state.champion}
+            "standing": standing(facts), "frontier": banded(facts.frontier(12))}
 
 
 def _stage(facts: Facts) -> str:
@@ -80,7 +79,7 @@ def _running(facts: Facts) -> Iterator[Context]:
                        "purpose": attempt.purpose, "cell": trial.trial.cell, "since": time.time() - attempt.started}
 
 
-def banded(facts: Facts, rows: Sequence[Context], width: int = 220) -> list[Context]:
+def banded(rows: Sequence[Context], width: int = 220) -> list[Context]:
     """Rows with mean and sd, and where their 95 % intervals lie on a common scale, in pixels; zero: None beyond it."""
     ends = [row["mean"] + sign * NORMAL_95 * row["sd"] for row in rows for sign in (-1, 1)] or [0.0]
     low, span = min(ends), max(max(ends) - min(ends), 1e-9)
@@ -161,7 +160,7 @@ def recipes(facts: Facts, query: Query) -> Context:
     page, pages, shown = _paged(found, query)
     shown = found if query.get("all") else shown
     columns = [name for name in COLUMNS if f"hide-{name}" not in query]
-    return {"rows": banded(facts, shown), "found": len(found), "page": page, "pages": pages, "columns": columns,
+    return {"rows": banded(shown), "found": len(found), "page": page, "pages": pages, "columns": columns,
             "all_columns": COLUMNS, "sort": by, "order": query.get("order", "down"),
             "lanes": sorted({facts.proposal(r).lane for r in facts.state.proposals}),
             "statuses": sorted({row["status"] for row in everything})}
@@ -254,7 +253,7 @@ def effects(facts: Facts, query: Query) -> Context:
         rows.append({"part": part.name, "mean": float(mean), "sd": float(max(variance, 0.0)) ** 0.5, "runs": used[part],
                      "by_horizon": [float(means[i]) for means, _ in by_horizon]})
     rows.sort(key=lambda row: -row["mean"])
-    return {"parts": banded(facts, rows), "horizons": horizons,
+    return {"parts": banded(rows), "horizons": horizons,
             "never": sorted({part.name for part in used if not used[part]})}
 
 
@@ -267,13 +266,9 @@ def _alone(track: Track, part: Part) -> Candidate | None:
 
 def money(facts: Facts, query: Query) -> Context:
     """Where the time went, by purpose, lane and worker, how much was idle, and what language models cost."""
-    spent: dict[float, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for trial in facts.state.trials.values():
-        for attempt in trial.attempts:
-            spent[trial.horizon][attempt.purpose] += (attempt.result and attempt.result.device_s) or 0.0
-    used = [p for p in PURPOSES if any(row[p] for row in spent.values())]
+    used, rows = allocation(facts)
     return {"shares": facts.state.shares().items(), "purposes": used, "lanes": facts.lanes().items(),
-            "by_horizon": [(h, [spent[h][p] for p in used], sum(spent[h].values())) for h in sorted(spent)],
+            "by_horizon": [(h, values, sum(values)) for h, values in rows],
             "workers": workers(facts), "spent": facts.llm()}
 
 

@@ -16,7 +16,8 @@ from research.contract.track import load_track
 from research.contract.trial import Trial
 from research.execute import Offer, executors
 from research.execute.batch import FEW_STEPS, all_losses, full_runs, run_batch
-from research.ledger.kinds import Placed, Result
+from research.ledger.kinds import Result
+from research.ledger.placed import Placed
 
 BASE = Path(MICRO).with_name("micro-base.yaml")
 
