@@ -21,7 +21,7 @@ from research.learn.features import features
 from research.learn.posterior import Candidate, Fitted, Observation, Posterior
 from research.ledger.kinds import Proposed, Sketch
 from research.ledger.names import Names
-from research.ledger.state import FINAL, State, TrialRecord
+from research.ledger.state import BROKEN, FINAL, State, TrialRecord
 
 ELSEWHERE = 2 * 10**9  # seeds of another session begin here, and at its multiples
 SEEDS = 8  # common seeds 0 .. 7 of the search
@@ -200,7 +200,7 @@ class Snapshot:
     @cached_property
     def fallen(self) -> set[str]:
         """Recipes whose runs diverged, failed or ran out of time, and none has finished: they lead nowhere as yet."""
-        bad = {t.recipe_id for t in self.state.trials.values() if t.outcome in ("diverged", "failed", "timeout")}
+        bad = {t.recipe_id for t in self.state.trials.values() if t.outcome in BROKEN | {"diverged"}}
         return {recipe_id for recipe_id in bad if not self.finished[recipe_id]}
 
     @cached_property
@@ -225,8 +225,8 @@ class Snapshot:
 
     @cached_property
     def broken(self) -> set[str]:
-        """Recipes that failed or ran out of time: they are not tried again."""
-        return {t.recipe_id for t in self.state.trials.values() if t.outcome in ("failed", "timeout")}
+        """Recipes that failed or ran out of time: they are not tried again, unless a person asks."""
+        return {trial.recipe_id for trial in self.state.broken()}
 
     @cached_property
     def best(self) -> Arm | None:

@@ -30,7 +30,7 @@ class Retries:
         if not body.says_nothing:
             return body
         sitting, reason = state.stretches[-1].start, body.reason or "no reason given"
-        tries = 1 + sum(a.lost and a.started >= sitting for a in state.trials[key].attempts)
+        tries = 1 + sum(a.lost and not a.excused and a.started >= sitting for a in state.trials[key].attempts)
         if self._in_a_row >= TRIES:
             self.trouble = f"{TRIES} runs in a row: {reason}"
         elif tries >= TRIES and purpose == "verify":

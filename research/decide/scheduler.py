@@ -12,7 +12,7 @@ from typing import Any
 
 from research.contract.gate import Gate
 from research.contract.track import Track
-from research.contract.trial import Trial
+from research.contract.trial import PROOF, Trial
 from research.decide.belief import Arm, Snapshot
 from research.decide.book import Book
 from research.decide.choose import Chosen, decide, explored, matters, promised
@@ -105,9 +105,11 @@ class Scheduler:
         return self.max_trials is None or len(done - {trial.key for trial in self._orphans()}) < self.max_trials
 
     def _orphans(self) -> list[Trial]:
-        """Search runs whose worker was lost, in the order they were decided; nobody has taken them up again yet."""
-        return [t.trial for t in self.state.trials.values()
-                if t.outcome == "interrupted" and t.attempts[-1].lost and t.attempts[-1].purpose in SEARCH]
+        """Search runs whose worker was lost, and runs that people want again, in the order they were decided; nobody
+        has taken them up yet."""
+        return [t.trial for t in self.state.trials.values() if t.outcome == "interrupted" and (
+            t.attempts[-1].purpose not in PROOF if t.attempts[-1].excused else
+            t.attempts[-1].lost and t.attempts[-1].purpose in SEARCH)]
 
     def _search(self, worker: int, left_s: float, idle: bool = False) -> Chosen | None:
         """A run that lost its worker, the first one of an outsider's proposal whose turn it is, or else the search run
@@ -117,8 +119,9 @@ class Scheduler:
         prices, priced = self.book.prices, self.dispatcher.priced(worker)
         for trial in self._orphans():
             if prices.wall_s(self.snapshot.by_id[trial.recipe_id], trial.horizon, priced) <= left_s:
-                purpose = self.state.trials[trial.key].attempts[-1].purpose
-                return trial, Decided(purpose=purpose, worker=worker, why="once more: its worker was lost")
+                last = self.state.trials[trial.key].attempts[-1]
+                why = "once more: " + ("somebody asked for it" if last.excused else "its worker was lost")
+                return trial, Decided(purpose=last.purpose, worker=worker, why=why)
         seq, most_s = self._nothing.get(worker, (0, 0.0))
         if seq == self.state.seq and left_s <= most_s and not idle:
             return None  # as a moment ago: only the time has become less

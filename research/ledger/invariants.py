@@ -17,6 +17,7 @@ from research.contract.trial import PROOF
 from research.ledger.events import Event, Ledger, SessionError, encode, read
 from research.ledger.kinds import KINDS, LOOP_KINDS
 from research.ledger.session import read_result
+from research.ledger.state import BROKEN
 
 OUTCOMES = frozenset({"completed", "killed", "diverged", "failed", "interrupted", "timeout"})
 
@@ -74,11 +75,13 @@ def _order(events: list[Event[Any]]) -> Iterator[str]:
 
 
 def _attempts(events: list[Event[Any]]) -> Iterator[str]:
-    """Decision -> attempts 1, 2, ... -> one result each; one completed result a trial; none left open by an end."""
+    """Decision -> attempts 1, 2, ... -> one result each; one completed result a trial; none left open by an end; none
+    after a run has failed, unless a person asked for it."""
     decided: set[str] = set()
     open_attempts: dict[str, int] = {}
     started: dict[str, int] = defaultdict(int)
     completed: set[str] = set()
+    broken: dict[str, str] = {}
     for event in events:
         key, body = event.subject, event.body
         if event.kind == "decision":
@@ -90,6 +93,8 @@ def _attempts(events: list[Event[Any]]) -> Iterator[str]:
                 yield f"event {event.seq}: attempt {body.attempt} at {key} while attempt {open_attempts[key]} is open"
             if body.attempt != started[key] + 1:
                 yield f"event {event.seq}: attempt {body.attempt} at {key}, {started[key] + 1} was expected"
+            if key in broken:
+                yield f"event {event.seq}: attempt {body.attempt} at {key}, which {broken[key]}; nobody asked for it"
             started[key] = max(started[key] + 1, body.attempt)
             open_attempts[key] = started[key]
         elif event.kind == "result":
@@ -101,6 +106,11 @@ def _attempts(events: list[Event[Any]]) -> Iterator[str]:
                 if key in completed:
                     yield f"event {event.seq}: a second completed result of {key}"
                 completed.add(key)
+            if body.outcome in BROKEN:
+                broken[key] = "failed" if body.outcome == "failed" else "ran out of time"
+        elif event.kind == "ask" and body.want == "retry":
+            broken = {one: said for one, said in broken.items()
+                      if key not in ("", one) and not one.startswith(f"{key}-")}
         elif event.kind == "end":
             for trial, attempt in open_attempts.items():
                 yield f"event {event.seq}: the end leaves attempt {attempt} at {trial} open"

@@ -20,7 +20,7 @@ LONGEST = 1000  # characters of what a reviewer says
 SHOWN = 80  # characters of a model's or a provider's name: anybody may append a call
 MOST = 1e15  # of a call's number, so that sums stay finite
 DECISIONS = ("approve", "veto", "hold")  # what a person may say of a recipe; the last word counts
-WANTS = ("pause", "go on", "stop", "minutes", "workers")  # what a person may ask of a loop that runs
+WANTS = ("pause", "go on", "stop", "minutes", "workers", "retry")  # what a person may ask of a loop that runs
 
 Said = Annotated[str, BeforeValidator(lambda value: str(value or "")[:LONGEST])]
 Named = Annotated[str, BeforeValidator(lambda value: str(value)[:SHOWN])]
@@ -342,7 +342,8 @@ class Review(Body, extra="ignore"):
 
 class Asked(Body, extra="ignore"):
     """What a person asks of the loop, while it runs: start nothing more until `go on`; end after this round; so many
-    minutes more; so many of its workers. Anything else is nothing."""
+    minutes more; so many of its workers. And of a later one too: `retry`, which runs what has failed once more: the
+    event's subject, a recipe's runs or one; all without one. Anything else is nothing."""
 
     want: Annotated[str, BeforeValidator(lambda value: value if value in WANTS else "")] = ""
     value: Amount = 0.0

@@ -18,11 +18,13 @@ HELD = {"call": "calls", "decision": "decisions", "nominated": "nominated", "fut
         "verification": "verifications", "crowned": "crowned", "transfer": "transfers", "imported": "imports",
         "opening": "openings"}  # where all events of a kind are
 FINAL = frozenset({"completed", "killed", "diverged", "failed", "timeout"})  # an `interrupted` run is run again
+BROKEN = frozenset({"failed", "timeout"})  # of these, what may be the machine's doing: run again if a person asks
 
 
 @dataclass
 class Attempt:
-    """One assignment of a trial to a worker; result is the event's body, None while it runs."""
+    """One assignment of a trial to a worker; result is the event's body, None while it runs. excused: whether a person
+    has asked since for another, as if the machine had ended it."""
 
     number: int
     worker: int
@@ -32,6 +34,7 @@ class Attempt:
     ended: float | None = None
     result: kinds.Result | None = None
     pid: int = 0
+    excused: bool = False
 
     @property
     def lost(self) -> bool:
@@ -72,7 +75,9 @@ class TrialRecord:
             return "completed"
         if any(attempt.result is None for attempt in self.attempts):
             return "running"
-        return result.outcome if result is not None else "decided"
+        if result is None:
+            return "decided"
+        return "interrupted" if self.attempts[-1].excused else result.outcome
 
     @property
     def loss(self) -> dict[str, float]:
@@ -174,6 +179,11 @@ class State:
         last = self.asked("pause", "go on")
         return last if last and last.body.want == "pause" else None
 
+    def broken(self, named: str = "") -> list[TrialRecord]:
+        """Trials that failed or ran out of time: all, those of a recipe, or the one of that key."""
+        return [trial for trial in self.trials.values()
+                if named in ("", trial.recipe_id, trial.key) and trial.outcome in BROKEN]
+
     def lose(self) -> None:
         """Take what runs for interrupted, as the next loop will: the one that ran it is dead."""
         for attempt in self.attempts():
@@ -273,7 +283,10 @@ class State:
 
     def _apply_ask(self, event: Event[kinds.Asked]) -> None:
         since = self.paused
-        if event.body.want == "minutes":
+        if event.body.want == "retry":
+            for attempt in (attempt for trial in self.broken(event.subject) for attempt in trial.attempts):
+                attempt.excused = True
+        elif event.body.want == "minutes":
             self.granted_s += 60 * event.body.value
         elif event.body.want == "go on" and since:
             self.granted_s += max(0.0, event.time - since.time)

@@ -16,7 +16,7 @@ from research.ledger.session import Session
 from research.ledger.state import fold
 from research.outside.desk import Desk
 from research.outside.inbox import Ask, Inbox
-from research.outside.steer import ask
+from research.outside.steer import ask, retry
 from research.show.facts import Facts
 
 Form = Mapping[str, str]
@@ -101,6 +101,8 @@ def steer(path: Path, form: Form) -> dict[str, Any]:
         value = 0.0
     if want in ("minutes", "workers") and not 0 < value < 1e6:
         raise UserError(f"{want}: {form.get(want) or 'absent'}: a number above 0 would do")
+    if want == "retry":
+        return {"template": "said", "want": retry(path)}
     ask(path, want, value)
     return {"template": "said", "want": want if not value else f"{want} {value:g}"}
 

@@ -4,7 +4,8 @@ workers."""
 import time
 
 import pytest
-from sitting import created, loop
+from sitting import created, loop, made_up, run_out
+from stand_in import StandIn
 
 from jaxnano.cli import report_errors
 from research import extend, pause
@@ -14,6 +15,7 @@ from research.ledger.events import Event
 from research.ledger.kinds import Asked, Begun
 from research.ledger.session import Session
 from research.ledger.state import fold
+from research.outside.steer import retry
 
 pytestmark = pytest.mark.usefixtures("crowns")
 STEPS = 30  # of a loop that is paused, with nothing to wait for
@@ -86,6 +88,72 @@ def test_the_time_people_add_is_a_fold_of_the_events():
     assert state.granted_s == 5 * 60 + 30 and state.paused.time == 70.0
     state = fold([Event(20, 90.0, "resume", "", Begun(track="t", data_hash="d", seed=0, workers=3))], state)
     assert state.paused is None and state.granted_s == 330  # what was asked of a loop that is gone
+
+
+FULL = {"outcome": "failed", "reason": "RESOURCE_EXHAUSTED: out of memory"}
+
+
+def poor(mended):
+    """Outcomes of a machine whose memory is too small for what is not the base, until something is in `mended`."""
+    bases = []
+
+    def outcomes(job):
+        bases.extend([job["args"]["recipe"]] if not bases else [])
+        return made_up(job) if mended or job["args"]["recipe"] == bases[0] else FULL
+
+    return outcomes
+
+
+def test_what_failed_is_tried_again_by_the_loop_that_runs(tmp_path):
+    """Before other search runs, and no trial more for it."""
+    mended, asked = [], []
+    with created(tmp_path / "s") as session:
+        scheduler = loop(session, StandIn(outcomes=poor(mended)), max_trials=4)
+
+        def on_change(now):
+            if not asked and len(failed := [t.key for t in now.state.broken()]) >= 2:
+                asked.extend(failed)
+                assert retry(session.path) == f"{len(failed)} runs will be tried again: {', '.join(failed)}"
+                mended.append(True)
+            if asked and all(now.state.trials[key].outcome == "completed" for key in asked):
+                now.stop()
+
+        scheduler.on_change = on_change
+        assert scheduler.run() == "stopped"
+        assert list(violations(session.ledger, session.path)) == []
+        state, events = scheduler.state, session.ledger.events()
+    for key in asked:
+        assert [a.result.outcome for a in state.trials[key].attempts] == ["failed", "completed"]
+        assert state.trials[key].recipe_id not in scheduler.snapshot.broken
+    seq = next(e.seq for e in events if e.kind == "ask")
+    assert {e.subject for e in events if e.kind == "decision" and e.seq > seq} == set(asked)
+
+
+def test_what_failed_is_tried_again_by_the_next_loop(tmp_path, track, capsys):
+    """Once; what fails again stays so until it is asked for again."""
+    path, outcomes = tmp_path / "s", poor([])
+    with created(path) as session:
+        first, _ = run_out(session, track, StandIn(outcomes=outcomes), max_trials=3)
+    keys = [t.key for t in first.state.broken()]
+    assert len(keys) > 1 and report_errors(lambda: extend.main([str(path), "--retry", keys[0]])) == 0
+    out = capsys.readouterr().out
+    assert f"1 run will be tried again: {keys[0]}; no loop runs there: python -m research.loop --resume" in out
+    with Session.open(path, lock=True) as session:
+        assert [t.key for t in fold(session.ledger.events()).broken()] == keys[1:]
+        session.ledger.append("resume", "", {"pid": 1})
+        second, _ = run_out(session, track, StandIn(outcomes=outcomes), max_trials=3)
+        assert [len(second.state.trials[key].attempts) for key in keys] == [2] + [1] * (len(keys) - 1)
+        assert {t.key for t in second.state.broken()} == set(keys)
+        assert list(violations(session.ledger, session.path)) == []
+        session.ledger.append("resume", "", {"pid": 1})
+        trial = second.state.trials[keys[1]]
+        session.ledger.append("attempt", keys[1], {"attempt": 2, "worker": 0, "purpose": "search",
+                                                   **trial.trial._asdict()})
+        assert [line for line in violations(session.ledger, path) if f"{keys[1]}, which failed; nobody asked" in line]
+    assert report_errors(lambda: extend.main([str(path), "--retry", first.snapshot.arms[0].recipe_id])) == 2
+    assert report_errors(lambda: extend.main([str(path), "--retry", "zzz"])) == 2
+    err = capsys.readouterr().err
+    assert "no run of it has failed" in err and "no trial or recipe of this session begins with it" in err
 
 
 def test_the_commands(tmp_path, capsys):

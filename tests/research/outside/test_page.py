@@ -209,7 +209,8 @@ def test_a_loop_is_steered(browser, folder):
     with Session.open(folder / "young") as session:
         session.ledger.acquire()  # as a loop does
         assert "pause: asked" in asked(want="pause") and "minutes 5: asked" in asked(want="minutes", minutes="5")
-        for form in ({"want": "burn"}, {"want": "minutes", "minutes": "many"}, {"want": "workers", "workers": "9"}):
+        for form in ({"want": "burn"}, {"want": "minutes", "minutes": "many"}, {"want": "workers", "workers": "9"},
+                     {"want": "retry"}):
             assert "fault" in asked(**form)
         overview = text_of(browser.get("/s/young/overview"))
         assert "paused by" in overview.lower() and ">go on<" in overview
