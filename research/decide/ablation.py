@@ -170,7 +170,7 @@ class Ablation:
         return bool(there) and all(there)
 
     @cached_property
-    def _noise(self) -> tuple[float, float]:
+    def noise(self) -> tuple[float, float]:
         """Standard deviation of a paired difference, by the runs of this ablation, and its degrees of freedom."""
         full = self.body.recipe_id
         tried = [*(row["recipe_id"] for row in self.body.rows), *(v.recipe_id for v in self.variants.values()),
@@ -187,7 +187,7 @@ class Ablation:
 
     def _p(self, worth: Sequence[float], prior: Estimate | None = None) -> float:
         """Probability that what is missing is worth more than epsilon."""
-        sd, df = self._noise
+        sd, df = self.noise
         return above(*estimated(worth, sd, prior), self._epsilon, df)
 
     def _believed(self) -> dict[str, Estimate]:
@@ -238,7 +238,7 @@ class Ablation:
         worth, dead = self._worth(variant.recipe_id, full := self.body.recipe_id), self._dead(variant.recipe_id, full)
         if not worth:
             return None
-        sd, df = self._noise
+        sd, df = self.noise
         mean, error = estimated(worth, sd)
         half = 0.0 if dead else float(special.stdtrit(df, 0.975)) * error
         p = 0.0 if dead else self._p(worth, self._prior(name))

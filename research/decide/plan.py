@@ -113,16 +113,21 @@ class Plan:
     def proof_s(self, prices: Prices) -> float:
         """Predicted seconds from nomination to verdict for the present best."""
         best = prices.snapshot.best
-        parts = len(best.parts) if best else 0
-        ablation_s = pruning_runs(parts) * prices.full_run_s + (parts + 2) * prices.compile_s
+        parts, programs = (len(best.parts), best.programs) if best else (0, 1)
+        ablation_s = pruning_runs(parts) * prices.full_run_s + (parts + 2) * programs * prices.compile_s
         return MARGIN * prices.slowdown * ablation_s / self.workers + self.verification_s(prices)
 
-    def kept_s(self, prices: Prices) -> float:
-        """Seconds that an ablation leaves: to tell whether an attempt is worth it, and for a verification."""
-        runs = 2 * futility.LEAST + self.workers
-        return prices.slowdown * runs * prices.full_run_s / self.workers + self.verification_s(prices)
+    def kept_s(self, prices: Prices, programs: int, seeds: int) -> float:
+        """Seconds that an ablation leaves: to tell whether an attempt is worth it, and for a verification.
 
-    def verification_s(self, prices: Prices) -> float:
+        Args: programs: of a recipe that the ablation will yet have tried, 0 where none is to come. seeds: that the
+            verification takes.
+        """
+        runs = 2 * futility.LEAST + self.workers + ablation.LEAST * bool(programs)
+        runs_s = runs * prices.full_run_s / self.workers + programs * prices.compile_s  # one worker compiles
+        return prices.slowdown * runs_s + self.verification_s(prices, seeds)
+
+    def verification_s(self, prices: Prices, seeds: int = EXPECTED) -> float:
         """Predicted seconds of a verification: incumbent and candidate on as many seeds as it may well take."""
-        runs = 2 * min(self.track.significance.n, EXPECTED) + self.workers
+        runs = 2 * min(self.track.significance.n, seeds) + self.workers
         return prices.slowdown * runs * prices.full_run_s / self.workers

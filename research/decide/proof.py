@@ -75,6 +75,12 @@ class Proof:
         event = next(e for e in self.snapshot.state.nominated if e.body.number == self.nominated.number)
         return Futility(self.snapshot, event, self.final or self.recipe_id, level)
 
+    def expected(self, level: float) -> int:
+        """Fresh seeds that a test at this level would take in half of all campaigns, were the belief right."""
+        now, (sd, _) = self.snapshot, self.ablation.noise
+        effect = now.worth[now.index[self.recipe_id]] - now.worth[now.index[now.incumbent]]
+        return anytime.usual(round(float(effect) / sd), now.track.significance.n, level)
+
     def seeds(self) -> list[int]:
         """Verification seeds: they follow from the seal itself, so nobody knew them before."""
         assert self.sealed is not None

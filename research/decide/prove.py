@@ -97,7 +97,7 @@ class Prover:
             self.book.record("ablation", proof.recipe_id, proof.ablation.settle())
             return self.prepare(now) if (now := self.proof()) is not None else None
         if proof.sealed is None:
-            futile = proof.futility(alpha_for_attempt(self._next, self.book.track.significance.alpha)).settle()
+            futile = proof.futility(self._level).settle()
             if futile is not None:
                 self.book.record("futile", proof.recipe_id, futile)
             else:
@@ -106,6 +106,16 @@ class Prover:
             self.book.record("verification", proof.sealed.subject, proof.verify())
             self.crown()
         return self.proof()
+
+    def kept_s(self, proof: Proof) -> float:
+        """Seconds that the ablation under way leaves for what comes after it."""
+        programs = 0 if proof.ablation.body.trying else proof.candidate.programs
+        return self.plan.kept_s(self.book.prices, programs, proof.expected(self._level))
+
+    @property
+    def _level(self) -> float:
+        """At which the next attempt would be tested."""
+        return alpha_for_attempt(self._next, self.book.track.significance.alpha)
 
     @property
     def _contest(self) -> Contest:

@@ -213,7 +213,7 @@ class Scheduler:
         while proof is not None:
             if proof.sealed is None and self.plan.too_late(self.book.prices):  # it keeps: --resume goes on with it
                 return self._search(worker, self.left_s, idle=True)
-            late = proof.final is None and self.left_s < self.plan.kept_s(self.book.prices)
+            late = proof.final is None and self.left_s < self.prover.kept_s(proof)
             running = {flight.trial for flight in self.flights.values()}
             wanted = [] if late else [w for w in proof.wanted() if w[0] not in running]
             if wanted:

@@ -238,6 +238,12 @@ def predicted(effect_C: np.ndarray, most: int, level: float, seed: int = 0) -> S
     return sequential(effect_C[:, None] + draws, most, level)
 
 
+@lru_cache(maxsize=64)
+def usual(effect: int, most: int, level: float) -> int:
+    """Seeds that half of all campaigns take, of a true effect in paired standard deviations."""
+    return int(np.median(predicted(np.full(CAMPAIGNS, float(effect)), most, level).used_C))
+
+
 def detectable(most: int, level: float, power: float = 0.8) -> float:
     """Smallest effect, in paired standard deviations, that the test finds with this power."""
     def excess(effect: float) -> float:

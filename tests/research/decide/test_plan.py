@@ -2,10 +2,11 @@
 
 import pytest
 from sessions import Story
+from test_proof import nominate, proof, settle
 
 from research.contract.track import load_track
 from research.decide.choose import fitting
-from research.decide.plan import REPORT_S, Plan, least_minutes, unbegun
+from research.decide.plan import EXPECTED, REPORT_S, Plan, least_minutes, unbegun
 from research.decide.price import Prices
 from research.ledger.kinds import Begun
 
@@ -19,6 +20,19 @@ def test_a_short_session_searches_although_a_whole_proof_would_not_fit(tmp_path)
     assert plan.proof_s(prices) > plan.left_s and not plan.too_late(prices)
     assert plan.search_left_s(prices, 1) > 0.2 * plan.left_s
     story.close()
+
+
+def test_an_ablation_that_looks_leaves_more_than_one_that_tries_and_a_plain_effect_needs_less_of_it(tmp_path):
+    story = Story(tmp_path / "s").search()
+    nominate(story, story.best)
+    settle(story)
+    prices, plan, found = story.prices(), Plan(story.track, 2, 600.0), proof(story)
+    seeds = found.expected(1e-3)
+    assert seeds == 6 and found.expected(1e-12) > seeds  # 0.4 nats, of runs that differ by 0.004
+    looking, trying = (plan.kept_s(prices, programs, seeds) for programs in (1, 0))
+    assert looking - trying > prices.compile_s + 2 * prices.full_run_s / 2
+    assert trying < plan.kept_s(prices, 0, EXPECTED)
+    story.session.close()
 
 
 @pytest.mark.parametrize("workers", [1, 2, 8])

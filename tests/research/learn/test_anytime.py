@@ -156,3 +156,10 @@ def test_the_detectable_effect_has_the_stated_power():
     effect = anytime.detectable(9, level, 0.7)
     draws = np.random.default_rng(9).normal(effect, 1.0, (20_000, 9))
     assert sequential(draws, 9, level).passed_C.mean() == pytest.approx(0.7, abs=0.03)
+
+
+def test_the_usual_number_of_seeds_is_that_of_the_median_campaign():
+    found = [anytime.usual(effect, 15, 6e-4) for effect in (0, 3, 5, 10)]
+    assert found == [15, 9, 9, 6]
+    draws = np.random.default_rng(1).normal(4.0, 1.0, (20_001, 15))
+    assert anytime.usual(4, 15, 6e-4) == np.median(sequential(draws, 15, 6e-4).used_C)
