@@ -20,7 +20,7 @@ from jaxnano.cli import Command, Output, UserError, report_errors
 
 PARSER = Command("jaxnano.export", __doc__)
 PARSER.add_argument("path", help="what research.share published, or the folder of jaxnano.train --out")
-PARSER.add_argument("out", help="a new folder, or gs://BUCKET/FOLDER")
+PARSER.add_argument("out", help="a new folder, gs://BUCKET/FOLDER or hf://OWNER/NAME")
 PARSER.add_argument("--json", action="store_true")
 PARSER.early(__name__)
 
@@ -109,7 +109,7 @@ def tensors(recipe: Recipe, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def export(path: str, out: str) -> dict[str, Any]:
     """Write a published model or a run's folder as config.json and model.safetensors, all or nothing.
 
-    Args: path: what `jaxnano.load` opens. out: a new or empty folder, or gs:// path.
+    Args: path: what `jaxnano.load` opens. out: a new or empty folder, gs:// path or hf:// repository.
     Returns: path, parameters, bytes.
     Raises: ConfigError naming the first thing GPT-2 does not have; ValueError without safetensors or a free `out`.
     """

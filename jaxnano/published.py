@@ -1,4 +1,4 @@
-"""A published model: a folder that any change shows in, written whole or not at all, here or in a bucket.
+"""A published model: a folder that any change shows in, written whole or not at all, here, in a bucket or on the Hub.
 
     recipe.yaml  diff.md  README.md  card.json  checkpoint/...    what `research.share` publishes
     manifest.json                                                 SHA-256 of every other file; written last
@@ -23,7 +23,7 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from jaxnano import checkpoint, sharding
+from jaxnano import checkpoint, hub, sharding
 from jaxnano.cli import Failure, UserError
 from jaxnano.config.recipe import Recipe
 
@@ -38,8 +38,8 @@ def load(path: str | os.PathLike[str], mesh: Mesh | str | None = None,
     """Open a published model, or the folder of a run of `jaxnano.train --out`, which has no manifest to check.
 
     Args:
-        path: a folder, or a URL that etils.epath reads (gs:// needs gcsfs or TensorFlow); a remote model is copied to
-            a temporary folder first.
+        path: a folder, hf://OWNER/NAME, or a URL that etils.epath reads (gs:// needs gcsfs or TensorFlow); a remote
+            model is copied to a temporary folder first.
         mesh: where the parameters go: a mesh, its text ("data=2,fsdp=4"), or None for all devices.
         digest: the id that `research.share` printed: refuses any other model, however consistent.
     Returns: the recipe; the parameters to evaluate {path: array}, where averaging is over and done; and what was
@@ -47,6 +47,8 @@ def load(path: str | os.PathLike[str], mesh: Mesh | str | None = None,
     Raises: ValueError in one line for a changed, missing or added file, an upload that did not end, another id, or a
         mesh that does not fit; Failure if a bucket cannot be read.
     """
+    if hub.is_hub(path):
+        return _from_hub(os.fspath(path), mesh, digest)
     place, remote = epath.Path(path), is_remote(path)
     mesh = mesh if isinstance(mesh, Mesh) else sharding.parse_mesh(mesh)
     with tempfile.TemporaryDirectory(prefix="jaxnano-") as copy:
@@ -60,6 +62,16 @@ def load(path: str | os.PathLike[str], mesh: Mesh | str | None = None,
         folder = Path(copy) if remote else Path(path)
         recipe, params, about = checkpoint.load(folder / checkpoint.FOLDER, mesh)
         return recipe, params, {**about, "card": json.loads((folder / CARD).read_text()), "id": name}
+
+
+def _from_hub(path: str, mesh: Mesh | str | None,
+              digest: str | None) -> tuple[Recipe, dict[str, jax.Array], dict[str, Any]]:
+    with tempfile.TemporaryDirectory(prefix="jaxnano-") as copy:
+        hub.download(path, Path(copy))
+        try:
+            return load(copy, mesh, digest)
+        except UserError as error:
+            raise UserError(str(error).replace(copy, path)) from None
 
 
 def seal(folder: Path) -> str:
@@ -149,19 +161,18 @@ def publishing(target: str | os.PathLike[str]) -> Iterator[Path]:
     """A folder to write into, which becomes `target` when the block ends well, and is gone otherwise.
 
     A folder is renamed. A bucket has no such thing: files go up one by one, the manifest last, and without it nobody
-    opens them.
+    opens them. A repository of the Hub gets one commit.
 
-    Raises: ValueError if something is there already; Failure if a bucket cannot be written.
+    Raises: ValueError if something is there already; Failure if a bucket or the Hub cannot be written, which says where
+        the files lie that did not get there.
     """
-    place = epath.Path(target)
-    with reaching(target):
-        if place.exists() and (not place.is_dir() or any(place.iterdir())):
-            raise UserError(f"{target}: is there already; a new or empty folder would do")
+    if hub.is_hub(target):
+        hub.check(os.fspath(target))
+    else:
+        _free(target)
     if is_remote(target):
-        with tempfile.TemporaryDirectory(prefix="jaxnano-") as folder:
-            yield Path(folder)
-            with reaching(target):
-                _upload(Path(folder), place)
+        with _sending(os.fspath(target)) as folder:
+            yield folder
         return
     final = Path(target).resolve()
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -172,6 +183,33 @@ def publishing(target: str | os.PathLike[str]) -> Iterator[Path]:
         partial.replace(final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _free(target: str | os.PathLike[str]) -> None:
+    place = epath.Path(target)
+    with reaching(target):
+        if place.exists() and (not place.is_dir() or any(place.iterdir())):
+            raise UserError(f"{target}: is there already; a new or empty folder would do")
+
+
+@contextlib.contextmanager
+def _sending(target: str) -> Iterator[Path]:
+    """A temporary folder that is sent to `target`; it stays if only that fails, for it may have been work."""
+    folder = Path(tempfile.mkdtemp(prefix="jaxnano-"))
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    try:
+        if hub.is_hub(target):
+            hub.upload(folder, target)
+        else:
+            with reaching(target):
+                _upload(folder, epath.Path(target))
+    except Failure as error:
+        raise Failure(f"{error}; what was to go there lies in {folder}") from None
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _upload(folder: Path, place: epath.Path) -> None:

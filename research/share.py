@@ -2,8 +2,10 @@
 
     python -m research.share runs/tiny-20260101-000000 shared/champion
     python -m research.share runs/tiny-20260101-000000 gs://bucket/champion
+    python -m research.share runs/tiny-20260101-000000 hf://OWNER/NAME
 
-`jaxnano.load(PATH)` opens it; `python -m jaxnano.export PATH OUT` writes it for Hugging Face's transformers.
+On the Hugging Face Hub the provenance is the model's card. `jaxnano.load(PATH)` opens what was published; `python -m
+jaxnano.export PATH OUT` writes it for Hugging Face's transformers.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from research.text import clean, listed
 
 PARSER = Command("research.share", __doc__)
 PARSER.add_argument("session", type=Path)
-PARSER.add_argument("path", help="a new folder, or gs://BUCKET/FOLDER")
+PARSER.add_argument("path", help="a new folder, gs://BUCKET/FOLDER or hf://OWNER/NAME")
+PARSER.add_argument("--license", metavar="NAME", help="of the weights, for the card, such as apache-2.0")
 PARSER.add_argument("--platform", choices=PLATFORMS, metavar="KIND", help="to evaluate it on, as of research.loop")
 PARSER.add_argument("--registry", type=Path, metavar="FILE", help="of all seals; the user's own by default, see books")
 PARSER.add_argument("--json", action="store_true")
@@ -35,12 +38,12 @@ from research.ledger.registry import Contest, Registry
 from research.ledger.session import Session, refuse_links
 from research.ledger.state import fold
 from research.machine import TOLERANCE
-from research.show.card import card, change, page
+from research.show.card import card, change, model_card
 from research.show.facts import Facts
 
 
-def share(session: Path, target: str, registry: Registry) -> dict[str, Any]:
-    """Publish the champion at `target`, a new or empty folder or gs:// path: all of it or nothing.
+def share(session: Path, target: str, registry: Registry, license: str | None = None) -> dict[str, Any]:
+    """Publish the champion at `target`, a new or empty folder, gs:// path or hf:// repository: all of it or nothing.
 
     The checkpoint is evaluated before it goes out: it has to give the losses that the ledger holds, on the search and
     on the protected split. Ledger and registry say that the latter was opened, before it is.
@@ -59,7 +62,7 @@ def share(session: Path, target: str, registry: Registry) -> dict[str, Any]:
                "data_hash": about["data_hash"]})
         save(recipe, folder / "recipe.yaml")
         (folder / "diff.md").write_text(change(about), encoding="utf-8")
-        (folder / "README.md").write_text(page(about), encoding="utf-8")
+        (folder / "README.md").write_text(model_card(about, license), encoding="utf-8")
         (folder / published.CARD).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         name = published.seal(folder)
         gaps = []
@@ -131,7 +134,8 @@ def main(argv: list[str] | None = None) -> int:
     stay_at(here.environment(free_port()) if here.accelerated else {"JAX_PLATFORMS": "cpu"})
     use_compile_cache()
     with Registry(options.registry) as registry:
-        Output(options.json).table("shared", share(options.session, options.path, registry))
+        Output(options.json).table("shared", share(options.session, options.path, registry,
+                                                     options.license))
     return 0
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from jaxnano.cli import UserError
 from jaxnano.config.base import dump_full
@@ -101,6 +102,24 @@ def write_change(track: Track, folder: Path, arm: Arm) -> None:
 def page(card: dict[str, Any]) -> str:
     """README.md: the card for people. Names and hypotheses are shown as they are, never as markup."""
     return render("md", "card.j2", card["name"], card=card, losses=_losses(card), origin=_origin(card), within=within)
+
+
+def model_card(card: dict[str, Any], license: str | None = None) -> str:
+    """README.md of a published model: `page` below what the Hugging Face Hub reads of it, as YAML.
+
+    Args: license: of the weights; not stated where it is not known.
+    """
+    test, unit = card["test"], card["unit"]
+    found = {f"loss, {split} split": side["mean"] for split, side in card["losses"]["champion"].items()}
+    found |= {f"gain over {test['against']['name']}": test["effect"]}
+    results = [{"type": "loss", "name": f"{what}, {unit}", "value": value} for what, value in found.items()]
+    about = {
+        "library_name": "jaxnano", "pipeline_tag": "text-generation", **({"license": license} if license else {}),
+        "tags": ["jaxnano", "jax", "gpt", "language-model"],
+        "model-index": [{"name": card["name"], "results": [{
+            "task": {"type": "text-generation"},
+            "dataset": {"type": "text", "name": f"text of track {card['track']['name']}"}, "metrics": results}]}]}
+    return f"---\n{yaml.safe_dump(about, sort_keys=False)}---\n\n{page(card)}"
 
 
 def _losses(card: dict[str, Any]) -> list[tuple[str, str, float | None, float | None]]:

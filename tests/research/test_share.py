@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from hub_server import TOKEN, HubServer
+from huggingface_hub import ModelCard
 from sessions import EVIL, Story, forge
 
 import jaxnano
@@ -30,7 +32,7 @@ from research.ledger.session import Session, read_result, write_result
 from research.ledger.state import fold
 from research.machine import ROOT
 from research.machine.place import Place
-from research.show.card import card, change, page
+from research.show.card import card, change, model_card
 from research.show.facts import Facts
 
 DEADLINE_S = 300.0
@@ -78,9 +80,9 @@ def facts(session):
         return Facts.of(fold(opened.ledger.events()))
 
 
-def published_from(session, target):
+def published_from(session, target, **options):
     with Registry(session.parent / "seals.sqlite") as registry:
-        return share.share(session, str(target), registry)
+        return share.share(session, str(target), registry, **options)
 
 
 @pytest.fixture(scope="module")
@@ -159,12 +161,28 @@ def test_the_card_says_what_the_ledger_says(shared, facts):
     assert about["rerun"][0] == f"python -m research.replay SESSION {crowned.trial}"
 
 
-def test_the_card_holds_nothing_of_the_machine_and_is_the_same_again(shared, session, tmp_path):
-    again = published_from(session, tmp_path / "again")
+def test_the_card_holds_nothing_of_the_machine_and_is_the_same_again(shared, session, monkeypatch):
+    with HubServer() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        again = published_from(session, "hf://me/again")
     assert again["id"] == shared[1]["id"] and again["difference_here"] <= 1e-5
+    files = {str(path.relative_to(shared[0])): path.read_bytes() for path in shared[0].rglob("*") if path.is_file()}
+    assert server.repos["me/again"] == files | {".gitattributes": b"*"}
     for name in ("card.json", "README.md", "diff.md", "recipe.yaml"):
         text = (shared[0] / name).read_text()
         assert str(session.parent) not in text and str(ROOT) not in text and str(Path.home()) + "/" not in text
+
+
+def test_the_hub_reads_the_card_as_a_models(shared, facts):
+    about = ModelCard.load(shared[0] / "README.md").data
+    assert (about.library_name, about.pipeline_tag, about.license) == ("jaxnano", "text-generation", None)
+    found = {result.metric_name: result.metric_value for result in about.eval_results}
+    champion, rival = facts.champion(), facts.side(facts.champion()["against"])["name"]
+    assert found[f"gain over {rival}, {facts.unit}"] == champion["effect"]
+    assert found[f"loss, protected split, {facts.unit}"] == champion["loss"]["protected"]["mean"]
+    card_of = json.loads((shared[0] / "card.json").read_text())
+    assert ModelCard(model_card(card_of, "apache-2.0")).data.license == "apache-2.0"
 
 
 def test_a_changed_byte_of_any_file_is_refused(shared, tmp_path):
@@ -199,6 +217,18 @@ def test_a_session_without_a_champion_has_nothing_to_share(capsys, tmp_path):
     assert code == 2 and "no champion was crowned" in line
     code, line = refusal(capsys, tmp_path / "nowhere", tmp_path / "out")
     assert code == 2 and "no session there" in line
+
+
+def test_without_a_token_nothing_is_opened_or_sent(capsys, session, monkeypatch, tmp_path):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
+    with Session.open(session) as opened:
+        before = opened.ledger.last()
+        assert report_errors(lambda: share.main([str(session), "hf://me/model"])) == 2
+        assert opened.ledger.last() == before
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "error: hf://me/model: no token: HF_TOKEN in the environment, or `hf auth login`, would "
+                          "do\n")
 
 
 def test_a_ledger_that_does_not_hold_is_not_published_from(capsys, copy, tmp_path):
@@ -288,6 +318,6 @@ def test_names_from_outside_are_text(tmp_path):
     story = Story(tmp_path / "session").search().nominate().seal()
     about = card(Facts.of(story.snapshot().state))
     assert about["title"] == EVIL and about["name"] == handle(about["recipe_id"])
-    for text in (page(about), change(about)):
+    for text in (model_card(about), change(about)):
         assert "<script" not in text and "\x1b" not in text and "[x](y)" not in text and "&lt;script&gt;" in text
     story.session.close()
