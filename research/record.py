@@ -2,13 +2,14 @@
 
     python -m research.record SESSION [FOLDER]
 
-FOLDER holds README.md (what it is, what it changes, seeds and steps, what each lever is worth), recipe.yaml, base.yaml,
+FOLDER holds README.md (what it is, what it changes, what each lever is worth, seeds and steps), recipe.yaml, base.yaml,
 record.json (what `research.replicate FOLDER` runs), curves.svg, and logs/ with the curves of each sealed run.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,11 @@ from research.show.pages import render
 from research.show.report import again, attempts
 
 
+FILES = {"recipe.yaml": "the exact config", "base.yaml": "the track's base, from which the search began",
+         "record.json": "both arms and the track, for research.replicate",
+         "logs": "of each sealed run, a JSON object a line: step, loss of training, tokens per second"}
+
+
 def write(session_path: Path, folder: Path | None) -> Path:
     """Write the record of a session's champion; returns its folder.
 
@@ -56,34 +62,38 @@ def write(session_path: Path, folder: Path | None) -> Path:
     recipes = {name: validate(Recipe, facts.state.proposals[rid].recipe) for name, rid in shown.items()}
     for name in ("recipe", "base"):
         save(recipes[name], folder / f"{name}.yaml")
+    logs: dict[int, list[str]] = {seed: [] for seed in proof["seeds"]}
     for role, rid in (("champion", side["recipe_id"]), ("against", side["against"])):
         for seed in proof["seeds"]:
             source = trials / Trial(rid, 1.0, seed).key / METRICS
             if source.is_file():
                 replace_file(folder / "logs" / f"{role}-{seed}.jsonl", source.read_bytes())
+                logs[seed].append(role)
     figure = curves(facts)
     if figure:
         replace_file(folder / "curves.svg", figure.svg.encode())
     replace_file(folder / "record.json", (json.dumps({
         "name": side["name"], "effect": side["effect"], "interval": side["interval"], "n": side["n"],
-        "contract": dump_full(facts.track), **{name: dump(recipe) for name, recipe in recipes.items()}},
+        "contract": dump_full(facts.track), "data_hash": facts.state.session.data_hash,
+        **{name: dump(recipe) for name, recipe in recipes.items()}},
         indent=1) + "\n").encode())
+    levers = sorted(side["parts"], key=lambda part: -((part["ablation"] or {}).get("effect") or -np.inf))
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(facts.state.session.versions.items()))
     text = render("md", "record.j2", f"{side['name']}: a record on track {facts.track.name}", facts=facts, side=side,
-                  proof=proof, figure=figure, steps=_steps(facts, proof), ladder=_passing(facts, side["recipe_id"]),
-                  **again(facts))
+                  proof=proof, figure=figure, sealed=list(_sealed(facts, proof, logs)), levers=levers, versions=versions,
+                  ladder=_passing(facts, side["recipe_id"]), files=list(FILES.items()), **again(facts))
     replace_file(folder / "README.md", text.encode())
     return folder
 
 
-def _steps(facts: Facts, proof: dict[str, Any]) -> list[tuple[int, Any, float | None, float | None]]:
-    """By sealed seed: the champion's steps, its loss, and the loss of what it had to beat."""
-    losses = proof["losses"]
-
-    def row(seed: int) -> tuple[int, Any, float | None, float | None]:
-        result = facts.state.trials[Trial(proof["recipe_id"], 1.0, seed).key].result
-        return (seed, result.steps if result else None, losses["candidate"].get(str(seed)),
-                losses["incumbent"].get(str(seed)))
-    return [row(seed) for seed in proof["seeds"]]
+def _sealed(facts: Facts, proof: dict[str, Any], logs: dict[int, list[str]]) -> Iterator[dict[str, Any]]:
+    """By sealed seed: the champion's steps, time and losses, and the loss of what it had to beat."""
+    for seed, line in zip(proof["seeds"], proof["by_seed"], strict=False):
+        trial = facts.state.trials[Trial(proof["recipe_id"], 1.0, seed).key]
+        (other, _), (own, _), *_ = line["losses"]
+        yield {"seed": seed, "steps": trial.result.steps if trial.result else None, "own": own, "other": other,
+               "device_s": trial.result.device_s if trial.result else None, "gain": line["gain"], "logs": logs[seed],
+               "search": trial.loss.get(facts.track.splits.search)}
 
 
 def _passing(facts: Facts, recipe_id: str) -> list[dict[str, Any]]:

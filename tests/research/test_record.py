@@ -1,6 +1,7 @@
 """A champion as a record's folder, and what fresh seeds say of a record."""
 
 import json
+import re
 
 import pytest
 from sessions import Story
@@ -28,9 +29,13 @@ def test_a_record_holds_what_the_ledger_does(folder, capsys):
     side, text = facts.champion(), (path / "README.md").read_text()
     assert recipe_id(load(path / "recipe.yaml")) == side["recipe_id"]
     assert recipe_id(load(path / "base.yaml")) == facts.base
-    assert f"{side['effect']:+.4f}" in text and "What each lever is worth" in text and "curves.svg" in text
-    for seed, loss in facts.verifications()[0]["losses"]["candidate"].items():
-        assert f"| {seed} | 90 | {loss:.4f} |" in text
+    assert f"{side['effect']:.4f} nats per byte lower" in text and "What each lever is worth" in text and "curves.svg" in text
+    proof = facts.verifications()[0]["losses"]
+    for seed, loss in proof["candidate"].items():
+        assert re.search(rf"\| {seed} \| 90 \| [\d.]+ \| {loss:.4f} \| {proof['incumbent'][seed]:.4f} \|", text)
+    local = [target for target in re.findall(r"\]\(([^)]+)\)", text) if not target.startswith("http")]
+    assert {"recipe.yaml", "record.json", "curves.svg"} <= set(local)
+    assert all((path / target).exists() for target in local)
     for edit in facts.edits(side["recipe_id"]):
         assert edit["path"].split(".")[-1].replace("_", "\\_") in text or edit["path"] in text
     assert "<script>alert" not in text
@@ -52,8 +57,14 @@ def test_a_claim_is_read_back(folder):
     found = replicate.claim_of(str(path), "tiny")
     assert recipe_id(found.recipe) == facts.state.champion and recipe_id(found.rival) == facts.base
     assert found.effect == facts.champion()["effect"] and found.track.full_steps == facts.track.full_steps
-    rung = replicate.claim_of("muon", "tiny") if "muon" in {r.name for r in replicate.ladder()} else None
-    assert rung is None or recipe_id(rung.recipe) != recipe_id(rung.rival)
+    assert found.data_hash == facts.state.session.data_hash
+
+
+def test_a_rung_is_a_claim(capsys):
+    muon, rotary = (replicate.claim_of(name, "tiny") for name in ("muon", "rotary"))
+    assert muon.name == "Muon" and recipe_id(muon.rival) == recipe_id(rotary.recipe) != recipe_id(muon.recipe)
+    assert report_errors(lambda: replicate.main(["no such rung"])) == 2
+    assert "and no rung; one of 'rotary and plain norms', 'Muon'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("interval", "said"), [
