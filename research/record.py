@@ -34,7 +34,6 @@ from research.show.figures import curves
 from research.show.pages import render
 from research.show.report import again, attempts
 
-
 FILES = {"recipe.yaml": "the exact config", "base.yaml": "the track's base, from which the search began",
          "record.json": "both arms and the track, for research.replicate",
          "logs": "of each sealed run, a JSON object a line: step, loss of training, tokens per second"}
