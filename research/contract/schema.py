@@ -19,7 +19,20 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from jaxnano.config.base import PATH, ConfigError, Node, Problem, is_under, kind_of, name_of, nodes_in, traced_range
+from jaxnano.config.base import (
+    PATH,
+    ConfigError,
+    Node,
+    Problem,
+    Range,
+    is_under,
+    kind_of,
+    leaves,
+    name_of,
+    nodes_in,
+    traced_range,
+    walk,
+)
 from jaxnano.config.edit import plain, show
 from jaxnano.config.expression import ELEMENTWISE, REDUCTIONS
 from jaxnano.config.partial import flat
@@ -44,6 +57,33 @@ def describe(path: str = "", frozen: Collection[str] = ()) -> list[str]:
     field = field_at(path)
     presets = [node for node in nodes_in(field.annotation) if node in PRESETS]
     return [*_field(path.rpartition(".")[2], field, path, 0, frozen), *map(_stands_for, presets), "", *legend()]
+
+
+def standing(recipe: Recipe, frozen: Collection[str] = ()) -> list[str]:
+    """The places of a recipe in which something stands that may be changed: what it is, and what may be put there.
+
+    A fifth of `describe`: new nodes are named by their kind, and lists of them are left out. frozen: see there.
+    """
+    within = {leaf.path: _span(leaf.range) for leaf in leaves(recipe)}
+    lines = []
+    for path, value, field in walk(recipe):
+        inner = isinstance(value, Node) and "kind" not in type(value).model_fields
+        if inner or isinstance(value, tuple) and (not value or isinstance(value[0], Node)) \
+                or path.endswith(".kind") or any(is_under(path, place) for place in frozen):
+            continue
+        now = kind_of(type(value)) if isinstance(value, Node) else show(plain(value))
+        told = takes(field) if traced_range(field) else _choices(field) or takes(field)
+        if (span := within.get(path)) is not None and span not in told:  # in a schedule: its place has the range
+            told = f"number {span}"
+        lines.append(f"{path} = {now} ({told})")
+    return lines
+
+
+def _choices(field: FieldInfo) -> str:
+    """The kinds that may stand at a place, or the fields of what has no kinds; empty where it takes no nodes."""
+    found = [kind or f"{{{', '.join(node.model_fields)}}}" for kind, node in kinds(field.annotation).items()]
+    null = ["null"] if found and any(member is types.NoneType for member, _ in _members(field.annotation)) else []
+    return " | ".join([*found, *null])
 
 
 def _stands_for(preset: type[Node]) -> str:
@@ -134,12 +174,16 @@ def takes(field: FieldInfo) -> str:
     span, annotation = traced_range(field), field.annotation
     if span is None:
         return _words(annotation, field.metadata)
-    within = f"{span.low:g}..{span.high:g}{'' if span.scale == 'linear' else f' {span.scale}'}"
+    within = _span(span)
     if get_origin(annotation) is dict:
         return f"names with numbers {within}"
     allowed = {member for member, _ in _members(annotation)}
     fixed = allowed <= {float, type(None)}
     return f"{'number' if fixed else 'traced'} {within}" + (" or null" if type(None) in allowed else "")
+
+
+def _span(span: Range) -> str:
+    return f"{span.low:g}..{span.high:g}{'' if span.scale == 'linear' else f' {span.scale}'}"
 
 
 def _words(annotation: Any, metadata: Collection[Any] = ()) -> str:

@@ -351,7 +351,10 @@ class Asked(Body, extra="ignore"):
 
 
 class Call(Body):
-    """A request to a language model: tokens as the provider counted them, cost in USD where a price is known."""
+    """A request to a language model: tokens as the provider counted them, cost in USD where a price is known.
+
+    kept: the number under which exchanges.py has what was asked and answered; 0: nowhere.
+    """
 
     outcome: Named = "None"
     provider: Named = "None"
@@ -363,6 +366,8 @@ class Call(Body):
     wall_s: Amount = 0.0
     proposals: Count = 0
     accepted: Count = 0
+    repair: Annotated[bool, BeforeValidator(bool)] = False
+    kept: Count = 0
 
 
 class Opening(Body):

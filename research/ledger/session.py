@@ -5,6 +5,7 @@
     champion/{recipe.yaml, diff.md, checkpoint/, crowned.json}          made as champion.new, until the ledger says so
     transfer/KEY/{metrics.jsonl, log.txt, result.json}                  runs of the champion's transfer card
     workers/worker-N.log                                what a worker says between trials
+    calls/N.json.gz                                     what a language model was asked and answered, see exchanges.py
 
 A trial's result reaches the ledger in two steps, so that a crash between them loses nothing: the worker writes
 result.json (to a temporary name, flushed, renamed), then the loop appends it, once. The file carries a checksum and
@@ -102,8 +103,7 @@ class Session(AbstractContextManager["Session"]):
         among = among or self.trials
         folder = among / key
         for place in (among, folder):
-            if place.is_symlink():
-                raise _linked(place)
+            refuse_link(place)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -191,13 +191,14 @@ def refuse_links(path: Path) -> None:
     Raises: SessionError that names the first link: what it leads to is not the session's.
     """
     for place in sorted(path.rglob("*")):  # what links lead to is not looked at
-        if place.is_symlink():
-            raise _linked(place)
+        refuse_link(place)
 
 
-def _linked(place: Path) -> SessionError:
-    return SessionError(f"{place}: is a link, to {os.readlink(place)}: nothing outside the session is written or "
-                        "removed; a copy of what it leads to, in its place, would do")
+def refuse_link(place: Path) -> None:
+    """Raises: SessionError if this place is a link."""
+    if place.is_symlink():
+        raise SessionError(f"{place}: is a link, to {os.readlink(place)}: nothing outside the session is written or "
+                           "removed; a copy of what it leads to, in its place, would do")
 
 
 def folder_bytes(path: Path) -> int:

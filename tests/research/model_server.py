@@ -64,12 +64,13 @@ def mended(number):
 class ModelServer:
     """A context manager. plan: number of the request -> fault or "". answer: number, repair -> proposals.
 
-    formats: of answers that it knows (OpenAI's `response_format`).
+    formats: of answers that it knows (OpenAI's `response_format`); unknown: status for others. most: characters of a
+    question that it takes.
     """
 
     def __init__(self, plan=lambda number: "", answer=lambda number, repair: (mended if repair else ideas)(number),
-                 formats=("json_schema", "json_object", "text")):
-        self.plan, self.answer, self.formats = plan, answer, formats
+                 formats=("json_schema", "json_object", "text"), unknown=400, most=1 << 30):
+        self.plan, self.answer, self.formats, self.unknown, self.most = plan, answer, formats, unknown, most
         self.served, self.lock, self.release = [], threading.Lock(), threading.Event()
         self.arrived = threading.Event()
         socketserver.TCPServer.allow_reuse_address = True
@@ -113,7 +114,7 @@ class ModelServer:
         user = body["contents"][0]["parts"][0]["text"] if gemini else body["messages"][1]["content"]
         with self.lock:
             number = len(self.served)
-            repair = user.startswith('{"task"')
+            repair = '\n{"task"' in user
             served = Served(self.plan(number), time.monotonic(), user=user, body=body, repair=repair)
             self.served.append(served)
         self.arrived.set()
@@ -157,7 +158,10 @@ class ModelServer:
         error = json.dumps({"error": {"code": 500, "message": f"key={key} {key} {EVIL}", "status": "X"}})
         if (form := served.body.get("response_format", {"type": "text"})["type"]) not in self.formats:
             served.fault = "format"
-            return 400, {}, json.dumps({"error": {"message": f"unknown response_format {form}"}})
+            return self.unknown, {}, json.dumps({"error": {"message": f"unknown response_format {form}"}})
+        if len(served.user) > self.most:
+            served.fault = "context"
+            return 400, {}, json.dumps({"error": {"message": "This model's maximum context length is 8192 tokens."}})
         match served.fault:
             case "429":
                 return 429, {"retry-after": str(RETRY_AFTER_S)}, error
@@ -184,7 +188,7 @@ class ModelServer:
             found[0]["edits"][0]["value"] = f'{{"kind": "{spelt}"}}'
         text = json.dumps({"proposals": found})
         if served.fault == "cut":
-            return 200, {}, text[: len(text) // 2]
+            return 200, {}, text[:40]  # in the first of the proposals
         served.proposals = len(found) if served.fault in ("", HIDDEN) else 0
         return 200, {}, text
 

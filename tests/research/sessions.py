@@ -94,12 +94,13 @@ class Story:
     def prices(self):
         return Prices(self.snapshot())
 
-    def propose(self, parts=(), worth=0.0, **more):
+    def propose(self, parts=(), worth=0.0, submission=None, **more):
         name, lane = (" + ".join(p.name for p in parts), "catalogue") if parts else ("base", "base")
         recipe = build(self.track.base_recipe, parts)
         proposal = Proposal(**{"name": name, "parts": tuple(parts), "hypothesis": "it helps", "lane": lane} | more)
         self.write("proposal", recipe_id(recipe), Proposed(proposal=proposal, recipe=dump(recipe)))
-        self.write("verdict", recipe_id(recipe), {"accepted": True, "refusals": [], "ms": 3.0})
+        answered = {} if submission is None else {"submission": submission}
+        self.write("verdict", recipe_id(recipe), {"accepted": True, "refusals": [], "ms": 3.0} | answered)
         self.worth[recipe_id(recipe)] = worth
         return recipe_id(recipe)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +16,8 @@ from research.text import one_line
 
 MOST = 8  # proposals an answer
 MAX_TEXT = 256 * 1024  # characters of an answer that are looked at
+_START = re.compile(r'[^\[{]*(\{\s*"proposals"\s*:\s*)?\[\s*')
+_BETWEEN = re.compile(r"\s*,?\s*")
 
 
 def _text(about: str) -> dict[str, Any]:
@@ -43,6 +47,14 @@ SCHEMA = _object(proposals=_list(_object(
     source=_text("paper or record, or empty"))))
 
 
+def shown(text: str, hide: Callable[[Any], Any]) -> str:
+    """An answer for people to read, laid out where it is JSON, without secrets however they are escaped in it."""
+    try:
+        return json.dumps(hide(_json(_unfenced(hide(text)))), indent=1)
+    except (ValueError, RecursionError):
+        return hide(text)
+
+
 @dataclass
 class Draft:
     """One proposal of an answer. data: as it was written. ask: None if it is not even one; then problems say why."""
@@ -69,7 +81,8 @@ def read(text: str, places: Mapping[str, str], hide: Callable[[Any], Any] = lamb
     try:
         data = hide(_json(_unfenced(text)))  # and again, for what was escaped in it
     except (ValueError, RecursionError) as error:
-        raise Fault("garbage", f"not JSON ({str(error)[:80]}): {text[:80]}") from None
+        if not (data := hide(_whole(text))):
+            raise Fault("garbage", f"not JSON ({str(error)[:80]}): {text[:80]}") from None
     found = data.get("proposals") if isinstance(data, dict) else data
     if not isinstance(found, list) or any(not isinstance(item, dict) for item in found[:MOST]):
         raise Fault("wrong_schema", f"not a list of proposals: {text[:120]}")
@@ -111,11 +124,27 @@ def _value(value: Any) -> Any:
         return value
 
 
-def _json(text: str) -> Any:
-    def no(name: str) -> None:
-        raise ValueError(f"{name} is no JSON")
+def _whole(text: str) -> list[Any]:
+    """The proposals that stand whole in an answer that broke off, or went on after its end."""
+    found: list[Any] = []
+    at = _START.match(text)
+    with contextlib.suppress(ValueError, RecursionError):
+        while at and len(found) < MOST:
+            item, end = _DECODER.raw_decode(text, at.end())
+            found.append(item)
+            at = _BETWEEN.match(text, end)
+    return found
 
-    return json.loads(text, parse_constant=no)
+
+def _no(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no)
+
+
+def _json(text: str) -> Any:
+    return json.loads(text, parse_constant=_no)
 
 
 def _unfenced(text: str) -> str:

@@ -19,8 +19,8 @@ class Answer:
 class Fault(Exception):
     """A request without a usable answer.
 
-    outcome: rate_limited, server_error, timeout, unreachable, refused, garbage, wrong_schema or empty. pause_s: what
-    the server asked to wait. answer: what it has cost all the same.
+    outcome: rate_limited, server_error, timeout, unreachable, refused, too_long (the question, for the model), garbage,
+    wrong_schema or empty. pause_s: what the server asked to wait. answer: what it has cost all the same.
     """
 
     def __init__(self, outcome: str, reason: str, *, pause_s: float = 0.0, status: int = 0,

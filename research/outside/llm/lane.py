@@ -24,16 +24,18 @@ from jaxnano.config.base import ConfigError, Node, Problem, validate
 from research.contract.part import LLM, Proposal
 from research.lanes.protocol import Knowledge
 from research.ledger.events import LedgerFailure, SessionError
+from research.ledger.exchanges import Exchange, keep
 from research.ledger.kinds import Call
 from research.ledger.spend import EXHAUSTED, Spend
 from research.outside.inbox import Inbox
 from research.outside.llm import prompt as prompts
-from research.outside.llm.answer import SCHEMA, Draft, read
+from research.outside.llm.answer import SCHEMA, Draft, read, shown
 from research.outside.llm.fault import Answer, Fault, Provider
 from research.outside.llm.prompt import Page
 from research.outside.llm.provider import Endpoint, endpoint
 
-MAX_OUT, LEAST_OUT = 16_384, 512  # tokens an answer may have; below the latter it is not worth asking
+LEAST_OUT = 512  # tokens an answer may have, below which it is not worth asking
+LEAST_ROOM = 0.1  # of what the settings allow, for a model that takes less
 LONGEST_PAUSE = 64  # times `pause_s`, between two requests after faults in a row
 PATIENCE = 6  # faults in a row after which the loop does not wait for this lane alone
 GRACE_S = 1.0  # that the end of a session gives to a request under way
@@ -42,15 +44,17 @@ GRACE_S = 1.0  # that the end of a session gives to a request under way
 class Settings(Node):
     """What the lane may spend. model: see provider.endpoint. price: USD per million tokens, in and out.
 
-    prompt: tokens of a question, about. timeout_s: of a request. pause_s: after the first fault; doubled after each
-    in a row. runs: that have to end between two questions, so that there is something new to say.
+    prompt: tokens of a question, about. answer: tokens it may have. timeout_s: of a request. pause_s: after the first
+    fault; doubled after each in a row. runs: that have to end between two questions, so that there is something new to
+    say.
     """
 
     model: str | None = Field(default=None, max_length=200)
     tokens: int = Field(default=1_000_000, ge=1)
     cost: float | None = Field(default=None, gt=0)
     price: tuple[float, float] | None = None
-    prompt: int = Field(default=14_000, ge=8_000)
+    prompt: int = Field(default=14_000, ge=prompts.LEAST)
+    answer: int = Field(default=16_384, ge=LEAST_OUT)
     timeout_s: float = Field(default=120.0, gt=0)
     pause_s: float = Field(default=1.0, ge=0)
     runs: int = Field(default=4, ge=0)
@@ -66,7 +70,7 @@ def settings_of(options: argparse.Namespace, before: Mapping[str, Any] | None = 
     Raises: ValueError that names the option.
     """
     data = dict(before or {})
-    for name in ("model", "tokens", "cost", "price", "prompt", "timeout_s"):
+    for name in ("model", "tokens", "cost", "price", "prompt", "answer", "timeout_s"):
         if (value := getattr(options, f"llm_{name}")) is not None:
             data[name] = _price(value) if name == "price" else value
     try:
@@ -103,6 +107,7 @@ class Llm:
         self._began: tuple[float, bool] | None = None  # the request under way: when, and whether it is a repair
         self._spend = Spend()
         self._faults = 0  # in a row
+        self._room = 1.0  # share of the settings' tokens that the model has shown to take
         self._busy = False  # with a turn
         self._last = 0  # the last event it has written
         self._due = 0  # ended runs at which the next question is worth asking
@@ -176,7 +181,8 @@ class Llm:
         ended = sum(attempt.result is not None for attempt in state.attempts())
         if not state.accepted or state.unanswered() or ended < self._due:
             return
-        page = prompts.write(inbox, self.settings.prompt, self._left(inbox))
+        limit = max(prompts.LEAST, int(self._room * self.settings.prompt))
+        page = prompts.write(inbox, limit, self._left(inbox), self._longest())
         drafts = self._ask(inbox, provider, page, repair=False)
         refused = [draft for draft in drafts if draft.problems]
         self._submit(inbox, [draft for draft in drafts if not draft.problems])
@@ -222,18 +228,24 @@ class Llm:
             failed = Fault("error", f"{type(error).__name__}: {error}")
         with self._lock:
             if self._began is not None:
-                self._write(failed, answer, drafts)
+                self._write(failed, answer, drafts, page)
         if failed is not None:
+            if failed.outcome == "too_long":
+                self._room = max(LEAST_ROOM, self._room * prompts.SHRINK)
             self._pause(failed.pause_s)
             return []
         if any(not draft.problems for draft in drafts):
             self._faults = 0
         return drafts
 
+    def _longest(self) -> int:
+        """Tokens that an answer may have, whatever is left of the budget."""
+        return max(LEAST_OUT, int(self._room * self.settings.answer))
+
     def _affordable(self, page: Page) -> int:
         """Tokens that the answer to a page may have within the budget."""
         settings, spend, asked = self.settings, self._spend, page.tokens
-        most = min(MAX_OUT, settings.tokens - spend.tokens - asked)
+        most = min(self._longest(), settings.tokens - spend.tokens - asked)
         if settings.cost is not None and settings.price is not None:
             left = settings.cost - spend.cost - (settings.usd(asked, 0) or 0.0)
             most = min(most, int(1e6 * left / settings.price[1]) if settings.price[1] else most if left > 0 else 0)
@@ -258,18 +270,24 @@ class Llm:
             if draft.ask is not None and not self._stop.is_set():
                 self._last = inbox.submit(draft.ask, origin=self.endpoint.model, lane=LLM).number
 
-    def _write(self, failed: Fault | None, answer: Answer | None = None, drafts: list[Draft] | None = None) -> None:
-        """The `call` event of the request under way. The lock is held."""
+    def _write(self, failed: Fault | None, answer: Answer | None = None, drafts: list[Draft] | None = None,
+               page: Page | None = None) -> None:
+        """The `call` event of the request under way, and what was said. The lock is held."""
         assert self._inbox is not None and self._began is not None
         (began_s, repair), self._began = self._began, None
         tokens_in, tokens_out = (answer.tokens_in, answer.tokens_out) if answer else (0, 0)
         drafts = drafts or []
         refused = [problem for draft in drafts for problem in draft.problems[:1]]
         reason = failed.reason if failed else str(refused[0]) if refused else ""
+        kept = 0 if page is None else self._spend.requests + 1
+        if page is not None:
+            hide = self.endpoint.hide
+            keep(self._inbox.session, kept, Exchange(hide(page.system), hide(page.user),
+                                                     shown(answer.text, hide) if answer else ""))
         self._event(failed.outcome if failed else "ok", self.endpoint.reason(reason), tokens_in=tokens_in,
                     tokens_out=tokens_out, cost=self.settings.usd(tokens_in, tokens_out),
                     wall_s=time.monotonic() - began_s, proposals=len(drafts),
-                    accepted=sum(not draft.problems for draft in drafts), repair=repair)
+                    accepted=sum(not draft.problems for draft in drafts), repair=repair, kept=kept)
 
     def _event(self, outcome: str, reason: str, **counted: Any) -> None:
         assert self._inbox is not None

@@ -13,5 +13,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--llm-cost", type=float, metavar="USD", help="at most; needs --llm-price")
     group.add_argument("--llm-price", metavar="IN,OUT", help="USD per million tokens")
     group.add_argument("--llm-prompt", type=int, metavar="N", help="tokens of a question (default 14000)")
+    group.add_argument("--llm-answer", type=int, metavar="N", help="tokens of an answer, at most (default 16384)")
     group.add_argument("--llm-timeout", type=float, dest="llm_timeout_s", metavar="S", help="of a request "
                                                                                             "(default 120)")

@@ -168,23 +168,24 @@ class OpenAi:
                                      http_client=self._http)
         host = urlsplit(endpoint.url or "").hostname or ""
         self._limit = "max_completion_tokens" if host.endswith("openai.com") else "max_tokens"
-        self._formats = ["json_schema", "json_object", "text"]  # the first is tried; a server may not know it
+        self._formats = ["json_schema", "schema", "json_object", "text"]  # the first is tried; a server may not know it
 
     def complete(self, system: str, user: str, schema: Mapping[str, Any], max_out: int, timeout_s: float) -> Answer:
         """See Provider. A server that refuses a format of answers is asked for a plainer one from then on."""
         messages: Any = [{"role": "system", "content": system}, {"role": "user", "content": user}]
-        kind = self._formats[0]
-        form: dict[str, Any] = {"type": kind}
-        if kind == "json_schema":
-            form["json_schema"] = {"name": "proposals", "strict": True, "schema": dict(schema)}
-        body: dict[str, Any] = {self._limit: max_out} | ({} if kind == "text" else {"response_format": form})
+        forms = {"json_schema": {"type": "json_schema", "json_schema": {"name": "proposals", "strict": True,
+                                                                        "schema": dict(schema)}},
+                 "schema": {"type": "json_object", "schema": dict(schema)},  # as llama-cpp-python has it
+                 "json_object": {"type": "json_object"}}
+        form = forms.get(self._formats[0])
+        body: dict[str, Any] = {self._limit: max_out} | ({"response_format": form} if form else {})
         try:
             found: Any = self._client.chat.completions.create(model=self._model, messages=messages, timeout=timeout_s,
                                                               extra_body=body)
         except Exception as error:
             fault = self._wire.fault(error)
             about_format = re.search("response_format|json_schema|json_object|schema", fault.reason.lower())
-            if fault.status in (400, 422) and len(self._formats) > 1 and about_format:
+            if fault.status in (400, 422, 500) and len(self._formats) > 1 and about_format:
                 del self._formats[0]
             raise fault from None
         usage = getattr(found, "usage", None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
@@ -19,6 +20,8 @@ from research.outside.llm.fault import Fault
 
 MAX_BYTES = 32 << 20  # of a response: what is merely too long to use still says in its last bytes what it has cost
 LONGEST_PAUSE_S = 86400.0
+TOO_LONG = re.compile(r"(?i)context.{0,20}(length|window|size)|(prompt|input|request) is too long|input token count|"
+                      r"max_tokens must")
 
 
 class TooLong(httpx2.TransportError):
@@ -87,6 +90,8 @@ def _refusal(response: httpx2.Response) -> Fault:
         outcome = "timeout"
     if status == 200:  # it is the body that the SDK could not read
         return Fault("garbage", f"not the JSON that was expected: {text}")
+    if status >= 400 and status not in (401, 403, 429) and TOO_LONG.search(text):
+        outcome = "too_long"
     return Fault(outcome, f"HTTP {status}: {text}", pause_s=pause_s(response), status=status)
 
 

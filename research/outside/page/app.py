@@ -141,6 +141,11 @@ class Page:
         with reader.reading() as facts:
             if view == "log":
                 context = views.log(facts, query, reader.session.ledger)
+            elif view == "call":
+                try:
+                    context = views.call(facts, query, reader.session)
+                except KeyError as error:
+                    raise HTTPException(404, f"{error.args[0]}: what was said is not kept") from None
             elif view == "propose":
                 context = acts.form(facts, query)
             elif view in views.VIEWS:

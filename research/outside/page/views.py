@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from research.contract.part import Part
+from research.contract.part import LLM, Part
 from research.contract.proposal import try_build
 from research.contract.track import Track
 from research.contract.trial import FRESH, Trial
 from research.learn.features import features
 from research.learn.posterior import Candidate
 from research.ledger.events import Ledger
+from research.ledger.exchanges import find
+from research.ledger.session import Session
 from research.ledger.state import Attempt, TrialRecord
 from research.show.candidates import candidate, status
 from research.show.facts import NORMAL_95, Facts
@@ -189,7 +192,37 @@ def recipe(facts: Facts, query: Query) -> Context:
             "runs": [facts.run(trial) for trial in trials if trial.attempts],
             "decisions": [(trial, event) for trial in trials for event in trial.decisions],
             "row": candidate(facts, recipe_id) if accepted else None,
-            "waiting": recipe_id in facts.waiting(), "said": facts.said(recipe_id)}
+            "waiting": recipe_id in facts.waiting(), "said": facts.said(recipe_id),
+            "exchange": _exchange(facts, recipe_id)}
+
+
+def _exchange(facts: Facts, recipe_id: str) -> int:
+    """The number of the exchange in which a language model came up with a recipe; 0 where none is kept."""
+    number = next((n for n, (found, _) in facts.state.answers.items() if found == recipe_id), 0)
+    if facts.proposal(recipe_id).lane != LLM:
+        return 0
+    calls = reversed(facts.state.calls)
+    return next((call.body.kept for call in calls if call.seq < number and call.body.outcome == "ok"), 0)
+
+
+def call(facts: Facts, query: Query, session: Session) -> Context:
+    """What a language model was asked and answered.
+
+    Raises: KeyError if that is not kept.
+    """
+    number = int(query["id"]) if query.get("id", "").isdigit() else 0
+    event = next((event for event in facts.state.calls if number and event.body.kept == number), None)
+    if event is None or (found := find(session, number)) is None:
+        raise KeyError(f"call {query.get('id', '')}")
+    return {"event": event, "line": _said(facts, event), "said": found,
+            "asked": [_laid_out(line) for line in found.asked.splitlines()]}
+
+
+def _laid_out(text: str) -> str:
+    try:
+        return json.dumps(json.loads(text), indent=1)
+    except (ValueError, RecursionError):
+        return text
 
 
 def lineage(facts: Facts, query: Query) -> Context:
@@ -330,6 +363,10 @@ def _said(facts: Facts, event: Any) -> str:
             return f"{count(body.workers or 0, 'worker')}, process {body.pid}"
         case "end":
             return body.reason
+        case "call":
+            told = f"{body.outcome}{', a repair' if body.repair else ''}{f': {body.reason}' if body.reason else ''}"
+            return (f"{body.model}: {count(body.proposals, 'proposal')}, {body.accepted} accepted; {body.tokens_in:,} "
+                    f"tokens in, {body.tokens_out:,} out, {body.wall_s:.1f} s; {told}")
     return ""
 
 

@@ -5,12 +5,13 @@ import re
 
 import numpy as np
 import pytest
-from sessions import EVIL, Story
+from sessions import EVIL, Story, changes
 from starlette.testclient import TestClient
 
 from jaxnano.cli import UserError, report_errors
 from research import page
 from research.contract.trial import Trial
+from research.ledger.exchanges import Exchange, keep
 from research.ledger.session import Session
 from research.ledger.state import fold
 from research.outside.page.app import application
@@ -32,6 +33,16 @@ def folder(tmp_path_factory):
         story.search().nominate().seal()
     with (young := Story(folder / "young")).session:
         young.propose()
+    with (asked := Story(folder / "asked")).session:
+        asked.propose()
+        said = "\n".join(json.dumps({name: [EVIL]}) for name in ("tree", "refused"))
+        keep(asked.session, 1, Exchange(EVIL, said, EVIL))
+        call = {"outcome": "ok", "model": EVIL, "proposals": 1, "accepted": 1, "tokens_in": 5}
+        asked.write("call", "", call | {"kept": 1})
+        asked.write("call", "", {"outcome": "timeout", "model": "m", "kept": 2})  # of which nothing lies there
+        part = changes("wider", {"model.norm": {"kind": "rmsnorm"}})
+        asked.write("submission", "", {"proposal": {"name": "x"}})
+        asked.propose([part], lane="llm", origin=EVIL, submission=asked.session.ledger.last())
     (folder / "broken").mkdir()
     (folder / "broken" / "ledger.sqlite").write_bytes(b"no ledger at all" * 100)
     return folder
@@ -87,7 +98,7 @@ def test_a_folder_of_sessions(browser):
     assert "broken" in text and "not a database" in text
     assert browser.get("/s/broken/overview").status_code == 409
     chart = browser.get("/climbs.json").json()["series"]
-    assert {one["label"] for one in chart} == {"proven", "young"} and max(chart[-1]["y"] + chart[0]["y"]) > 0.3
+    assert {one["label"] for one in chart} == {"proven", "young", "asked"} and max(chart[-1]["y"] + chart[0]["y"]) > 0.3
     for path in ("/s/none/overview", "/s/proven/none", "/s/proven/recipe?id=zz", "/s/proven/recipe",
                  "/s/proven/chart/none.json", "/s/proven/trial/none/log.txt", "/s/proven/trial/..%2f..%2fx/log.txt"):
         assert browser.get(path).status_code == 404, path
@@ -104,6 +115,19 @@ def test_page_status_and_facts_say_the_same(browser, folder, capsys):
     for row in told["frontier"]:
         assert f"{row['mean']:+.4f} ± {row['sd']:.4f}" in overview
     assert told["verdict"]["text"][:60] in overview.replace("&#39;", "'")
+
+
+def test_what_a_model_was_asked_and_answered(browser, folder):
+    log, told = text_of(browser.get("/s/asked/log")), text_of(browser.get("/s/asked/call?id=1"))
+    assert "/s/asked/call?id=1" in log and "1 proposal, 1 accepted; 5 tokens in" in log
+    with Session.open(folder / "asked") as session:
+        recipe = next(e.subject for e in session.ledger.events("proposal") if e.body.proposal.lane == "llm")
+    assert "/s/asked/call?id=1" in text_of(browser.get(f"/s/asked/recipe?id={recipe}"))
+    assert told.count("&lt;script&gt;alert(1)") >= 4 and "<script>alert" not in told and "\x1b" not in told
+    for missing in ("2", "3", "0", "x", "../1"):
+        assert browser.get(f"/s/asked/call?id={missing}").status_code == 404
+    (folder / "asked" / "calls" / "1.json.gz").write_bytes(b"torn")
+    assert browser.get("/s/asked/call?id=1").status_code == 404
 
 
 def test_recipes_are_found_sorted_and_written(browser, folder):

@@ -6,11 +6,12 @@ import pytest
 from sessions import EVIL, PROTECTED, Story, changes
 
 from jaxnano.config.base import Problem
+from research.contract.schema import field_at
 from research.contract.trial import Trial
 from research.outside.inbox import Inbox
 from research.outside.llm.answer import Draft, read
 from research.outside.llm.fault import Fault
-from research.outside.llm.prompt import ROWS, tokens, write
+from research.outside.llm.prompt import LEAST, ROWS, tokens, write
 
 BUDGET = {"seconds": 100, "tokens": 1000, "usd": None}
 
@@ -72,12 +73,13 @@ def test_the_page_stays_bounded_as_the_ledger_grows(tmp_path):
         story.write("verdict", "", {"accepted": False, "refusals": [refusal], "ms": 1.0})
         if number in (49, 99):
             with Inbox(story.session.path) as inbox:
-                sizes.append([write(inbox, limit, BUDGET).tokens for limit in (12_000, 14_000, 60_000)])
-                with pytest.raises(ValueError, match="--llm-prompt: 3000: "):
-                    write(inbox, 3_000, BUDGET)
+                sizes.append([write(inbox, limit, BUDGET).tokens for limit in (12_000, 60_000)])
+                with pytest.raises(ValueError, match="--llm-prompt: 1000: "):
+                    write(inbox, 1_000, BUDGET)
+                sizes[-1].append(write(inbox, LEAST, BUDGET).tokens)
     story.close()
-    assert all(small <= 12_000 and middle <= 14_000 for small, middle, _ in sizes)
-    assert sizes[-1][2] < sizes[0][2] * 1.2 and sizes[-1][2] < 25_000  # even without a limit: tables are bounded
+    assert all(small <= 12_000 and least <= LEAST for small, _, least in sizes)
+    assert sizes[-1][1] < sizes[0][1] * 1.2 and sizes[-1][1] < 25_000  # even without a limit: tables are bounded
 
 
 def test_a_repair_stays_bounded_too(story):
@@ -85,8 +87,20 @@ def test_a_repair_stays_bounded_too(story):
     refused = [Draft({"name": "x" * 5_000, "edits": [EVIL] * 500}, None, [Problem("p" * 999, EVIL * 99, EVIL * 99)] * 9)
                for _ in range(8)]
     mended = page.repair(refused)
-    assert mended.tokens <= mended.limit and mended.user.endswith(page.user)
-    assert [json.loads(line) for line in mended.user.split("\n")][0]["refused"][7]["refusals"]
+    assert mended.tokens <= mended.limit and mended.user.startswith(page.user)
+    assert [json.loads(line) for line in mended.user.split("\n")][1]["refused"][7]["refusals"]
+
+
+def test_a_short_page_names_the_places_of_the_incumbent_and_what_may_stand_there(story):
+    page, document = page_of(story, 5_000)
+    assert page.tokens < 5_000 and "tree" not in document and "recipe" not in document["incumbent"]
+    legend, *places = document["places"]
+    assert "model.position = rotary (learned | rotary | alibi | none)" in places and "what stands there" in legend
+    for line in places:  # a place that is told is a place; what stands there may stand there
+        path = line.partition(" = ")[0]
+        assert field_at(path) and not any(path.startswith(place) for place in story.track.frozen)
+    few = page_of(story, LEAST)[1]["places"]
+    assert set(few) < {legend, *places} and any(line.startswith("optimizer") for line in few)  # thinned, not cut off
 
 
 def test_an_estimate_of_tokens_is_not_below_what_it_is():
@@ -97,6 +111,14 @@ def answer(**more):
     edit = {"path": "model.depth", "value": "2", "before": "", "after": ""}
     return {"name": "n", "on": "best", "edits": [edit], "hypothesis": "h", "expected_effect": 0.1, "why": "w",
             "source": ""} | more
+
+
+@pytest.mark.parametrize(("text", "names"), [
+    ('{"proposals": [%s, %s, {"name": "ha', ["a", "b"]), ('Sure! [%s,%s]} and more', ["a", "b"]),
+    ('{"proposals": [%s %s', ["a", "b"]), ('{"proposals": [%s, NaN, %s', ["a"])])
+def test_what_is_whole_in_an_answer_that_broke_off_counts(text, names):
+    drafts = read(text % (json.dumps(answer(name="a")), json.dumps(answer(name="b"))), {})
+    assert [draft.name for draft in drafts] == names and all(draft.ask for draft in drafts)
 
 
 def test_an_answer_is_read_as_data():
