@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         import uvicorn
 
-        from research.outside.page.app import application
+        from research.outside.page.app import CLOSING_S, application
     except ImportError as error:
         raise UserError(ABSENT) from error
     token = secrets.token_urlsafe(18)
@@ -40,7 +40,8 @@ def main(argv: list[str] | None = None) -> int:
         app = application(shelf, token, tuple(names))
         print(f"http://{names[0]}/?token={token}", flush=True)
         try:
-            uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)).run([listener])
+            uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2 * CLOSING_S)).run(
+                [listener])
         finally:
             shelf.close()
     return 0

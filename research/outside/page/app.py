@@ -7,7 +7,6 @@ and what is served may load nothing from elsewhere, nor run a script that is not
 
 from __future__ import annotations
 
-import asyncio
 import csv
 import io
 import secrets
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
+import anyio
 from sse_starlette.sse import EventSourceResponse
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -36,6 +36,7 @@ from research.show.verdict import summary, verdict
 
 STATIC = Path(__file__).with_name("static")
 POLL_S, MOST = 0.5, 12  # between two looks for events; sessions side by side in a chart
+CLOSING_S = 2  # that an answer has to end in once the server stops
 HEADERS = {"content-security-policy": "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; "
            "frame-ancestors 'none'", "x-content-type-options": "nosniff", "referrer-policy": "no-referrer",
            "cross-origin-resource-policy": "same-origin", "cache-control": "no-store"}
@@ -196,16 +197,17 @@ class Page:
 
     async def events(self, request: Request) -> Response:
         """The number of the last event, whenever there is another."""
-        reader = self.reader(request)
+        reader, closing = self.reader(request), anyio.Event()
 
         async def changes() -> AsyncIterator[dict[str, str]]:
             seen = await run_in_threadpool(reader.seq)
-            while not await request.is_disconnected():
-                await asyncio.sleep(POLL_S)
+            while not (closing.is_set() or await request.is_disconnected()):
+                with anyio.move_on_after(POLL_S):
+                    await closing.wait()  # the server stops, and the answer ends as answers do
                 if (now := await run_in_threadpool(reader.seq)) != seen:
                     seen = now
                     yield {"event": "changed", "data": str(now)}
-        return EventSourceResponse(changes(), ping=15)
+        return EventSourceResponse(changes(), ping=15, shutdown_event=closing, shutdown_grace_period=CLOSING_S)
 
     async def act(self, request: Request) -> Response:
         """What a person says: a proposal to judge or to submit, a word on a recipe."""

@@ -1,7 +1,11 @@
 """The page: who may see it, what it shows of sessions of every kind, and what may be done from it."""
 
+import http.client
 import json
 import re
+import signal
+import threading
+from contextlib import closing, contextmanager
 
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ from research.contract.trial import Trial
 from research.ledger.exchanges import Exchange, keep
 from research.ledger.session import Session
 from research.ledger.state import fold
+from research.outside.loopback import listening
 from research.outside.page.app import application
 from research.outside.page.charts import MOST, thinned
 from research.outside.page.reader import Shelf
@@ -223,6 +228,34 @@ def test_bad_input(tmp_path, capsys):
     assert report_errors(lambda: page.main([str(tmp_path / "none")])) == 2
     assert report_errors(lambda: page.main(["--port", "99999"])) == 2
     assert "--port: 99999: 0 to 65535 would do" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_what_is_streamed(folder, caplog, monkeypatch):
+    """In the midst of an answer that goes on for as long as the page is open."""
+    monkeypatch.setattr("logging.config.dictConfig", lambda config: None)  # whose absl closes what pytest captures into
+    monkeypatch.setattr("secrets.token_urlsafe", lambda n: "secret")
+    monkeypatch.setattr("sse_starlette.sse.AppStatus.should_exit", False)
+    read = []
+
+    def visitor(address):
+        with closing(http.client.HTTPConnection(address, timeout=30)) as connection:
+            connection.request("GET", "/s/proven/events", headers={"cookie": f"page-{address.split(':')[1]}=secret"})
+            answer = connection.getresponse()
+            signal.raise_signal(signal.SIGINT)
+            read.append((answer.status, answer.read()))  # to its end, or an IncompleteRead
+
+    @contextmanager
+    def visited(port):
+        with listening(port) as (listener, names):
+            thread = threading.Thread(target=visitor, args=names[:1])
+            thread.start()
+            yield listener, names
+            thread.join()
+
+    monkeypatch.setattr(page, "listening", visited)
+    with pytest.raises(KeyboardInterrupt):
+        page.main([str(folder)])
+    assert read == [(200, b"")] and not [record for record in caplog.records if record.name.startswith("uvicorn")]
 
 
 def test_a_loop_is_steered(browser, folder):
