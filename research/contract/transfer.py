@@ -1,4 +1,4 @@
-"""Where a champion is carried over to: longer runs, a wider model, other batches, another text.
+"""Where a champion is carried over to: longer runs, a wider model, other batches, another text; and beside what.
 
 A setting is a changed track: of its base, and of every recipe, it changes the same. What a run may cost there the track
 says as ever, of its changed base: the base trains on as many tokens as at home (a longer run on more), for as many
@@ -12,12 +12,16 @@ from typing import Any, NamedTuple
 
 from jaxnano.config.base import ConfigError, Problem, dump_full, validate
 from jaxnano.config.data import GPT2_VOCAB, Bytes, Code, Data, Embedded, Text, Tfds
+from jaxnano.config.file import load
 from jaxnano.config.recipe import Recipe
+from jaxnano.cost import preflight
 from jaxnano.data.corpus import PACKAGES
 from jaxnano.data.source import parsed
-from research.contract.track import Track
+from research.contract.track import CONFIGS, Track
 
+PRESET, FAR = "modern-tiny", 4.0  # by hand, what speedruns found; a model so many times larger compares with none
 HOME, HELD_OUT, TEXT = "at home", "held-out split", "another text"  # names; in the first two nothing is changed
+BESIDE = f"at home, beside {PRESET}"  # nor here: the preset stands in the base's place
 Factors = Mapping[tuple[str, str], float]
 
 
@@ -51,6 +55,17 @@ def other_text(data: Data) -> Data | None:
         return None
     rows = {"length": data.length, "batch": data.batch, "documents": data.documents}
     return Code(kind="code", **rows) if isinstance(data, Embedded) else Embedded(kind="embedded", **rows)
+
+
+def preset(track: Track) -> Recipe:
+    """The preset's model and optimizer, on the data of a track. Raises: ConfigError where they do not fit it."""
+    found, base = load(CONFIGS / f"{PRESET}.yaml"), track.base_recipe
+    if found.model.vocab != base.model.vocab:
+        raise ConfigError([Problem("model.vocab", base.model.vocab, f"{PRESET} has {found.model.vocab}")])
+    own, theirs = preflight(found).parameters, track.base_cost.parameters
+    if not 1 / FAR <= own / theirs <= FAR:
+        raise ConfigError([Problem("model", f"{theirs:,} parameters", f"{PRESET} has {own:,}")])
+    return validate(Recipe, dump_full(found) | {name: dump_full(getattr(base, name)) for name in ("data", "train")})
 
 
 def brought(home: Data, text: str) -> Data:

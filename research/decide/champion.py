@@ -37,7 +37,8 @@ def crown(session: Session, track: Track, arm: Arm, trial_key: str) -> Crowned |
         found = read_result(folder, key=trial_key)
         if found is None or found["outcome"] != "completed":
             return None
-        made = made.model_copy(update={"heldout": found["loss"][track.splits.heldout]})
+        made = made.model_copy(update={"heldout": found["loss"][track.splits.heldout],
+                                       "sample": found.get("sample", "")})
         replace_file(folder / ABOUT, encode(made).encode())
     return made
 

@@ -1,4 +1,4 @@
-"""The transfer card: a champion beside the base where it was not made, on one seed each.
+"""The transfer card: a champion beside the base where it was not made, and at home beside a preset; one seed each.
 
 It decides nothing: its runs are no trials, so belief, prices and proof do not see them. All are on the seed whose
 checkpoint ships, and on the search split of whatever text they are trained on. The held-out split was opened for the
@@ -20,7 +20,7 @@ from jaxnano.config.data import Data
 from jaxnano.config.recipe import Recipe, recipe_id, stages, structure_id
 from jaxnano.cost import preflight, tokens_per_step
 from research.contract.track import Track
-from research.contract.transfer import HELD_OUT, HOME, TEXT, Setting, abroad, changed, settings
+from research.contract.transfer import BESIDE, HELD_OUT, HOME, PRESET, TEXT, Setting, abroad, changed, preset, settings
 from research.contract.trial import Trial
 from research.decide.belief import Snapshot
 from research.decide.book import Book
@@ -33,8 +33,9 @@ NOT_RUN = "not run: `python -m research.transfer SESSION` would"
 
 
 class Line(Node):
-    """What the card says of a setting. gain: the base's loss less the champion's. share: of the gain at home, on this
-    seed. seconds: of devices. data: hash of another text. why: a loss is missing."""
+    """What the card says of a setting. base: its loss there, or the preset's, beside it. gain: that less the
+    champion's. share: of the gain at home, on this seed. seconds: of devices. data: hash of another text. why: a loss
+    is missing."""
 
     setting: str
     seed: int
@@ -112,7 +113,7 @@ class Card:
         """Those that need runs; of the texts, not the one that nobody has, where somebody brought another."""
         found = settings(self.track, self.text)
         brought = any(name.startswith("text: ") for name, _ in self.found)
-        return [Setting(HELD_OUT), *(s for s in found if not (s.name == TEXT and brought))]
+        return [Setting(HELD_OUT), *(s for s in found if not (s.name == TEXT and brought)), Setting(BESIDE)]
 
     def trips(self, setting: Setting) -> list[Trip] | ConfigError:
         """The runs of a setting, the base's first; or why one of them cannot be."""
@@ -126,6 +127,8 @@ class Card:
     def _planned(self, setting: Setting) -> list[Trip]:
         track, own = abroad(self.track, setting), self.snapshot.by_id[self.champion].recipe
         splits = {track.splits.search: track.eval_tokens}
+        if setting.name == BESIDE:
+            return [Trip(setting, PRESET, preset(track), track, self.seed, splits)]
         if setting.name == HELD_OUT:  # which is known of the champion
             splits[track.splits.heldout] = track.proof_tokens
             return [Trip(setting, "base", track.base_recipe, track, self.seed, splits)]
@@ -140,6 +143,8 @@ class Card:
 
     def budget_s(self, trip: Trip) -> float | None:
         """Seconds that a run may train for, where time decides its steps; of the base's, once that is measured."""
+        if trip.role == PRESET:
+            return self.track.seconds(1.0, Prices(self.snapshot).base_step_s)
         if not self.track.objective.waits_for_base:
             return self.track.seconds(trip.setting.horizon, None)
         made = self.found.get((trip.setting.name, "base"))
@@ -150,6 +155,7 @@ class Card:
     def lines(self) -> list[Line]:
         """The card: at home, on the held-out split, then wherever runs have been or may be."""
         found, search = self.found, self.track.splits.search
+        losses = {where: body.loss.get(search) for where, body in found.items()}
         base, own = (self.state.losses(recipe_id, 1.0, search).get(self.seed)
                      for recipe_id in (self.snapshot.arms[0].recipe_id, self.champion))
         again = found[HELD_OUT, "base"].loss if (HELD_OUT, "base") in found else {}
@@ -157,8 +163,9 @@ class Card:
         lines = [home, self._line(HELD_OUT, again.get(self.track.splits.heldout), self.crown.body.heldout, home.gain)]
         for name in dict.fromkeys([*(setting.name for setting in self.settings), *(name for name, _ in found)]):
             if name != HELD_OUT:
-                base, own = (found[name, role].loss.get(search) if (name, role) in found else None
-                             for role in ("base", "champion"))
+                base, own = (losses.get((name, role)) for role in ("base", "champion"))
+                if name == BESIDE:
+                    base, own = losses.get((name, PRESET)), home.champion
                 lines.append(self._line(name, base, own, home.gain))
         return lines
 

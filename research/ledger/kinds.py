@@ -222,8 +222,8 @@ class Result(Body):
 
 class Transferred(Result):
     """How a run of the transfer card ended: no trial, and nothing rests on it. setting: where the champion was carried
-    over to, see contract/transfer.py. role: base or champion. trial: its folder below transfer/. recipe: as it is
-    there. budget_s: of training, where that decided the steps."""
+    over to, see contract/transfer.py. role: base, champion or the preset. trial: its folder below transfer/. recipe: as
+    it is there. budget_s: of training, where that decided the steps."""
 
     setting: str
     role: str
@@ -311,12 +311,14 @@ class Verified(Body):
 
 
 class Crowned(Body):
-    """A new champion. trial: the run whose checkpoint ships. heldout: its loss at the one opening of that split."""
+    """A new champion. trial: the run whose checkpoint ships. heldout: its loss at the one opening of that split.
+    sample: of its text; older ledgers have none."""
 
     trial: str = ""
     name: str = ""
     seed: int | None = None
     heldout: float | None = None
+    sample: str = ""
 
 
 class Ended(Body):

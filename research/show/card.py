@@ -62,6 +62,7 @@ def card(facts: Facts) -> dict[str, Any]:
         "heldout": crowned.body.heldout,
         "text": facts.text,
         "transfer": [dump_full(line) for line in facts.transfer()],
+        "beside": facts.beside(),
         "checkpoint": {"trial": shipped.key, "seed": shipped.seed, "steps": result.steps, "loss": shipped.loss,
                        "fingerprint": result.fingerprint},
         "data_hash": state.session.data_hash,

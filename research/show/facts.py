@@ -14,7 +14,7 @@ from jaxnano.config.edit import diff
 from jaxnano.config.recipe import Recipe
 from research.contract.part import INVENT, LLM, OUTSIDE, Proposal
 from research.contract.track import Measured
-from research.contract.transfer import text_of
+from research.contract.transfer import BESIDE, PRESET, text_of
 from research.contract.trial import FRESH
 from research.decide.belief import Belief, Snapshot
 from research.decide.book import base_id, track_of
@@ -212,6 +212,21 @@ class Facts:
     def transfer(self) -> list[Line]:
         """The champion's transfer card; no line without one."""
         return Card(self.snapshot).lines() if self.state.champion else []
+
+    def beside(self) -> dict[str, Any] | None:
+        """The champion beside the preset, on one seed and the search split; None without a champion.
+
+        Returns: preset, seed, their losses in bits per byte (None where a token's bytes or a loss are not known), why
+        the preset's is missing, and a sample of the champion's text, which its crown has.
+        """
+        line = next((line for line in self.transfer() if line.setting == BESIDE), None)
+        return line and {"preset": PRESET, "seed": line.seed, "champion": self.bits(line.champion),
+                         "bits": self.bits(line.base), "why": line.why, "sample": self.state.crowned[-1].body.sample}
+
+    def bits(self, loss: float | None) -> float | None:
+        """A full-horizon loss in bits per byte; None where that is not known."""
+        per_token = self.state.session.bytes_per_token
+        return None if loss is None else Measured({1.0: loss}, per_token, None).bits_per_byte
 
     @property
     def text(self) -> str:

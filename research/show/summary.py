@@ -39,7 +39,10 @@ def summary_png(facts: Facts) -> bytes:
         _worth(figure.add_axes((0.25, 0.12, 0.30, 0.44)), facts, champion)
         _climb(figure.add_axes((0.64, 0.12, 0.32, 0.44)), facts)
         state, ran = facts.state, sum(facts.state.counts().values())
-        figure.text(0.05, 0.025, f"{count(ran, 'run')}, {state.wall_s / 60:.0f} minutes on "
+        beside = facts.beside()
+        bits = f"{beside['champion']:.4f} bits per byte, {beside['preset']} {beside['bits']:.4f}; " if (
+            beside and beside["champion"] and beside["bits"]) else ""
+        figure.text(0.05, 0.025, f"{bits}{count(ran, 'run')}, {state.wall_s / 60:.0f} minutes on "
                     f"{count(state.session.workers, 'worker')}; {count(len(state.sealed), 'sealed attempt')}; data "
                     f"{state.session.data_hash[:12]}", fontsize=11, color=DIM)
         written = io.BytesIO()

@@ -124,6 +124,7 @@ def summary(facts: Facts) -> dict[str, Any]:
         "best_single": facts.best_single(),
         "verifications": facts.verifications(),
         "transfer": [dump_full(line) for line in facts.transfer()],
+        "beside": facts.beside(),
         "openings": len(state.openings),
         "frontier": facts.frontier(),
         "device_seconds": state.device_s,

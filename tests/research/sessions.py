@@ -172,7 +172,7 @@ class Story:
         if found.passed:
             seed = proof.seeds()[0]
             self.write("crowned", self.best, {"trial": Trial(self.best, 1.0, seed).key, "name": EVIL, "seed": seed,
-                                              "heldout": 1.9})
+                                              "heldout": 1.9, "sample": f"first ```\n{EVIL}\n"})
         for trial, purpose in Proof(self.snapshot(), self.best, body).beside():
             self.run(trial, purpose)
         return self

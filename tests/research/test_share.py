@@ -157,7 +157,7 @@ def test_the_card_says_what_the_ledger_says(shared, facts):
     assert about["data_hash"] == data.load(facts.track.base_recipe.data).data_hash
     assert about["diff"] == champion["diff"] != [] and about["checkpoint"]["fingerprint"]["data"] == about["data_hash"]
     assert recipe_id(load(shared[0] / "recipe.yaml")) == about["recipe_id"]
-    assert about["transfer"] == [dump_full(line) for line in facts.transfer()] and len(about["transfer"]) == 7
+    assert about["transfer"] == [dump_full(line) for line in facts.transfer()] and len(about["transfer"]) == 8
     assert about["rerun"][0] == f"python -m research.replay SESSION {crowned.trial}"
 
 

@@ -44,7 +44,7 @@ def test_json_has_the_promised_fields(tmp_path, capsys):
     home, held_out, *elsewhere = found["transfer"]
     assert home["gain"] == base["loss"]["search"]["by_seed"][str(home["seed"])] - champion["loss"]["search"]["by_seed"][
         str(home["seed"])] and held_out["champion"] == 1.9
-    assert len(elsewhere) == 5 and all("research.transfer SESSION" in line["why"] for line in elsewhere)
+    assert len(elsewhere) == 6 and all("research.transfer SESSION" in line["why"] for line in elsewhere)
 
 
 def test_effect_is_the_paired_comparison_of_the_losses_shown(tmp_path, capsys):

@@ -328,8 +328,8 @@ def proof(facts: Facts, query: Query) -> Context:
     """The proofs: nominated, pruned, sealed, the seeds as they come, what they say; and what waits for a person."""
     ablations = [(recipe_id, body) for recipe_id, body in facts.state.ablations.items()]
     return {"stage": _stage(facts), "attempts": list(sealed_attempts(facts)), "ablations": ablations,
-            "futile": facts.state.futile,
-            "carried": facts.transfer(), "text": facts.text, "waiting": facts.waiting(), "reviews": facts.state.reviews,
+            "futile": facts.state.futile, "beside": facts.beside(), "carried": facts.transfer(),
+            "text": facts.text, "waiting": facts.waiting(), "reviews": facts.state.reviews,
             "runs": lambda *a, **k: runs(facts, *a, **k), **again(facts)}
 
 

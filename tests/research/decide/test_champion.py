@@ -96,6 +96,7 @@ def test_a_champion_is_installed_whole_and_known_whatever_the_loop_is_killed_at(
         crowned = session.ledger.events("crowned")
     assert [e.subject for e in crowned] == [PASSED] and found.state.champion == PASSED
     assert opened == [crowned[0].body.heldout]  # once
+    assert len(crowned[0].body.sample) > measure.WRITTEN / 2  # of bytes, some of which are no characters
     assert recipe_id(load(passed / "champion" / "recipe.yaml")) == PASSED
     assert checkpoint.load(passed / "champion")[2]["seed"] == SHIPPED == crowned[0].body.seed
     assert [p.name for p in passed.iterdir() if p.name.startswith("champion")] == ["champion"]

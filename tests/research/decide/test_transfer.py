@@ -9,9 +9,11 @@ from sitting import created
 from stand_in import MICRO, StandIn, completed
 
 from jaxnano.cli import report_errors
+from jaxnano.config.base import ConfigError, dump
+from jaxnano.config.file import load
 from research import transfer as command
-from research.contract.track import TimeToTarget, load_track
-from research.contract.transfer import HELD_OUT, HOME
+from research.contract.track import CONFIGS, TimeToTarget, load_track
+from research.contract.transfer import BESIDE, HELD_OUT, HOME, PRESET, preset
 from research.contract.trial import Trial
 from research.decide.belief import Belief
 from research.decide.book import Book
@@ -75,7 +77,8 @@ def test_the_card_comes_after_the_crown_beside_nothing_else_and_enters_nothing(w
 def test_a_line_is_the_base_less_the_champion_on_one_seed(whole):
     state = fold(events_of(whole))
     lines = Facts.of(state).transfer()
-    assert [line.setting for line in lines] == [HOME, HELD_OUT, *SETTINGS]
+    assert [line.setting for line in lines] == [HOME, HELD_OUT, *SETTINGS, BESIDE]
+    assert lines.pop().why.startswith("refused: model: ")  # the preset is far larger than what track micro is about
     runs = {(e.body.setting, e.body.role): e.body.loss for e in state.transfers}
     assert lines[3].setting == "2x width" and lines[3].gain is None  # which is no failure of the session
     assert lines[3].why == ("base: interrupted: the process ended by signal 9; "
@@ -113,7 +116,7 @@ def test_settings_fit_or_wait_for_the_command_which_completes_them_once(tmp_path
         assert len(again.jobs) == len(failed) and not idle.jobs
         assert list(violations(session.ledger, path)) == []
     after = fold(events_of(path))
-    assert all(line.gain is not None for line in Facts.of(after).transfer() if line.setting != HELD_OUT)
+    assert all(line.gain is not None for line in Facts.of(after).transfer() if line.setting not in (HELD_OUT, BESIDE))
     assert after.end == before.end and after.wall_s == before.wall_s
 
 
@@ -145,7 +148,7 @@ def test_a_run_that_outlasts_the_cards_time_is_cut_off_and_leaves_nothing(tmp_pa
     begun = min(executor.carried.values())
     assert all(0 < killed - begun - SHARE * 600.0 <= 5.0 for killed in executor.killed.values())
     state = fold(events_of(path))
-    assert state.transfers == [] and {line.why for line in Facts.of(state).transfer()[1:]} == {NOT_RUN}
+    assert state.transfers == [] and {line.why for line in Facts.of(state).transfer()[1:-1]} == {NOT_RUN}
 
 
 def test_where_the_base_sets_the_time_it_runs_first(whole):
@@ -182,6 +185,33 @@ def test_a_setting_that_cannot_be_says_why_and_is_not_run(tmp_path):
     assert [s.name for s in card.settings if not card.missing(s)] == ["2x width"]
     assert lines[HELD_OUT].why == NOT_RUN and lines[HELD_OUT].champion == 1.9 and math.isclose(
         lines[HOME].gain, 0.4, abs_tol=0.05)
+
+
+def test_a_champion_at_home_beside_the_preset_in_bits_per_byte(tmp_path):
+    story = Story(tmp_path / "session", bytes_per_token=4.0).search().nominate().seal()
+    card = Card(story.snapshot())
+    (trip,) = card.missing(card.settings[-1])
+    made, base = load(CONFIGS / f"{PRESET}.yaml"), story.track.base_recipe
+    assert (trip.role, trip.seed, trip.setting.horizon) == (PRESET, card.seed, 1.0)
+    assert (trip.recipe.model, trip.recipe.data, trip.recipe.train) == (made.model, base.data, base.train)
+    assert trip.steps == story.track.steps(trip.recipe, 1.0)
+    assert Facts.of(fold(story.events)).beside()["why"] == NOT_RUN
+    story.write("transfer", story.best, completed({"args": {
+        "recipe": dump(trip.recipe), "seed": trip.seed, "splits": ["search"], "total_steps": trip.steps}}) | {
+        "attempt": 1, "setting": BESIDE, "role": PRESET, "trial": trip.trial.key, "recipe": dump(trip.recipe),
+        "horizon": 1.0, "seed": trip.seed})
+    _, state = story.end()
+    line, found = Facts.of(state).transfer()[-1], Facts.of(state).beside()
+    own = state.losses(story.best, 1.0)[card.seed]
+    assert line.champion == own and line.gain == line.base - own and line.base == state.transfers[0].body.loss["search"]
+    assert (found["bits"], found["champion"]) == (line.base / math.log(2) / 4, own / math.log(2) / 4)
+
+
+@pytest.mark.parametrize(("track", "words"), [
+    ("one-gpu", "model.vocab: 50304: modern-tiny has 256"), ("laptop", "10,844,160 parameters\": modern-tiny")])
+def test_a_track_of_another_kind_goes_without_the_preset(track, words):
+    with pytest.raises(ConfigError, match=words):
+        preset(load_track(track))
 
 
 @pytest.mark.parametrize(("made", "options", "words"), [

@@ -121,8 +121,10 @@ def test_text_from_outside_stays_text(tmp_path):
     path, _ = proven(tmp_path / "session")
     write_report(path)
     html, markdown = (path / "report.html").read_text(), (path / "report.md").read_text()
-    assert "\x1b" not in html + markdown and "<script" not in html + markdown
-    assert "alert(1)" in Page(html).text and EVIL.split()[0] in Page(html).text
+    fences = re.compile(r"^(`{3,})\n.*?\n\1$", re.S | re.M)  # in which all is text, to the end of one as long
+    assert "first ```\n<script>" in fences.search(markdown[markdown.index("What it writes"):])[0]
+    assert "\x1b" not in html + markdown and "<script" not in html + fences.sub("", markdown)
+    assert "first ```\n<script>" in Page(html).text and EVIL.split()[0] in Page(html).text
     tables = [(a, b) for a, b in pairwise(markdown.splitlines()) if a.startswith("| ") and b.startswith("| ")]
     bars = re.compile(r"(?<!\\)\|")
     assert tables and all(len(bars.findall(a)) == len(bars.findall(b)) for a, b in tables)
