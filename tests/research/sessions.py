@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import sqlite3
 import tarfile
 import types
@@ -29,6 +30,11 @@ from research.ledger.state import fold
 IDEAS = {"rotary": 0.35, "relu-squared": 0.05, "silu": 0.0, "qk-norm": -0.02}  # what each is worth here, nats
 PROTECTED = load_track("tiny").splits.protected
 EVIL = "<script>alert(1)</script> | [x](y) \x1b[2J"
+
+
+def unfenced(markdown):
+    """Markdown without its fences, in which all is text to the end of one as long."""
+    return re.sub(r"^(`{3,})\w*\n.*?\n\1$", "", markdown, flags=re.S | re.M)
 
 
 def old_session(folder):
