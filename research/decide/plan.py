@@ -22,6 +22,7 @@ MARGIN = 1.15  # on the predicted time of an ablation
 LEAST_PROOF = 0.5  # share of a verification's predicted time under which it is not begun
 MOST_PROOF = 0.75  # share of a round that the proof may keep from the search: without one there is nothing to prove
 ROUND_MINUTES = 20.0  # a longer session proves a candidate about so often
+LEAST_RUNS = 3.0  # of the shortest, one after the other, that fit into a round's search
 TENTHS = 10  # of a minute, in which the least time is told
 
 
@@ -103,8 +104,16 @@ class Plan:
         """Seconds of search left in a round (1, 2, ...), less the proof's share; all there are if no proof fits."""
         if self.too_late(prices):
             return self.left_s
-        after_s = self.end_s * (1.0 - min(1.0, round_ / self.rounds))
-        return self.left_s - after_s - min(self.proof_s(prices), MOST_PROOF * self.end_s / self.rounds)
+        rounds = self._rounds(prices)
+        after_s = self.end_s * (1.0 - min(1.0, round_ / rounds))
+        return self.left_s - after_s - min(self.proof_s(prices), MOST_PROOF * self.end_s / rounds)
+
+    def _rounds(self, prices: Prices) -> int:
+        """No round is shorter than two verifications, or what leaves the search some runs: those of a large model take
+        hours."""
+        shortest_s = prices.wall_s(prices.snapshot.arms[0], min(self.track.horizons), 0)
+        least_s = max(2 * self.verification_s(prices), LEAST_RUNS * shortest_s / (1 - MOST_PROOF))
+        return max(1, min(self.rounds, int(self.end_s / least_s)))
 
     def too_late(self, prices: Prices) -> bool:
         """Whether a verification begun now would far outlast the session."""

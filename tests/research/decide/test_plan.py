@@ -55,3 +55,14 @@ def test_what_an_accelerator_does_in_two_hours_is_not_priced_as_a_cores_work():
     sessions = (BEGUN.model_copy(update={"accelerator": found}) for found in (False, True))
     here, there = (least_minutes(unbegun(track, session), 1, 0.1) for session in sessions)
     assert there < 120 < 100 * there < here
+
+
+@pytest.mark.parametrize("workers", [1, 8])
+@pytest.mark.parametrize("accelerator", [False, True])
+def test_a_model_whose_runs_take_hours_has_rounds_that_its_search_and_proof_fit_into(accelerator, workers):
+    snapshot = unbegun(load_track("optimizer-124m"), BEGUN.model_copy(update={"accelerator": accelerator}))
+    prices = Prices(snapshot)
+    for minutes in (6e2, 6e4, 6e6):
+        least = least_minutes(snapshot, workers, minutes)
+        left_s = Plan(snapshot.belief.track, workers, 60 * least).search_left_s(prices, 1)
+        assert minutes <= least < 1e7 and left_s >= 2 * prices.wall_s(snapshot.arms[0], 0.125, 0)
