@@ -2,27 +2,37 @@
 
     python tests/browser.py FOLDER OUT          # a folder of sessions; screenshots go to OUT
 
-Fails on an error on the console, a request to anywhere else, a chart that is not drawn, a page wider than its window.
+Beside these it drives one whose loop runs, one whose loop has only begun, and one that cannot be read.
+Fails on an error on the console, a request to anywhere else, a chart that is not drawn, a page wider than its window,
+and a server that does not end quietly.
 """
 
 import asyncio
 import base64
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import websockets
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "tests" / "research"))
+from sitting import created, looping  # noqa: E402
+
 VIEWS = ("overview", "recipes", "lineage", "decisions", "effects", "time", "proof", "log", "propose")
 SIZES = ((1440, False), (1024, True), (390, False), (390, True))
-CHARTS = "[...document.querySelectorAll('figure.chart')].every(f => f.querySelector('canvas, p'))"
+DRAWN = ("!!document.querySelector('#view') && "
+         "[...document.querySelectorAll('figure.chart')].every(f => f.querySelector('canvas, p'))")
+UPDATE = """(async () => { const begun = performance.now();
+  await htmx.ajax('GET', location.href, {target: '#view', swap: 'innerHTML'});
+  return Math.round(performance.now() - begun); })()"""
 PORT = 9444
 
 
@@ -72,6 +82,20 @@ class Browser:
         path.write_bytes(base64.b64decode(found["data"]))
 
 
+@contextmanager
+def shelf(folder):
+    """A folder of the sessions there, and of others that are no more at rest."""
+    with tempfile.TemporaryDirectory() as made, ExitStack() as going:
+        shown = Path(made)
+        for path in Path(folder).resolve().iterdir():
+            (shown / path.name).symlink_to(path)
+        (shown / "broken").mkdir()
+        (shown / "broken" / "ledger.sqlite").write_bytes(b"no ledger at all" * 100)
+        going.enter_context(created(shown / "begun"))
+        going.enter_context(looping(shown / "running"))
+        yield shown
+
+
 async def drive(address, out):
     origin = address.split("/?")[0]
     with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/json") as answer:
@@ -81,8 +105,11 @@ async def drive(address, out):
         for domain in ("Page", "Runtime", "Log", "Network"):
             await tab.call(f"{domain}.enable")
         await tab.go(address)
+        await tab.until(DRAWN, 120)
         links = "JSON.stringify([...document.querySelectorAll('tbody a')].map(a => a.pathname))"
         sessions = [link.split("/")[2] for link in json.loads(await tab.ask(links))]
+        assert {"begun", "running"} <= {*sessions} and "not a database" in await tab.ask("document.body.innerText")
+        await tab.picture(out / "home.png")
         for name in sessions:
             for width, dark in SIZES:
                 await tab.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1,
@@ -91,12 +118,14 @@ async def drive(address, out):
                     {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
                 for view in VIEWS:
                     await tab.go(f"{origin}/s/{name}/{view}")
-                    await tab.until(CHARTS)
+                    await tab.until(DRAWN, 120)
                     assert await tab.ask("document.documentElement.scrollWidth <= innerWidth"), (name, view, width)
                     await tab.picture(out / f"{name}-{view}-{width}-{'dark' if dark else 'light'}.png")
                     painted = await tab.ask("Math.round(performance.getEntriesByType('paint')[0]?.startTime ?? 0)")
-                    print(f"{name} {view} {width} {'dark' if dark else 'light'}: first paint {painted} ms", flush=True)
-        await keyboard(tab, f"{origin}/s/{sessions[0]}")
+                    update = await tab.ask(UPDATE) if view != "propose" else 0
+                    print(f"{name} {view} {width} {'dark' if dark else 'light'}: first paint {painted} ms, update "
+                          f"{update} ms", flush=True)
+        await keyboard(tab, f"{origin}/s/{next(name for name in sessions if name not in ('begun', 'running'))}")
         assert not tab.faults, tab.faults
         elsewhere = [url for url in tab.requests if not url.startswith((origin, "data:"))]
         assert not elsewhere, elsewhere
@@ -109,6 +138,7 @@ async def keyboard(tab, session):
     await tab.press("g")
     await tab.press("r")
     await tab.until("location.pathname.endsWith('/recipes') && document.readyState === 'complete' && !!window.htmx")
+    await tab.until("!!document.querySelector('#view tbody tr')", 60)
     await tab.press("j")
     await tab.until("document.activeElement.tagName === 'TR'")
     await tab.press("/")
@@ -128,9 +158,9 @@ async def keyboard(tab, session):
 def main(folder, out):
     out.mkdir(parents=True, exist_ok=True)
     program = shutil.which("chromium") or shutil.which("google-chrome") or sys.exit("chromium: not installed")
-    command = [sys.executable, "-m", "research.page", folder]
-    page = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    with tempfile.TemporaryDirectory() as profile:
+    with shelf(folder) as shown, tempfile.TemporaryDirectory() as profile:
+        page = subprocess.Popen([sys.executable, "-m", "research.page", shown], stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE, text=True, cwd=ROOT)
         browser = subprocess.Popen(
             [program, "--headless=new", "--no-sandbox", "--disable-gpu", f"--remote-debugging-port={PORT}",
              f"--user-data-dir={profile}", "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -141,6 +171,8 @@ def main(folder, out):
                     break
                 time.sleep(0.2)
             asyncio.run(drive(address, out))
+            page.send_signal(signal.SIGINT)  # while the browser listens
+            assert page.communicate(timeout=30)[1] == "stopped\n"
         finally:
             for process in (page, browser):
                 process.terminate()

@@ -348,7 +348,10 @@ class Facts:
         gain that was measured would be the luckiest's.
         """
         rows: dict[str, dict[str, Any]] = {}
-        best = {row["lane"]: [row["mean"], row["sd"]] for row in reversed(self.frontier(len(self.snapshot.arms)))}
+        best: dict[str, list[float]] = {}
+        for arm, *effect in zip(self.snapshot.arms[1:], *(found[1:] for found in self.snapshot.effects), strict=True):
+            if arm.recipe_id in self._completed:
+                best[arm.lane] = max(best.get(arm.lane, [-np.inf]), list(map(float, effect)))
         for recipe_id in self.state.proposals:
             row = rows.setdefault(self.proposal(recipe_id).lane,
                                   {"proposed": 0, "accepted": 0, "runs": 0, "device_seconds": 0.0,

@@ -7,10 +7,11 @@ and what is served may load nothing from elsewhere, nor run a script that is not
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -37,6 +38,7 @@ from research.show.verdict import summary, verdict
 STATIC = Path(__file__).with_name("static")
 POLL_S, MOST = 0.5, 12  # between two looks for events; sessions side by side in a chart
 CLOSING_S = 2  # that an answer has to end in once the server stops
+SOON_S, WAITED = 0.3, 8  # until a page is painted without what it will show; answers that are kept for such pages
 HEADERS = {"content-security-policy": "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; "
            "frame-ancestors 'none'", "x-content-type-options": "nosniff", "referrer-policy": "no-referrer",
            "cross-origin-resource-policy": "same-origin", "cache-control": "no-store"}
@@ -86,10 +88,12 @@ class Guard:
 
 
 class Page:
-    """Answers about the sessions of a shelf."""
+    """Answers about the sessions of a shelf. Methods that are no coroutines are given threads of their own, for a long
+    ledger takes seconds to read."""
 
-    def __init__(self, shelf: Shelf):
-        self.shelf = shelf
+    def __init__(self, shelf: Shelf, soon_s: float | None):
+        self.shelf, self.soon_s = shelf, soon_s
+        self._late: dict[str, asyncio.Task[Response]] = {}
 
     def reader(self, request: Request) -> Reader:
         """The session that is asked for."""
@@ -104,7 +108,7 @@ class Page:
         """The sessions of the folder, or the one there is."""
         if self.shelf.one:
             return RedirectResponse(f"/s/{self.shelf.path.name}/overview")
-        return await run_in_threadpool(self._home, request)
+        return await self._soon(request, self._home)
 
     def _home(self, request: Request) -> Response:
         found = []
@@ -118,23 +122,37 @@ class Page:
             found.append(row)
         return self._html(request, "home", self.shelf.path.name, {"sessions": found})
 
-    async def climbs(self, request: Request) -> Response:
+    def climbs(self, request: Request) -> Response:
         """How far the sessions on the latest one's track have come, in one chart."""
-        def made() -> Any:
-            shown, track, unit = [], None, ""
-            for name in self.shelf.names()[:MOST]:
-                if not self.shelf.fault(name):
-                    with self.shelf[name].reading() as facts:
-                        track = track or facts.state.session.track_hash
-                        if facts.state.session.track_hash == track:
-                            unit = facts.unit
-                            shown.append(charts.best_so_far(name, facts))
-            return {"x": "device-seconds", "y": f"effect, {unit}", "zero": True, "series": shown}
-        return JSONResponse(await run_in_threadpool(made))
+        shown, track, unit = [], None, ""
+        for name in self.shelf.names()[:MOST]:
+            if not self.shelf.fault(name):
+                with self.shelf[name].reading() as facts:
+                    track = track or facts.state.session.track_hash
+                    if facts.state.session.track_hash == track:
+                        unit = facts.unit
+                        shown.append(charts.best_so_far(name, facts))
+        return JSONResponse({"x": "device-seconds", "y": f"effect, {unit}", "zero": True, "series": shown})
 
     async def view(self, request: Request) -> Response:
         """A view of a session; the part of it that changes alone, where htmx asks."""
-        return await run_in_threadpool(self._view, request)
+        return await self._soon(request, self._view)
+
+    async def _soon(self, request: Request, make: Callable[[Request], Response]) -> Response:
+        """What is made, if that is soon; else a page in its place that asks for it once it is painted."""
+        task = self._late.pop(str(request.url), None) if _late(request) else None
+        task = task or asyncio.create_task(run_in_threadpool(make, request))
+        whole = "hx-request" not in request.headers and "csv" not in request.query_params
+        done, _ = await asyncio.wait({task}, timeout=self.soon_s if whole else None)
+        if done:
+            return task.result()
+        self._late[str(request.url)] = task
+        for url in [*self._late][:-WAITED]:
+            del self._late[url]
+        name = request.path_params.get("name")
+        about = {"session": name, "query": dict(request.query_params), "folder": True} if name else {}
+        return self._html(request, request.path_params.get("view", "home"), name or self.shelf.path.name,
+                          about | {"pending": request.url.path + f"?{request.url.query}" * bool(request.url.query)})
 
     def _view(self, request: Request) -> Response:
         name, view, reader = request.path_params["name"], request.path_params["view"], self.reader(request)
@@ -164,40 +182,33 @@ class Page:
             return self._html(request, view, name, about | context | {"session": name})
 
     def _html(self, request: Request, view: str, title: str, context: Mapping[str, Any]) -> Response:
-        live = "hx-request" in request.headers
-        template = f"page/{view}.html" if live else "page/layout.html"
+        template = f"page/{view}.html" if _part(request) else "page/layout.html"
         text = pages.environment("html").get_template(template).render(
             view=view, title=title, url=lambda v, **q: _url(context.get("session"), v, q), **context)
         return HTMLResponse(text)
 
-    async def chart(self, request: Request) -> Response:
+    def chart(self, request: Request) -> Response:
         """A chart's data."""
-        reader, query = self.reader(request), request.query_params
+        query = request.query_params
+        with self.reader(request).reading() as facts:
+            match request.path_params["chart"]:
+                case "staircase":
+                    return JSONResponse(charts.staircase(facts))
+                case "curves":
+                    return JSONResponse(charts.curves(facts, query.get("id", "")))
+                case "evidence" if query.get("attempt", "").isdigit():
+                    return JSONResponse(charts.evidence(facts, int(query["attempt"])))
+        raise HTTPException(404, "no such chart")
 
-        def made() -> Any:
-            with reader.reading() as facts:
-                match request.path_params["chart"]:
-                    case "staircase":
-                        return charts.staircase(facts)
-                    case "curves":
-                        return charts.curves(facts, query.get("id", ""))
-                    case "evidence" if query.get("attempt", "").isdigit():
-                        return charts.evidence(facts, int(query["attempt"]))
-            raise HTTPException(404, "no such chart")
-        return JSONResponse(await run_in_threadpool(made))
-
-    async def facts(self, request: Request) -> Response:
+    def facts(self, request: Request) -> Response:
         """All facts of the session, as `research.status --json` says them."""
         reader = self.reader(request)
-
-        def made() -> Any:
-            with reader.reading() as facts:
-                return summary(facts) | {"running": reader.running}
-        return JSONResponse(await run_in_threadpool(made))
+        with reader.reading() as facts:
+            return JSONResponse(summary(facts) | {"running": reader.running})
 
     async def events(self, request: Request) -> Response:
         """The number of the last event, whenever there is another."""
-        reader, closing = self.reader(request), anyio.Event()
+        reader, closing = await run_in_threadpool(self.reader, request), anyio.Event()
 
         async def changes() -> AsyncIterator[dict[str, str]]:
             seen = await run_in_threadpool(reader.seq)
@@ -211,7 +222,7 @@ class Page:
 
     async def act(self, request: Request) -> Response:
         """What a person says: a proposal to judge or to submit, a word on a recipe."""
-        reader = self.reader(request)
+        reader = await run_in_threadpool(self.reader, request)
         form = {key: str(value) for key, value in (await request.form()).items()}
         try:
             found = await run_in_threadpool(acts.ACTS[request.path_params["act"]], reader.session.path, form)
@@ -224,7 +235,7 @@ class Page:
         return HTMLResponse(pages.environment("html").get_template(template).render(
             url=lambda v, **q: _url(name, v, q), session=name, **found))
 
-    async def trial_file(self, request: Request) -> Response:
+    def trial_file(self, request: Request) -> Response:
         """A trial's log or metrics."""
         reader, key, file = self.reader(request), request.path_params["key"], request.path_params["file"]
         with reader.reading() as facts:
@@ -232,7 +243,17 @@ class Page:
         path = reader.session.trials / key / file
         if not known or file not in ("log.txt", "metrics.jsonl") or path.is_symlink() or not path.is_file():
             raise HTTPException(404, f"{key}: no {file} there")
-        return PlainTextResponse(await run_in_threadpool(path.read_text, "utf-8", "replace"))
+        return PlainTextResponse(path.read_text("utf-8", "replace"))
+
+
+def _late(request: Request) -> bool:
+    """Whether a page asks that was painted without what it shows."""
+    return request.headers.get("hx-target") == "main"
+
+
+def _part(request: Request) -> bool:
+    """Whether htmx asks for the part of a page that changes."""
+    return "hx-request" in request.headers and not _late(request)
 
 
 def _url(session: str | None, view: str, query: Mapping[str, Any]) -> str:
@@ -260,13 +281,13 @@ async def _fault(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     status, detail = error.status_code, error.detail
     text = pages.environment("html").get_template("page/fault.html").render(
-        title="not there", detail=detail, live="hx-request" in request.headers)
+        title="not there", detail=detail, live=_part(request))
     return HTMLResponse(text, status)
 
 
-def application(shelf: Shelf, token: str, hosts: tuple[str, ...]) -> ASGIApp:
-    """The page of a shelf, behind its guard."""
-    page = Page(shelf)
+def application(shelf: Shelf, token: str, hosts: tuple[str, ...], soon_s: float | None = SOON_S) -> ASGIApp:
+    """The page of a shelf, behind its guard. soon_s: how long a browser waits for a view before it paints without."""
+    page = Page(shelf, soon_s)
     routes = [Route("/", page.home), Route("/climbs.json", page.climbs),
               Mount("/static", StaticFiles(directory=STATIC)), Route("/s/{name}/events", page.events),
               Route("/s/{name}/facts.json", page.facts),

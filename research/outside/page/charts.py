@@ -62,7 +62,7 @@ def staircase(facts: Facts) -> Chart:
             for event in facts.state.verifications if event.body.passed is passed
             and (test := event.body.comparisons.get("incumbent"))]))
     return {"x": "device-seconds", "y": f"effect, {facts.unit}", "zero": True,
-            "series": [one for one in shown if one["x"]]}
+            "series": [one for one in shown if rows and one["x"]]}
 
 
 def best_so_far(name: str, facts: Facts) -> Chart:

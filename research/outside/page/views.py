@@ -30,7 +30,7 @@ from research.text import beginning, count
 
 Query = Mapping[str, str]
 Context = dict[str, Any]
-PER_PAGE = 100
+PER_PAGE, NODES = 100, 250  # rows of a table, and of the lineage
 PARTS = 200  # of those that ran most
 COLUMNS = {"lane": "lane", "status": "status", "effect": "expected effect", "over": "over the leader", "loss": "loss",
            "n": "n", "runs": "runs", "spent": "device s", "parent": "put on"}
@@ -96,7 +96,8 @@ def banded(rows: Sequence[Context], width: int = 220) -> list[Context]:
                             "high": at(row["mean"] + NORMAL_95 * row["sd"])}} for row in rows]
 
 
-def rows(facts: Facts) -> list[Context]:
+@lru_cache(maxsize=2)
+def rows(facts: Facts) -> tuple[Context, ...]:
     """A row a recipe, its seeds folded into what is believed of it and their number, in the order of proposals."""
     by_recipe: dict[str, list[TrialRecord]] = defaultdict(list)
     for trial in facts.state.trials.values():
@@ -117,7 +118,7 @@ def rows(facts: Facts) -> list[Context]:
             "loss": sum(full.values()) / len(full) if full else None, "n": len(full),
             "runs": sum(t.outcome == "completed" for t in own), "parent": facts.names.brief(parent) if parent else "",
             "spent": sum((a.result.device_s or 0.0) for t in own for a in t.attempts if a.result)})
-    return found
+    return tuple(found)
 
 
 def _statuses(facts: Facts) -> Callable[[str, Sequence[TrialRecord]], str]:
@@ -144,7 +145,7 @@ def _statuses(facts: Facts) -> Callable[[str, Sequence[TrialRecord]], str]:
 def recipes(facts: Facts, query: Query) -> Context:
     """The table of recipes, filtered, sorted, a page of it."""
     everything = rows(facts)
-    found = everything
+    found = list(everything)
     words = query.get("q", "").lower().split()
     for name in ("lane", "status"):
         if wanted := query.get(name):
@@ -237,10 +238,7 @@ def lineage(facts: Facts, query: Query) -> Context:
         while at is not None and at not in keep:
             keep.add(at)
             at = facts.parent(at)
-    statuses, by_recipe = _statuses(facts), defaultdict(list)
-    for trial in facts.state.trials.values():
-        by_recipe[trial.recipe_id].append(trial)
-    flat: list[Context] = []
+    flat: list[tuple[str, int]] = []
     stack = [(root, 0) for root in reversed(children[None]) if root in keep]
     seen: set[str] = set()
     while stack:
@@ -248,13 +246,12 @@ def lineage(facts: Facts, query: Query) -> Context:
         if recipe_id in seen:
             continue
         seen.add(recipe_id)
-        index = facts.snapshot.index.get(recipe_id)
-        flat.append({"recipe_id": recipe_id, "depth": depth, "name": facts.name(recipe_id),
-                     "lane": facts.proposal(recipe_id).lane, "why": facts.proposal(recipe_id).hypothesis,
-                     "status": statuses(recipe_id, by_recipe[recipe_id]),
-                     "effect": facts.effect(recipe_id) if index and by_recipe[recipe_id] else None})
+        flat.append((recipe_id, depth))
         stack += [(child, depth + 1) for child in reversed(children[recipe_id]) if child in keep]
-    return {"nodes": flat, "left": len(facts.state.proposals) - len(flat)}
+    page, pages, shown = _paged(flat, query, NODES)
+    by_id = {row["recipe_id"]: row for row in rows(facts)}
+    return {"nodes": [(by_id[recipe_id], depth, facts.proposal(recipe_id).hypothesis) for recipe_id, depth in shown],
+            "page": page, "pages": pages, "left": len(facts.state.proposals) - len(flat)}
 
 
 def decisions(facts: Facts, query: Query) -> Context:
@@ -265,14 +262,19 @@ def decisions(facts: Facts, query: Query) -> Context:
             "start": facts.state.stretches[0].start if facts.state.stretches else 0.0}
 
 
-def _paged(items: Sequence[Any], query: Query) -> tuple[int, int, Sequence[Any]]:
-    pages = max(1, -(-len(items) // PER_PAGE))
+def _paged(items: Sequence[Any], query: Query, most: int = PER_PAGE) -> tuple[int, int, Sequence[Any]]:
+    pages = max(1, -(-len(items) // most))
     page = min(max(int(query["page"]) if query.get("page", "").isdigit() else 1, 1), pages)
-    return page, pages, items[(page - 1) * PER_PAGE:page * PER_PAGE]
+    return page, pages, items[(page - 1) * most:page * most]
 
 
 def effects(facts: Facts, query: Query) -> Context:
     """What each of the parts that ran most would be worth alone, at each horizon, as believed; and what never ran."""
+    return _worth(facts)
+
+
+@lru_cache(maxsize=2)
+def _worth(facts: Facts) -> Context:
     horizons, track = sorted(facts.track.horizons), facts.track
     used: Counter[Part] = Counter()
     for arm in facts.snapshot.arms:
@@ -306,7 +308,8 @@ def money(facts: Facts, query: Query) -> Context:
 
 
 def workers(facts: Facts, width: int = 900, most: int = 4000) -> list[Context]:
-    """A lane a worker: what it ran when, as boxes on a common scale of so many pixels."""
+    """A lane a worker: what it ran when, as boxes on a common scale of so many pixels; what would be narrower than one
+    is part of the box before it, if that is of its purpose."""
     attempts: list[tuple[Attempt, TrialRecord]] = [
         (attempt, trial) for trial in facts.state.trials.values() for attempt in trial.attempts][-most:]
     if not attempts:
@@ -316,9 +319,13 @@ def workers(facts: Facts, width: int = 900, most: int = 4000) -> list[Context]:
     scale, lanes = width / max(end - start, 1e-9), defaultdict(list)
     for attempt, trial in attempts:
         ended = attempt.ended if attempt.ended is not None else end
-        lanes[attempt.worker].append({
-            "x": round((attempt.started - start) * scale, 1),
-            "w": max(round((ended - attempt.started) * scale, 1), 0.5),
+        x, w, boxes = (attempt.started - start) * scale, (ended - attempt.started) * scale, lanes[attempt.worker]
+        if boxes and w < 1 and boxes[-1]["purpose"] == attempt.purpose and x - boxes[-1]["x"] - boxes[-1]["w"] < 1:
+            n = boxes[-1]["n"] + 1
+            boxes[-1] |= {"w": round(x + w - boxes[-1]["x"], 1), "n": n, "title": f"{attempt.purpose}: {n} runs"}
+            continue
+        boxes.append({
+            "x": round(x, 1), "w": max(round(w, 1), 0.5), "n": 1,
             "purpose": attempt.purpose, "title": f"{attempt.purpose} {trial.trial.cell}: "
             f"{facts.name(trial.recipe_id)}, {trial.outcome}, {ended - attempt.started:.1f} s"})
     return [{"worker": worker, "boxes": lanes[worker], "width": width} for worker in sorted(lanes)]

@@ -19,7 +19,7 @@ from research.ledger.exchanges import Exchange, keep
 from research.ledger.session import Session
 from research.ledger.state import fold
 from research.outside.loopback import listening
-from research.outside.page.app import application
+from research.outside.page.app import Page, application
 from research.outside.page.charts import MOST, thinned
 from research.outside.page.reader import Shelf
 from research.show.facts import Facts
@@ -56,7 +56,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def browser(folder):
     shelf = Shelf(folder)
-    client = TestClient(application(shelf, "secret", (HOST,)), base_url=f"http://{HOST}")
+    client = TestClient(application(shelf, "secret", (HOST,), None), base_url=f"http://{HOST}")
     assert client.get("/?token=secret").status_code == 200  # which leaves the cookie
     yield client
     shelf.close()
@@ -95,6 +95,21 @@ def test_every_view_of_every_session(browser, name, view):
     assert not re.search(r"<[^>]+ style=|<style|<script(?! src=)|\son\w+=|https?://(?!arxiv|www\.w3)", text)
     part = text_of(browser.get(f"/s/{name}/{view}", headers={"hx-request": "true"}))
     assert "<html" not in part and len(part) < len(text)
+
+
+@pytest.mark.parametrize(("path", "shown"), [("/", "Improvement proven"), ("/s/proven/recipes?q=silu", 'id="filter"'),
+                                             ("/s/proven/nothing", "no such view")])
+def test_what_takes_long_is_painted_first_and_asked_for_once(folder, monkeypatch, path, shown):
+    made = []
+    monkeypatch.setattr(Page, "_html", lambda *args, make=Page._html: made.append(args[2]) or make(*args))
+    with TestClient(application(Shelf(folder), "secret", (HOST,), 0.0), base_url=f"http://{HOST}") as client:
+        client.get("/static/page.js?token=secret")
+        first = text_of(client.get(path))
+        asks = re.search(r'<main id="main" hx-get="([^"]+)"', first)[1]
+        assert asks == path and shown not in first and "reading" in first
+        later = client.get(asks, headers={"hx-request": "true", "hx-target": "main"}).text
+    assert shown in later and '<main id="main">' in later and "hx-trigger=\"load\"" not in later
+    assert len(made) == (1 if path.endswith("nothing") else 2)  # the page without, and the one with
 
 
 def test_a_folder_of_sessions(browser):

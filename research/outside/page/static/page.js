@@ -9,13 +9,14 @@ const css = (name) => getComputedStyle(document.documentElement).getPropertyValu
 const dark = () => document.documentElement.dataset.theme
   ? document.documentElement.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
 
-const short = (v) => v == null ? "" : Math.abs(v) >= 1e4 || (v !== 0 && Math.abs(v) < 1e-3) ? v.toExponential(2)
-  : String(+v.toFixed(4));
+const short = (v) => v == null ? "" : Math.abs(v) >= 1e4 || (v !== 0 && Math.abs(v) < 1e-3)
+  ? v.toExponential(2).replace(/\.?0+e/, "e") : String(+v.toFixed(4));
 
 function options(figure, chart) {
   const axis = (label, size) => ({ label, size, labelSize: 22, stroke: css("--ink"), font: "12px system-ui",
-    labelFont: "12px system-ui", grid: { stroke: css("--line"), width: 1 }, ticks: { show: false },
-    values: (_, ticks) => ticks.map(short) });
+    labelFont: "12px system-ui", ticks: { show: false },
+    values: (_, ticks) => ticks.map(short), grid: { stroke: css("--line"), width: 1,
+      filter: (_, ticks) => chart.log ? ticks.map((v) => Number.isInteger(Math.log10(v)) ? v : null) : ticks } });
   const series = [{ label: chart.x, value: (_, v) => short(v) }];
   chart.series.forEach((one, i) => {
     const colour = one.kind === "faint" ? css("--faint") : css(COLOURS[i % COLOURS.length]);
@@ -35,7 +36,7 @@ function options(figure, chart) {
         const room = 0.06 * (high - low || 1);
         return [low - room, high + room];
       } } },
-    axes: [axis(chart.x, 44), axis(chart.y, 62)], hooks: { setCursor: [(plot) => pointed(figure, plot)] } };
+    axes: [axis(chart.x, 28), axis(chart.y, 62)], hooks: { setCursor: [(plot) => pointed(figure, plot)] } };
 }
 
 function data(chart) {
@@ -105,6 +106,7 @@ function redraw() {
 // What was open and where the keyboard was, over a view that is drawn again.
 let open = new Set(), focused = null;
 document.addEventListener("htmx:beforeSwap", (event) => {
+  if (event.detail.target.id === "main") event.detail.shouldSwap = true; // why there is nothing, too
   if (event.detail.target.id !== "view") return;
   open = new Set([...document.querySelectorAll("#view details[open]")].map((one) => one.id));
   focused = document.activeElement && document.activeElement.id;
@@ -175,6 +177,8 @@ addEventListener("keydown", (event) => {
 
 document.addEventListener("DOMContentLoaded", () => {
   document.getElementById("theme").addEventListener("click", toggle);
+  const here = document.querySelector("nav a[aria-current]");
+  if (here) here.parentElement.scrollLeft = here.offsetLeft - here.parentElement.clientWidth / 2; // on a phone
   drawAll(true);
 });
 if (document.readyState !== "loading") drawAll(true);
