@@ -48,8 +48,11 @@ class _Objective(Node):
 
     def steps(self, track: Track, recipe: Recipe, horizon: float) -> int:
         """Steps of a run; where its budget is time, those expected before the worker has timed one."""
-        budget = track.base_cost.flops_per_step * track.full_steps * horizon
-        return steps_for(recipe, budget)
+        return steps_for(recipe, track.budget(horizon))
+
+    def flops(self, track: Track, step_flops: float, horizon: float) -> float:
+        """FLOPs of a run, but for what is less than a step."""
+        return track.budget(horizon)
 
     def time_s(self, track: Track, horizon: float, base_step_s: float | None) -> float | None:
         """Time a run may train for, where its budget is time and is known. base_step_s: None until it is measured."""
@@ -121,6 +124,10 @@ class StepsToTarget(_Target):
     def steps(self, track: Track, recipe: Recipe, horizon: float) -> int:
         """As many as the base's."""
         return max(1, round(track.full_steps * horizon))
+
+    def flops(self, track: Track, step_flops: float, horizon: float) -> float:
+        """Those of as many steps as the base's."""
+        return step_flops * track.full_steps * horizon
 
     def measure(self, track: Track, found: Measured) -> str | None:
         """Steps to the target."""
@@ -247,6 +254,14 @@ class Track(Node):
     def steps(self, recipe: Recipe, horizon: float) -> int:
         """Steps of a run (`_Objective.steps`)."""
         return self.objective.steps(self, recipe, horizon)
+
+    def budget(self, horizon: float) -> float:
+        """Training FLOPs of the base's run."""
+        return self.base_cost.flops_per_step * self.full_steps * horizon
+
+    def flops(self, step_flops: float, horizon: float) -> float:
+        """Training FLOPs of a run whose steps take so many."""
+        return self.objective.flops(self, step_flops, horizon)
 
     def seconds(self, horizon: float, base_step_s: float | None) -> float | None:
         """Time a run may train for, where the budget is time. base_step_s: of the base's step here, once measured."""

@@ -65,7 +65,6 @@ class Belief:
     posterior: Posterior = field(default_factory=Posterior)
     _arms: dict[str, Arm] = field(default_factory=dict)
     _origins: dict[Part, str] = field(default_factory=dict)  # who promises a part's effect; "" is the catalogue
-    _steps: dict[tuple[str, float], int] = field(default_factory=dict)
     _observations: dict[str, Observation] = field(default_factory=dict)  # of completed trials, by key
 
     def arms(self, state: State) -> list[Arm]:
@@ -90,12 +89,6 @@ class Belief:
             origin = self._origins.setdefault(part, outsider)
             found[origin] = found.get(origin, 0.0) + effect
         return found
-
-    def steps(self, arm: Arm, horizon: float) -> int:
-        """Steps of a run; kept, since every decision asks for all arms (counting FLOPs took half of its time)."""
-        if (key := (arm.recipe_id, horizon)) not in self._steps:
-            self._steps[key] = self.track.steps(arm.recipe, horizon)
-        return self._steps[key]
 
     def observation(self, trial: TrialRecord, arm: Arm) -> Observation:
         """What a completed trial says; kept, since every decision rests on all of them."""

@@ -27,7 +27,7 @@ class Prices:
 
     def seconds(self, arm: Arm, horizon: float, worker: int) -> float:
         """Predicted device-seconds of a run, compiling included where the structure is new to the worker."""
-        trained_s = self.budget_s(arm, horizon) or self.snapshot.belief.steps(arm, horizon) * arm.flops * self.flop_s
+        trained_s = self.budget_s(arm, horizon) or self.snapshot.track.flops(arm.flops, horizon) * self.flop_s
         return trained_s + self.begins_s(arm.structure, arm.programs, worker)
 
     def begins_s(self, structure: str, programs: int, worker: int) -> float:

@@ -26,7 +26,7 @@ from research.learn.posterior import Candidate, Fitted, factor, rows_of
 SAMPLES, BINS = 2048, 16
 NEGLIGIBLE = 1e-7  # nats; a gain below it is none, and all who are no rivals may add so much to any
 RIVALS = 256  # at most; with more, `Rivals.left_out` says what that may cost
-CHUNK = 2048  # actions looked at together: memory
+CHUNK = 8192  # actions looked at together: memory
 ROOM = 12  # candidates that run in a cell before the next seed's is opened
 
 
@@ -142,16 +142,18 @@ def rivals(fitted: Fitted, candidates: Sequence[Candidate], epsilon: float, surv
     By its difference to the first, whose standard deviation no single run can move it by more than, each is expected
     to gain so much at most; those with the most are kept.
     """
-    values = rows_of(candidates, 1.0)
-    cross_nxC = fitted.effect_covariance(fitted.runs, values)
-    white_nxC = fitted.whiten(cross_nxC)
-    mean_C = fitted.config.trust * values.prior + fitted.alpha_n @ cross_nxC
+    looks = [*fitted.looks(candidates)]
+    white_nxC = np.concatenate([look.white_nxC for look in looks], axis=1)
+    mean_C = np.concatenate([fitted.mean(look) for look in looks])
     weight_C = np.where(mean_C > 0, survival_C, 1.0)
     value_C = weight_C * mean_C
     value_C[[*out]] = -1e6
     first = int(np.argmax(value_C))
-    shared_C = fitted.effect_covariance(rows_of([candidates[first]], 1.0), values)[0] - white_nxC[:, first] @ white_nxC
-    variance_C = weight_C**2 * (fitted.effect_variance(values) - (white_nxC**2).sum(0))
+    leading, values = rows_of([candidates[first]], 1.0), [look.points for look in looks]
+    prior_C = np.concatenate([fitted.effect_covariance(leading, points)[0] for points in values])
+    shared_C = prior_C - white_nxC[:, first] @ white_nxC
+    variance_C = np.concatenate([fitted.effect_variance(points) for points in values]) - (white_nxC**2).sum(0)
+    variance_C *= weight_C**2
     spread_C = variance_C + variance_C[first] - 2 * weight_C[first] * weight_C * shared_C
     gap_C = value_C[first] + epsilon - value_C
     most_C = above(gap_C, np.sqrt(np.maximum(spread_C, 0.0)))

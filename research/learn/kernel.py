@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.sparse import coo_array, csr_array
@@ -60,11 +60,10 @@ def leaves(recipes: Sequence[Features]) -> Leaves:
                   csr_array((np.ones(len(who)), (who, of_V)), shape=(len(recipes), len(values))))
 
 
-def likeness(numbers_V, choices_V, numbers_X, choices_X, length: float) -> np.ndarray:
-    """Correlation, before centring, of one path's values: RBF for two numbers, equality for two choices, else 0."""
-    gap_VxX = numbers_V[:, None] - numbers_X[None, :]
-    rbf_VxX = np.exp(-0.5 * (gap_VxX / length) ** 2)
-    return np.where(np.isnan(rbf_VxX), (choices_V[:, None] == choices_X) & (choices_V != "")[:, None], rbf_VxX)
+def likeness(numbers_p, choices_p, other_p, others_p, length: float) -> np.ndarray:
+    """Correlation, before centring, of pairs of values of one path: RBF of numbers, equality of choices, else 0."""
+    rbf_p = np.exp(-0.5 * ((numbers_p - other_p) / length) ** 2)
+    return np.where(np.isnan(rbf_p), (choices_p == others_p) & (choices_p != ""), rbf_p)
 
 
 def departure(numbers: np.ndarray, length: float) -> np.ndarray:
@@ -72,27 +71,23 @@ def departure(numbers: np.ndarray, length: float) -> np.ndarray:
     return np.where(np.isnan(numbers), 1.0, -np.expm1(-0.5 * (numbers / length) ** 2))
 
 
-def centred(numbers_V, choices_V, numbers_X, choices_X, length: float) -> np.ndarray:
+def centred(numbers_p, choices_p, other_p, others_p, length: float) -> np.ndarray:
     """Half Cov(h(v) - h(base), h(x) - h(base)), h having `likeness` as covariance.
 
     The base gets 0, a changed choice 1, two different choices on one path 1/2 (the base's own value is common to both).
     """
-    far_VxX = departure(numbers_V, length)[:, None] + departure(numbers_X, length)[None, :]
-    return 0.5 * (far_VxX - 1.0 + likeness(numbers_V, choices_V, numbers_X, choices_X, length))
+    far_p = departure(numbers_p, length) + departure(other_p, length)
+    return 0.5 * (far_p - 1.0 + likeness(numbers_p, choices_p, other_p, others_p, length))
 
 
 def compared(left: Leaves, right: Leaves, length: float, how: Callable[..., np.ndarray] = centred) -> csr_array:
     """How leaves of the same path compare; leaves of different paths have nothing in common. Shape V x X."""
-    blocks, rows_, columns_ = [np.zeros(0)], [np.zeros(0, int)], [np.zeros(0, int)]
-    for path in sorted(left.spans.keys() & right.spans.keys()):
-        v, x = left.spans[path], right.spans[path]
-        block = how(left.numbers[v], left.choices[v], right.numbers[x], right.choices[x], length)
-        blocks.append(block.ravel())
-        rows_.append(np.repeat(np.arange(v.start, v.stop), block.shape[1]))
-        columns_.append(np.tile(np.arange(x.start, x.stop), block.shape[0]))
-    shape = len(left.numbers), len(right.numbers)
-    found = np.concatenate(blocks), (np.concatenate(rows_), np.concatenate(columns_))
-    return csr_array(coo_array(found, shape=shape))
+    spans = [(left.spans[path], right.spans[path]) for path in sorted(left.spans.keys() & right.spans.keys())]
+    none = np.zeros(0, int)
+    v = np.concatenate([none, *(np.repeat(np.arange(v.start, v.stop), x.stop - x.start) for v, x in spans)])
+    x = np.concatenate([none, *(np.tile(np.arange(x.start, x.stop), v.stop - v.start) for v, x in spans)])
+    found = how(left.numbers[v], left.choices[v], right.numbers[x], right.choices[x], length)
+    return csr_array(coo_array((found, (v, x)), shape=(len(left.numbers), len(right.numbers))))
 
 
 def summed(left: Leaves, right: Leaves, leaf_VxX: csr_array) -> np.ndarray:
@@ -191,6 +186,27 @@ class Scales:
     seed_horizon: float = 2.0
 
 
+class Shared(NamedTuple):
+    """What recipes have in common, U x W: at unit variance, and the number of leaves by which they differ."""
+
+    additive: np.ndarray
+    interaction: np.ndarray
+    pairs: np.ndarray
+    distance: np.ndarray
+
+
+def shared(left: Rows, right: Rows, scales: Scales) -> Shared:
+    """Of the recipes of two sets of runs."""
+    leaf_VxX = compared(left.leaves, right.leaves, scales.path)
+    additive_UxW = summed(left.leaves, right.leaves, leaf_VxX)
+    left_U, right_W = (additive_variance(r, scales.path) for r in (left, right))
+    distance_UxW = np.maximum(left_U[:, None] + right_W[None, :] - 2.0 * additive_UxW, 0.0)
+    from_base = np.exp(-left_U / scales.interaction)[:, None] + np.exp(-right_W / scales.interaction)[None, :]
+    squares_UxW = summed(left.leaves, right.leaves, leaf_VxX.power(2))
+    return Shared(additive_UxW, 0.5 * (1.0 + np.exp(-distance_UxW / scales.interaction) - from_base),
+                  0.5 * (additive_UxW**2 - squares_UxW), distance_UxW)
+
+
 def components(left: Rows, right: Rows, scales: Scales) -> Iterator[np.ndarray]:
     """Unit-variance parts of the covariance of two sets of runs, n x m, in the order of PARTS.
 
@@ -200,35 +216,26 @@ def components(left: Rows, right: Rows, scales: Scales) -> Iterator[np.ndarray]:
     full one, so that f is the full-horizon effect; own: the same, of one recipe alone. seed: e, within a seed only; its
     correlation falls with the number of leaves two recipes differ by.
     """
-    pick, shape = np.ix_(left.index, right.index), (len(left), len(right))
-    leaf_VxX = compared(left.leaves, right.leaves, scales.path)
-    additive_UxW = summed(left.leaves, right.leaves, leaf_VxX)
-    additive_nxm = additive_UxW[pick]
-    yield additive_nxm
-    left_U, right_W = (additive_variance(r, scales.path) for r in (left, right))
-    distance_UxW = np.maximum(left_U[:, None] + right_W[None, :] - 2.0 * additive_UxW, 0.0)
-    near_UxW = np.exp(-distance_UxW / scales.interaction)
-    from_base = np.exp(-left_U / scales.interaction)[:, None] + np.exp(-right_W / scales.interaction)[None, :]
-    yield (0.5 * (1.0 + near_UxW - from_base))[pick]
-    yield (0.5 * (additive_UxW**2 - summed(left.leaves, right.leaves, leaf_VxX.power(2))))[pick]
-    if left.shortness.any() and right.shortness.any():
-        walk_nxm = np.minimum(left.shortness[:, None], right.shortness[None, :])
-        yield additive_nxm * walk_nxm
-        yield walk_nxm * same_recipe(left, right)
-    else:  # effects at the full horizon, of thousands: nothing is added there
-        yield np.broadcast_to(0.0, shape)
-        yield np.broadcast_to(0.0, shape)
-    seed_nxm = np.exp(-distance_UxW / scales.seed)[pick] * same_seed(left, right)
-    doublings_nxm = FULL_HORIZON_SPAN * np.abs(left.shortness[:, None] - right.shortness[None, :])
-    yield seed_nxm * np.exp(-doublings_nxm / scales.seed_horizon)
+    for variances in np.eye(len(PARTS)):
+        yield covariance(left, right, variances, scales)
 
 
 def covariance(left: Rows, right: Rows, variances: np.ndarray, scales: Scales) -> np.ndarray:
     """As many `components` as there are variances, together. Shape n x m."""
-    total_nxm = np.zeros((len(left), len(right)))
-    for variance, part in zip(variances, components(left, right, scales), strict=False):
-        if part.strides != (0, 0):
-            total_nxm += variance * part
+    effect, interaction, pairs, horizon, own, seed = np.append(variances, np.zeros(len(PARTS) - len(variances)))
+    found, pick = shared(left, right, scales), np.ix_(left.index, right.index)
+    total_nxm = (effect * found.additive + interaction * found.interaction + pairs * found.pairs)[pick]
+    early_n, early_m = np.flatnonzero(left.shortness), np.flatnonzero(right.shortness)
+    if len(early_n) and len(early_m):
+        some = np.ix_(early_n, early_m)
+        walk = np.minimum(left.shortness[early_n, None], right.shortness[early_m])
+        total_nxm[some] += walk * (horizon * found.additive[np.ix_(left.index[early_n], right.index[early_m])]
+                                   + own * same_recipe(left, right)[some])
+    if seed:
+        at_n, at_m = np.nonzero(same_seed(left, right))
+        doublings = FULL_HORIZON_SPAN * np.abs(left.shortness[at_n] - right.shortness[at_m])
+        distance = found.distance[left.index[at_n], right.index[at_m]]
+        total_nxm[at_n, at_m] += seed * np.exp(-distance / scales.seed - doublings / scales.seed_horizon)
     return total_nxm
 
 

@@ -8,12 +8,12 @@ in their order, so that a decision can be replayed. Some hundreds of runs are al
 what the others say (active.py), and the newest are added to it as they are.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.linalg import block_diag, cho_solve, solve_triangular
+from scipy.linalg import cho_solve, solve_triangular
 
 from research.learn.active import active, summary
 from research.learn.divergence import Divergence
@@ -60,6 +60,10 @@ class Observation:
     promise: Promise = 0.0
 
 
+def _solved(lower_nxn: np.ndarray, right_nxm: np.ndarray) -> np.ndarray:
+    return solve_triangular(lower_nxn, right_nxm, lower=True, check_finite=False)
+
+
 def rows_of(candidates: Sequence[Candidate] | Sequence[Observation], horizon: Any, seed: Any = -1) -> Rows:
     """Runs of these recipes; horizon, seed: of each, or of all. Effects are of no seed."""
     return rows([c.features for c in candidates], horizon, seed, [c.promise for c in candidates])
@@ -84,11 +88,34 @@ class Told(NamedTuple):
         """The covariance of the errors."""
         return np.diag(self.error) if self.error.ndim == 1 else self.error
 
+    def at(self, which: slice) -> "Told":
+        """Some of the runs, each with an error of its own."""
+        numbers = np.arange(len(self.runs))[which]
+        return self._replace(runs=self.runs.at(numbers), outcome_n=self.outcome_n[which], error=self.error[which])
+
+
+class Look(NamedTuple):
+    """Full-horizon effects, and what they have to do with runs: covariance, and that with the runs' factor solved."""
+
+    points: Rows
+    cross_nxC: np.ndarray
+    white_nxC: np.ndarray
+
+
+@dataclass
+class Head:
+    """Runs that go before those to come in many a posterior, with the factor of their outcomes' covariance. kept: what
+    candidates have to do with them, by the number of the first; it saves time and changes nothing."""
+
+    runs: Rows
+    lower_mxm: np.ndarray
+    kept: dict[int, tuple[list[Candidate], Look]] = field(default_factory=dict)
+
 
 @dataclass(frozen=True)
 class Fitted:
     """The posterior. Made by `Posterior.fit`; holds no reference to the ledger. runs: those that it rests on: all, or
-    the active set and the newest."""
+    the active set and the newest; those of `head` first."""
 
     config: PosteriorConfig
     hypers: Hypers
@@ -96,6 +123,7 @@ class Fitted:
     lower_nxn: np.ndarray
     alpha_n: np.ndarray
     divergence: Divergence
+    head: Head
     levels: Mapping[float, float] = field(default_factory=dict)
 
     def effect_covariance(self, left: Rows, right: Rows, parts: int = EFFECT) -> np.ndarray:
@@ -119,37 +147,52 @@ class Fitted:
 
     def whiten(self, cross_nxm: np.ndarray) -> np.ndarray:
         """Cross covariance with the runs -> coordinates in which conditioning is a subtraction. Shape n x m."""
-        return solve_triangular(self.lower_nxn, cross_nxm, lower=True, check_finite=False)
+        return _solved(self.lower_nxn, cross_nxm)
 
     def predict(self, candidates: Sequence[Candidate], horizon: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
         """Mean (C) and covariance (C x C) of the candidates' effects at a horizon; nats, positive = better than the
         base."""
         points = rows_of(candidates, horizon)
-        cross_nxC = self.effect_covariance(self.runs, points)
-        white_nxC = self.whiten(cross_nxC)
-        mean_C = self.config.trust * points.prior + self.alpha_n @ cross_nxC
-        return mean_C, self.effect_covariance(points, points) - white_nxC.T @ white_nxC
+        look = Look(points, cross_nxC := self.effect_covariance(self.runs, points), self.whiten(cross_nxC))
+        return self.mean(look), self.effect_covariance(points, points) - look.white_nxC.T @ look.white_nxC
+
+    def mean(self, look: Look) -> np.ndarray:
+        """Of what was looked at, C."""
+        return self.config.trust * look.points.prior + self.alpha_n @ look.cross_nxC
 
     def effects(self, candidates: Sequence[Candidate]) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation (C) of the candidates' full-horizon effects: thousands, without what they share.
         """
-        return self._moments(candidates, 1.0, -1, self.effect_covariance, self.effect_variance)
+        return self._moments(self.looks(candidates), self.effect_variance)
+
+    def looks(self, candidates: Sequence[Candidate]) -> Iterator[Look]:
+        """The candidates' full-horizon effects, CHUNK after CHUNK."""
+        m, head = len(self.head.runs), self.head
+        tail = self.runs.at(np.arange(m, len(self.runs)))
+        for start in range(0, len(candidates), CHUNK):
+            some = list(candidates[start : start + CHUNK])
+            if start not in head.kept or head.kept[start][0] != some:
+                cross_mxC = self.effect_covariance(head.runs, points := rows_of(some, 1.0))
+                head.kept[start] = some, Look(points, cross_mxC, _solved(head.lower_mxm, cross_mxC))
+            points, cross_mxC, white_mxC = head.kept[start][1]
+            cross_txC = self.effect_covariance(tail, points)
+            white_txC = _solved(self.lower_nxn[m:, m:], cross_txC - self.lower_nxn[m:, :m] @ white_mxC)
+            yield Look(points, np.concatenate([cross_mxC, cross_txC]), np.concatenate([white_mxC, white_txC]))
 
     def outcomes(self, candidates: Sequence[Candidate], horizons: Any, seeds: Any) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of the negative loss that runs to come will have."""
-        mean, sd = self._moments(candidates, horizons, seeds, self.outcome_covariance, self.outcome_variance)
+        horizons, seeds = (np.broadcast_to(c, len(candidates)) for c in (horizons, seeds))
+        some = (slice(start, start + CHUNK) for start in range(0, len(candidates), CHUNK))
+        points = (rows_of(candidates[s], horizons[s], seeds[s]) for s in some)
+        crossed = ((p, self.outcome_covariance(self.runs, p)) for p in points)
+        mean, sd = self._moments((Look(p, c, self.whiten(c)) for p, c in crossed), self.outcome_variance)
         return mean - [self.levels.get(float(h), 0.0) for h in np.broadcast_to(horizons, len(candidates))], sd
 
-    def _moments(self, candidates, horizons, seeds, covariance, variance) -> tuple[np.ndarray, np.ndarray]:
+    def _moments(self, looks: Iterable[Look], variance: Callable[[Rows], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         means, sds = [np.zeros(0)], [np.zeros(0)]
-        horizons, seeds = (np.broadcast_to(c, len(candidates)) for c in (horizons, seeds))
-        for start in range(0, len(candidates), CHUNK):
-            some = slice(start, start + CHUNK)
-            points = rows_of(candidates[some], horizons[some], seeds[some])
-            cross_nxC = covariance(self.runs, points)
-            left_C = variance(points) - (self.whiten(cross_nxC) ** 2).sum(0)
-            means.append(self.config.trust * points.prior + self.alpha_n @ cross_nxC)
-            sds.append(np.sqrt(np.maximum(left_C, 0.0)))
+        for look in looks:
+            means.append(self.mean(look))
+            sds.append(np.sqrt(np.maximum(variance(look.points) - (look.white_nxC**2).sum(0), 0.0)))
         return np.concatenate(means), np.concatenate(sds)
 
     def condition(self, candidates: Sequence[Candidate], horizons: Sequence[float], seeds: Sequence[int]) -> "Fitted":
@@ -157,8 +200,13 @@ class Fitted:
         if not candidates:
             return self
         new = rows_of(candidates, horizons, seeds)
+        return self.beside(new, np.full(len(new), self.hypers.noise**2))
+
+    def beside(self, new: Rows, error_t: np.ndarray) -> "Fitted":
+        """The posterior with these runs and the outcomes that are expected of them. error: variances of their errors.
+        """
         white = self.whiten(self.outcome_covariance(self.runs, new))
-        corner = self.outcome_covariance(new, new) + self.hypers.noise**2 * np.eye(len(new)) - white.T @ white
+        corner = self.outcome_covariance(new, new) + np.diag(error_t) - white.T @ white
         lower = np.block([[self.lower_nxn, np.zeros((len(self.runs), len(new)))], [white.T, factor(corner)]])
         return replace(self, runs=joined(self.runs, new), lower_nxn=lower,
                        alpha_n=np.append(self.alpha_n, np.zeros(len(new))))
@@ -176,6 +224,7 @@ class Posterior:
     config: PosteriorConfig = PosteriorConfig()
     _scales: tuple[list[Observation], Hypers] | None = field(default=None, init=False)
     _summary: tuple[list[Observation], Hypers, Told] | None = field(default=None, init=False)
+    _head: tuple[Any, Head] | None = field(default=None, init=False)  # and which of the above it was made with
 
     def fit(self, observations: Sequence[Observation], diverged: Sequence[Features] = ()) -> Fitted:
         """Condition on all observations, oldest first.
@@ -194,19 +243,25 @@ class Posterior:
         empty = self._empty(self._scales[1], divergence)
         if n <= self.config.exact:
             told = self._told(empty, observations)
+            first, rest, key = told.at(slice(len(prefix))), told.at(slice(len(prefix), n)), self._scales
         else:
             some = n - n % NEWEST
             first = self._summarised(empty, observations[:some])
-            rest = self._told(empty, observations[some:], first.levels)
-            told = Told(joined(first.runs, rest.runs), np.append(first.outcome_n, rest.outcome_n),
-                        np.asarray(block_diag(first.error_nxn, rest.error_nxn)), rest.levels)
-        lower = factor(empty.outcome_covariance(told.runs, told.runs) + told.error_nxn)
-        return replace(empty, runs=told.runs, lower_nxn=lower, alpha_n=cho_solve((lower, True), told.outcome_n),
-                       levels=told.levels)
+            rest, key = self._told(empty, observations[some:], first.levels), self._summary
+        if self._head is None or self._head[0] is not key:
+            covariance_mxm = empty.outcome_covariance(first.runs, first.runs) + first.error_nxn
+            self._head = key, Head(first.runs, factor(covariance_mxm))
+        head = self._head[1]
+        begun = replace(empty, runs=head.runs, lower_nxn=head.lower_mxm, alpha_n=np.zeros(len(head.runs)), head=head,
+                        levels=rest.levels)
+        found = begun.beside(rest.runs, rest.error)
+        outcome_n = np.append(first.outcome_n, rest.outcome_n)
+        return replace(found, alpha_n=cho_solve((found.lower_nxn, True), outcome_n))
 
     def _empty(self, hypers: Hypers, divergence: Divergence) -> Fitted:
         """What is believed before any run."""
-        return Fitted(self.config, hypers, rows_of([], [], []), np.zeros((0, 0)), np.zeros(0), divergence)
+        none, nothing = rows_of([], [], []), np.zeros((0, 0))
+        return Fitted(self.config, hypers, none, nothing, np.zeros(0), divergence, Head(none, nothing))
 
     def _told(self, empty: Fitted, observations: Sequence[Observation], levels: Mapping[float, float] = {}) -> Told:
         """What the observations say, each with an error of its own. levels: by horizon, where they are known."""

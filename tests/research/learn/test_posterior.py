@@ -136,6 +136,26 @@ def test_equals_the_dense_formula():
     np.testing.assert_allclose(covariance, prior - cross @ np.linalg.solve(k, cross.T), atol=1e-8)
 
 
+@pytest.mark.parametrize("config", [PosteriorConfig(), PosteriorConfig(exact=16, active=12)])
+def test_effects_are_those_of_the_covariances_whatever_was_asked_before(config, monkeypatch):
+    monkeypatch.setattr("research.learn.posterior.CHUNK", 4)
+    monkeypatch.setattr("research.learn.posterior.NEWEST", 4)
+    rng = np.random.default_rng(9)
+    recipes = [{}, *_recipes(rng, 9)]
+    observations, _ = _observe(rng, recipes, 30, Hypers())
+    known, kept = [Candidate(r) for r in recipes], Posterior(config)
+    for n, asked in ((17, 6), (18, 6), (18, 9), (19, 10), (33, 10)):  # more runs, more recipes, other scales
+        fitted = kept.fit(observations[:n])
+        mean, covariance = Posterior(config).fit(observations[:n]).predict(known[:asked])
+        for found in (fitted, fitted.condition(known[1:3], [1.0, 0.25], [0, 1])):
+            np.testing.assert_allclose(found.effects(known[:asked])[0], mean, atol=1e-9)
+        np.testing.assert_allclose(fitted.effects(known[:asked])[1] ** 2, np.diag(covariance), atol=1e-9)
+        once, again = (np.concatenate([look.white_nxC for look in f.looks(known[:asked])], 1) for f in (found, found))
+        np.testing.assert_array_equal(once, again)
+        np.testing.assert_allclose(once, found.whiten(found.effect_covariance(
+            found.runs, rows([c.features for c in known[:asked]], 1.0, -1, 0.0))), atol=1e-9)
+
+
 def test_intervals_cover_the_truth_with_fitted_scales():
     rng = np.random.default_rng(3)
     inside, scores = [], []
