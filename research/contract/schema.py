@@ -14,7 +14,7 @@ import re
 import types
 from collections.abc import Collection, Iterator
 from functools import cache
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -42,6 +42,7 @@ from jaxnano.config.schedule import FormulaSchedule, Schedule
 from jaxnano.config.transforms import GIVEN, NAME, PRESETS
 
 FORMULA = {"code", "params"}  # told once, in the legend
+MAX_VALUE = 120  # characters of a value that is written as text
 
 
 def describe(path: str = "", frozen: Collection[str] = ()) -> list[str]:
@@ -59,13 +60,25 @@ def describe(path: str = "", frozen: Collection[str] = ()) -> list[str]:
     return [*_field(path.rpartition(".")[2], field, path, 0, frozen), *map(_stands_for, presets), "", *legend()]
 
 
-def standing(recipe: Recipe, frozen: Collection[str] = ()) -> list[str]:
-    """The places of a recipe in which something stands that may be changed: what it is, and what may be put there.
+class Standing(NamedTuple):
+    """A place in which something stands. takes: what may be put there, in words. value: the same as a JSON schema; a
+    node is its kind there, and what is neither a choice nor a number is written as text."""
 
-    A fifth of `describe`: new nodes are named by their kind, and lists of them are left out. frozen: see there.
+    path: str
+    now: str
+    takes: str
+    value: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.path} = {self.now} ({self.takes})"
+
+
+def standing(recipe: Recipe, frozen: Collection[str] = ()) -> list[Standing]:
+    """The places of a recipe in which something stands that may be changed, but for lists of nodes.
+
+    A fifth of `describe`, as text. frozen: see there.
     """
-    within = {leaf.path: _span(leaf.range) for leaf in leaves(recipe)}
-    lines = []
+    within, found = {leaf.path: leaf.range for leaf in leaves(recipe)}, []
     for path, value, field in walk(recipe):
         inner = isinstance(value, Node) and "kind" not in type(value).model_fields
         if inner or isinstance(value, tuple) and (not value or isinstance(value[0], Node)) \
@@ -73,10 +86,11 @@ def standing(recipe: Recipe, frozen: Collection[str] = ()) -> list[str]:
             continue
         now = kind_of(type(value)) if isinstance(value, Node) else show(plain(value))
         told = takes(field) if traced_range(field) else _choices(field) or takes(field)
-        if (span := within.get(path)) is not None and span not in told:  # in a schedule: its place has the range
-            told = f"number {span}"
-        lines.append(f"{path} = {now} ({told})")
-    return lines
+        schema = _values(field)
+        if (span := within.get(path)) is not None and _span(span) not in told:  # in a schedule: its place has the range
+            told, schema = f"number {_span(span)}", _number(span)
+        found.append(Standing(path, now, told, schema))
+    return found
 
 
 def _choices(field: FieldInfo) -> str:
@@ -84,6 +98,33 @@ def _choices(field: FieldInfo) -> str:
     found = [kind or f"{{{', '.join(node.model_fields)}}}" for kind, node in kinds(field.annotation).items()]
     null = ["null"] if found and any(member is types.NoneType for member, _ in _members(field.annotation)) else []
     return " | ".join([*found, *null])
+
+
+def _values(field: FieldInfo) -> dict[str, Any]:
+    """The JSON schema of what may stand at a place."""
+    span, members = traced_range(field), _members(field.annotation, field.metadata)
+    null = any(kind is types.NoneType for kind, _ in members)
+    named = [] if span else [name for name in kinds(field.annotation) if name]
+    if span or named:
+        found = [_number(span) if span else {"type": "string", "enum": named}]
+    else:
+        found = [_schema(*member) for member in members if member[0] is not types.NoneType]
+    found += [{"type": "null"}] * null
+    return found[0] if len(found) == 1 else {"anyOf": found}
+
+
+def _schema(kind: Any, metadata: Collection[Any]) -> dict[str, Any]:
+    if get_origin(kind) is Literal:
+        return {"type": "string", "enum": [*map(str, get_args(kind))]}
+    if kind not in (bool, int, float):
+        return {"type": "string", "maxLength": MAX_VALUE}
+    ends = {name: getattr(m, end) for m in metadata for end, name in (("ge", "minimum"), ("le", "maximum"))
+            if hasattr(m, end)}
+    return {"type": {bool: "boolean", int: "integer", float: "number"}[kind], **ends}
+
+
+def _number(span: Range) -> dict[str, Any]:
+    return {"type": "number", "minimum": span.low, "maximum": span.high}
 
 
 def _stands_for(preset: type[Node]) -> str:

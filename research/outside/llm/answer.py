@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from jaxnano.config.base import ConfigError, Problem, finite, validate
+from research.contract.schema import Standing
 from research.outside.inbox import Ask
 from research.outside.llm.fault import Fault
 from research.text import one_line
@@ -29,7 +30,26 @@ def _object(**fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _list(items: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "array", "items": items}
+    return {"type": "array", "items": items, "minItems": 1, "maxItems": MOST}
+
+
+def short(most: int, places: Sequence[Standing]) -> dict[str, Any]:
+    """The schema of an answer to a short page: edits of the places that it names. most: proposals.
+
+    A small model writes on and on where it may, so that text is bounded and what is to be done comes first.
+    """
+    alike: dict[str, list[Standing]] = {}
+    for place in places:
+        alike.setdefault(json.dumps(place.value), []).append(place)
+    edits = [_object(path={"type": "string", "enum": [place.path for place in found]}, value=found[0].value)
+             for found in alike.values()]
+    found = _object(proposals=_list(_object(
+        edits=_list({"anyOf": edits}),
+        name={"type": "string", "maxLength": 40},
+        why={"type": "string", "minLength": 1, "maxLength": 200},
+        expected_effect={"type": "number"})))
+    found["properties"]["proposals"]["maxItems"] = most
+    return found
 
 
 # Objects, arrays, text, numbers: what Gemini and OpenAI's strict mode both take.
@@ -140,11 +160,12 @@ def _no(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_no)
+_DECODER = json.JSONDecoder(parse_constant=_no, strict=False)
 
 
 def _json(text: str) -> Any:
-    return json.loads(text, parse_constant=_no)
+    """What JSON says, line breaks in its strings allowed: some servers' grammars let them through."""
+    return json.loads(text, parse_constant=_no, strict=False)
 
 
 def _unfenced(text: str) -> str:

@@ -29,7 +29,7 @@ from research.ledger.kinds import Call
 from research.ledger.spend import EXHAUSTED, Spend
 from research.outside.inbox import Inbox
 from research.outside.llm import prompt as prompts
-from research.outside.llm.answer import SCHEMA, Draft, read, shown
+from research.outside.llm.answer import Draft, read, shown
 from research.outside.llm.fault import Answer, Fault, Provider
 from research.outside.llm.prompt import Page
 from research.outside.llm.provider import Endpoint, endpoint
@@ -216,7 +216,7 @@ class Llm:
             self._began = time.monotonic(), repair
         answer, drafts, failed = None, [], None
         try:
-            answer = provider.complete(page.system, page.user, SCHEMA, most, self.settings.timeout_s)
+            answer = provider.complete(page.system, page.user, page.schema, most, self.settings.timeout_s)
             drafts = read(answer.text, page.places, self.endpoint.hide)
             for draft in drafts:
                 self._judge(inbox, draft)

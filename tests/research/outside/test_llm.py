@@ -233,6 +233,8 @@ def test_a_question_that_is_too_long_for_the_model_is_asked_shorter(track, tmp_p
         calls = asked(session, track, lane(server, "openai"), lambda calls: calls and calls[-1].outcome == "ok")
     told = [json.loads(s.user) for s in server.served]
     assert {c.outcome for c in calls[:-1]} == {"too_long"} and "tree" in told[0] and "places" in told[-1]
+    schema = json.dumps(server.served[-1].body["response_format"]["json_schema"]["schema"])
+    assert all(json.dumps(line.partition(" = ")[0]) in schema for line in told[-1]["places"][1:]) and "enum" in schema
     assert len(server.served[-1].user) <= limit < len(server.served[-2].user)
     assert server.served[-1].body["max_tokens"] < server.served[0].body["max_tokens"]
 

@@ -99,6 +99,13 @@ def test_a_short_page_names_the_places_of_the_incumbent_and_what_may_stand_there
     for line in places:  # a place that is told is a place; what stands there may stand there
         path = line.partition(" = ")[0]
         assert field_at(path) and not any(path.startswith(place) for place in story.track.frozen)
+    edits = page.schema["properties"]["proposals"]["items"]["properties"]["edits"]["items"]["anyOf"]
+    takes = {path: edit["properties"]["value"] for edit in edits for path in edit["properties"]["path"]["enum"]}
+    assert [*sorted(takes)] == sorted(line.partition(" = ")[0] for line in places)
+    assert takes["model.position"] == {"type": "string", "enum": ["learned", "rotary", "alibi", "none"]}
+    assert takes["model.width"] == {"type": "integer", "minimum": 4, "maximum": 16384}
+    assert takes["model.attention.softcap"] == {"anyOf": [{"type": "number", "minimum": 0.5, "maximum": 1000.0},
+                                                          {"type": "null"}]}
     few = page_of(story, LEAST)[1]["places"]
     assert set(few) < {legend, *places} and any(line.startswith("optimizer") for line in few)  # thinned, not cut off
 
@@ -122,6 +129,8 @@ def test_what_is_whole_in_an_answer_that_broke_off_counts(text, names):
 
 
 def test_an_answer_is_read_as_data():
+    (draft,) = read('[{"name": "a", "why": "line\nbreak", "edits": [{"path": "p", "value": false}]}]', {})
+    assert draft.ask.edits[0].new is False and draft.ask.why == "line break" and draft.ask.on == "best"
     values = {"2": 2, '"x"': "x", "x y": "x y", '{"absent": true}': {"absent": True}, "NaN": "NaN", "": ""}
     for text, value in values.items():
         (draft,) = read(json.dumps({"proposals": [answer(edits=[{"path": "p", "value": text}])]}), {"best": "abc"})
