@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jaxnano.config.base import ConfigError, Problem, finite, validate
-from research.contract.schema import Standing
+from research.contract.schema import Standing, field_at, kinds
 from research.outside.inbox import Ask
 from research.outside.llm.fault import Fault
 from research.text import one_line
@@ -121,7 +121,7 @@ def _draft(data: dict[str, Any], places: Mapping[str, str], hide: Callable[[Any]
         "source": _line(data.get("source"), 300),
         "effect": min(max(float(effect), -10.0), 10.0) if finite(effect) else 0.0,
         "on": places.get(on, on) if isinstance(on, str) else on,
-        "edits": [hide(_edit(edit)) for edit in edits] if isinstance(edits, list) else edits,
+        "edits": _once([hide(_edit(edit)) for edit in edits]) if isinstance(edits, list) else edits,
     }
     try:
         return Draft(data, validate(Ask, ask))
@@ -132,8 +132,21 @@ def _draft(data: dict[str, Any], places: Mapping[str, str], hide: Callable[[Any]
 def _edit(edit: Any) -> Any:
     if not isinstance(edit, dict):
         return edit
-    new = {"path": edit.get("path"), "new": _value(edit.get("value"))}
+    new = {"path": edit.get("path"), "new": _node(edit.get("path"), _value(edit.get("value")))}
     return new | {name: edit[name] for name in ("before", "after") if edit.get(name)}
+
+
+def _once(edits: list[Any]) -> list[Any]:
+    """The edits without those that say the same again."""
+    return [edit for i, edit in enumerate(edits) if edit not in edits[:i]]
+
+
+def _node(path: Any, value: Any) -> Any:
+    """The name of a kind alone, as models write it, is the node of that kind."""
+    with contextlib.suppress(ConfigError):
+        if isinstance(path, str) and isinstance(value, str) and value in kinds(field_at(path).annotation):
+            return {"kind": value}
+    return value
 
 
 def _value(value: Any) -> Any:

@@ -33,7 +33,7 @@ SHRINK = 0.7  # of all tables at once, until the page fits
 MAX_CHANGE, MAX_RULE, MAX_REFUSED = 160, 200, 2000
 ROOM, SHARE = 1500, 4  # tokens left for a repair, but not more than one in so many
 LEAST = 3000  # tokens of a page below which hardly anything can be told
-EACH = {True: 250, False: 125}  # tokens of a proposal, about, on a page of the whole tree and on a short one
+EACH = 250  # tokens of a proposal, about
 REPAIR = ("These proposals of yours about the document above were refused. Answer with a mended version of each, under "
           "the same name; leave out what cannot be mended.")
 
@@ -103,7 +103,7 @@ def tokens(text: str) -> int:
     return math.ceil(len(text.encode()) / BYTES_PER_TOKEN)
 
 
-def write(inbox: Inbox, limit: int, budget: dict[str, Any], answer: int = MOST * EACH[True]) -> Page:
+def write(inbox: Inbox, limit: int, budget: dict[str, Any], answer: int = MOST * EACH) -> Page:
     """The page as of the inbox's last refresh.
 
     Args: limit: tokens, about. budget: what is left, as it is to be shown. answer: tokens that it may have.
@@ -115,7 +115,7 @@ def write(inbox: Inbox, limit: int, budget: dict[str, Any], answer: int = MOST *
     page = Page("", "", SCHEMA, {"best": best or "base"}, limit)
     room = min(ROOM, limit // SHARE)
     for whole in (True, False) if tokens(_text({"tree": tables.tree})) + room < limit else (False,):
-        most, scale = min(max(1, answer // EACH[whole]), MOST), 1.0
+        most, scale = min(max(1, answer // EACH), MOST), 1.0
         page = replace(page, system=HEAD % most + (WHOLE if whole else SHORT) + TAIL)
         while scale * max(ROWS.values()) >= 0.5:
             rows = {name: round(n * scale) for name, n in ROWS.items()}

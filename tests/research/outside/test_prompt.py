@@ -131,6 +131,9 @@ def test_what_is_whole_in_an_answer_that_broke_off_counts(text, names):
 def test_an_answer_is_read_as_data():
     (draft,) = read('[{"name": "a", "why": "line\nbreak", "edits": [{"path": "p", "value": false}]}]', {})
     assert draft.ask.edits[0].new is False and draft.ask.why == "line break" and draft.ask.on == "best"
+    twice = [{"path": "model.ffn", "value": "glu"}] * 2 + [{"path": "model.ffn.dropped", "value": "glu"}]
+    (draft,) = read(json.dumps([answer(edits=twice)]), {})
+    assert [edit.new for edit in draft.ask.edits] == [{"kind": "glu"}, "glu"]
     values = {"2": 2, '"x"': "x", "x y": "x y", '{"absent": true}': {"absent": True}, "NaN": "NaN", "": ""}
     for text, value in values.items():
         (draft,) = read(json.dumps({"proposals": [answer(edits=[{"path": "p", "value": text}])]}), {"best": "abc"})
@@ -141,7 +144,7 @@ def test_an_answer_is_read_as_data():
 
 
 @pytest.mark.parametrize("more", [{"edits": []}, {"edits": "x"}, {"edits": [3]}, {"on": 7}, {"edits": [{"path": 1}]},
-                                  {"edits": [answer()["edits"][0]] * 99}])
+                                  {"edits": [{"path": f"p{i}", "value": "1"} for i in range(99)]}])
 def test_a_proposal_that_is_none_says_why(more):
     (draft,) = read(json.dumps({"proposals": [answer(**more)]}), {})
     assert draft.ask is None and draft.problems
