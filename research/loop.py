@@ -109,8 +109,6 @@ def lanes_for(names: Sequence[str], options: argparse.Namespace, llm: dict[str, 
 
 def start(options: argparse.Namespace) -> Opened:
     """A new session, locked, with its first event written, and the champion it inherits proposed."""
-    from jaxnano import data
-
     lanes = (options.lanes or ",".join(known_lanes())).split(",")
     llm = lanes_for(lanes, options).get(LLM)
     track = load_track(options.track, options.set)
@@ -127,10 +125,7 @@ def start(options: argparse.Namespace) -> Opened:
         argv=tuple(sys.argv[1:]))
     folder = options.session or default_session_dir(track.name)
     refuse_too_short("--minutes", unbegun(track, begun), offered.workers, minutes)
-    ready.refuse([ready.disk(folder), ready.clock(folder)])
-    corpus = data.load(track.base_recipe.data)
-    for split in (track.splits.search, *track.splits.all_protected, track.splits.heldout):
-        corpus.tokens(split)  # a spare one is not missed for many sessions
+    corpus = ready.begin(track, folder)
     begun = begun.model_copy(update={"data_hash": corpus.data_hash,
                                      "bytes_per_token": corpus.bytes_per_token(track.splits.search)})
     if options.origin:
@@ -163,6 +158,7 @@ def resume(options: argparse.Namespace) -> Opened:
                 raise SessionError(f"{options.session}: {name} is {value[:12]} here, {there[:12]} there: "
                                    "another track or data; start a new session")
         lanes_for(begun.lanes, options, begun.llm)
+        ready.refuse([ready.disk(options.session), ready.clock(options.session)])
         offered = executors.again(options, begun, track.devices)
         snapshot = Belief(track).at(state)
         if state.end is not None and not pending(snapshot) and len(state.verifications) == len(state.sealed):
@@ -233,6 +229,7 @@ def bring(origin: Path, begun: Begun) -> Imported:
 
 def run(options: argparse.Namespace) -> int:
     """One session from start to report."""
+    ready.refuse([ready.registry(options.registry)])
     with Registry(options.registry) as registry:  # before anything is begun that could not be sealed
         return _run(options, registry)
 

@@ -50,6 +50,13 @@ def clock(seconds: float) -> str:
     return f"{whole // 60}:{whole % 60:02d}"
 
 
+def duration(seconds: float) -> str:
+    """A length of time, in the largest unit of which it has two."""
+    unit, size = next(((u, n) for u, n in (("days", 86400), ("hours", 3600), ("minutes", 60)) if seconds >= 2 * n),
+                      ("s", 1))
+    return f"{seconds / size:,.0f} {unit}" if seconds >= 10 * size else f"{seconds / size:.2g} {unit}"
+
+
 def ago(seconds: float | None) -> str:
     """How long ago something was; nothing if that is not known."""
     if seconds is None:

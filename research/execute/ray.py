@@ -79,7 +79,7 @@ def connect(address: str | None = None, workers: int | None = None, cpus: float 
     except ImportError as error:
         raise UserError('--executor ray: Ray is not installed; pip install "jaxnano[ray]" would do') from error
     address = address or os.environ.get("RAY_ADDRESS")
-    _answers(address)
+    answers(address)
     here = usable(platform) if not address and platform not in OF_CPUS else None
     own = {"num_cpus": len(machine.cores()), "include_dashboard": False, "object_store_memory": STORE_BYTES,
            "num_gpus": len(here.ids) if here is not None and here.kind != "tpu" else 0}
@@ -110,18 +110,19 @@ def placed(slot: Slot, here: Accelerators | None, platform: str | None) -> Place
     return Placed(kind=kind, model=slot.model, devices=slot.devices * slot.hosts, processes=slot.hosts)
 
 
-def _answers(address: str | None) -> None:
+def answers(address: str | None) -> None:
     """Raises: what `connect` does for an address; Ray itself would try for two minutes."""
     if address in (None, "auto", "local"):
         return
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "/" in address:
-        raise UserError(f"--ray-address: {clean(address)}: HOST:PORT of the cluster's head would do, or auto; the "
-                        "loop runs on one of its nodes")
+        raise UserError(f"--ray-address: {clean(address)}: no HOST:PORT; that of the cluster's head, or auto, would do "
+                        "on one of its nodes")
     try:
         socket.create_connection((host, int(port)), CONNECT_S).close()
     except (OSError, OverflowError) as error:
-        raise Failure(f"--ray-address: {clean(address)}: no Ray answers there ({error})") from error
+        raise Failure(f"--ray-address: {clean(address)}: no Ray answers there ({error}); `ray start --head "
+                      f"--port={port}` on that machine, or another address, would do") from error
 
 
 def offered(nodes: Sequence[Mapping[str, Any]], cpus: float = 1.0, devices: int | str = 1,

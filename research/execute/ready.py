@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import platform
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,17 +15,20 @@ from typing import NamedTuple
 
 import psutil
 
+from jaxnano import data
 from jaxnano.cli import Failure, UserError
 from jaxnano.device import PEAK_FLOPS
 from research import machine
 from research.contract.track import Track
 from research.execute import executors
+from research.ledger.registry import Registry, default_path
+from research.text import duration
 
 PEAK_SHARE, CORE_FLOPS = 0.3, 5e10  # of a GPU or TPU, guessed; FLOP/s of a CPU's core, as measured
 LEAST_BYTES = 1 << 30  # free for a session: its trials' folders, a checkpoint, the cache of programs
 SKEW_S = 5.0  # between this machine's clock and that of the disk
 EARLIEST = 1_767_225_600  # 2026-01-01, Unix seconds: a clock before it is wrong
-KEYS = {"gemini": ("GEMINI_API_KEY", "GOOGLE_API_KEY"), "openai": ("OPENAI_API_KEY", "OPENAI_BASE_URL")}
+KEYS = ("GEMINI_API_KEY", "OPENAI_BASE_URL", "OPENAI_API_KEY")
 BUSY = 0.5  # of the cores, used by others
 
 
@@ -45,7 +48,8 @@ def rows(track: Track, options: argparse.Namespace, folder: Path) -> list[Row]:
     """All rows for a track, with the executors' options; a session would lie below the folder."""
     looks: Sequence[Callable[[], Row]] = (
         versions, lambda: places(track, options), others, lambda: text(track), lambda: disk(folder),
-        lambda: clock(folder), keys, lambda: ray(options), lambda: price(track, options))
+        lambda: registry(options.registry), lambda: clock(folder), keys, lambda: ray(options),
+        lambda: price(track, options))
     return [look() for look in looks]
 
 
@@ -53,6 +57,12 @@ def refuse(found: Sequence[Row]) -> None:
     """Raises: UserError with the rows that no loop can begin without."""
     if bad := [row for row in found if row.mend and row.hard]:
         raise UserError("\n".join(f"{row.name}: {row.found}; {row.mend}" for row in bad))
+
+
+def begin(track: Track, folder: Path) -> data.Corpus:
+    """The track's corpus, where nothing speaks against a session in the folder. Raises: as `refuse`."""
+    refuse([versions(), disk(folder), clock(folder), text(track)])
+    return data.load(track.base_recipe.data)
 
 
 def versions() -> Row:
@@ -105,16 +115,19 @@ def _holders() -> Iterator[str]:
 
 
 def text(track: Track) -> Row:
-    """The corpus and its splits."""
-    from jaxnano import data
-
+    """The corpus and its splits, each of which has to hold a batch."""
+    wanted = track.base_recipe.data
     try:
-        corpus = data.load(track.base_recipe.data)
+        corpus = data.load(wanted)
         sizes = {split: len(corpus.tokens(split)) for split in
                  ("train", track.splits.search, *track.splits.all_protected, track.splits.heldout)}
+        for split, n in sizes.items():
+            if n <= (least := wanted.batch * wanted.length):
+                raise UserError(f"{n:,} tokens {split}; more than {least:,}, a batch, would do")
     except (UserError, Failure, OSError) as error:
-        return Row("data", str(error), f"track {track.name} needs {track.needs}" if track.needs else
-                   "python -m jaxnano.data says what it expects")
+        said, _, mend = str(error).partition("; ")
+        needs = f"track {track.name} needs {track.needs}" if track.needs else ""
+        return Row("data", said, "; ".join(filter(None, (mend, needs))) or "python -m jaxnano.data says what there is")
     return Row("data", f"{corpus.data_hash[:16]}, tokens: " + ", ".join(f"{n:,} {name}" for name, n in sizes.items()))
 
 
@@ -122,11 +135,42 @@ def disk(folder: Path) -> Row:
     """Room for sessions."""
     at = _there(folder)
     free, told = shutil.disk_usage(at).free, f"{at}: "
-    if not os.access(at, os.W_OK):
-        return Row("disk", told + "not writable", "--session DIR on another disk would do")
-    told += f"{free / 2**30:.1f} GiB free"
+    why, mend = _unwritable(at)
+    if why:
+        return Row("disk", told + why, mend + "research.loop --session DIR on another disk")
+    told += f"{free / 2**30:.1f} GiB free" if free >= LEAST_BYTES else f"{free / 2**20:,.0f} MiB free"
     return Row("disk", told) if free >= LEAST_BYTES else Row(
-        "disk", told, f"{LEAST_BYTES >> 30} GiB, or --session DIR on another disk, would do")
+        "disk", told, f"free {LEAST_BYTES >> 30} GiB there, or research.loop --session DIR on another disk")
+
+
+def registry(told: Path | None) -> Row:
+    """Where seals are counted: the user's own registry, or the one that --registry names."""
+    path = (told or default_path()).absolute()
+    if path.is_file():
+        try:
+            with Registry(path) as found:
+                return Row("registry", f"{path}, {found.name}")
+        except (UserError, Failure) as error:
+            said, _, mend = str(error).partition("; ")
+            return Row("registry", said, mend or "--registry FILE names another")
+    at = _there(path.parent)
+    why, mend = _unwritable(at)
+    if why:
+        return Row("registry", f"{at}: {why}, and {path} has to be made", mend + "--registry FILE elsewhere")
+    return Row("registry", f"{path} will be made")
+
+
+def _unwritable(folder: Path) -> tuple[str, str]:
+    """Why no file can be made in a folder, and what lets it be, or else; empty if one can. Its rights do not tell: a
+    disk may be read-only."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return "", ""
+    except PermissionError:
+        mine = folder.stat().st_uid == os.getuid()
+        return "not yours to write to", f"chmod u+w {folder}, or " if mine else f"sudo chown $USER {folder}, or "
+    except OSError as error:
+        return (error.strerror or str(error)).lower(), ""
 
 
 def _there(folder: Path) -> Path:
@@ -146,32 +190,33 @@ def clock(folder: Path) -> Row:
         skew = 0.0  # the disk's row says it
     told = time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(now))
     if now < EARLIEST:
-        return Row("clock", told, "sudo timedatectl set-ntp true")
+        return Row("clock", told, "sudo timedatectl set-ntp true, of a container on its host")
     if abs(skew) > SKEW_S:
-        return Row("clock", f"{told}, the disk's is {skew:+.0f} s off", "sudo timedatectl set-ntp true, on both hosts",
+        return Row("clock", f"{told}, the disk's is {skew:+.0f} s off", "sudo timedatectl set-ntp true on both hosts",
                    hard=False)
     return Row("clock", told)
 
 
 def keys() -> Row:
     """Which keys of language models are set, by name."""
-    there = [name for names in KEYS.values() for name in names if os.environ.get(name)]
+    there = [name for name in KEYS if os.environ.get(name)]
     return Row("keys", f"set: {', '.join(there)}" if there else "none set; only the lane llm needs one")
 
 
 def ray(options: argparse.Namespace) -> Row:
     """The cluster's head, where one is asked for."""
-    address = getattr(options, "ray_address", None)
     if options.executor != "ray":
         return Row("ray", "not asked for")
-    host, _, port = (address or "").rpartition(":")
-    if not host or not port.isdigit():
-        return Row("ray", address or "a Ray of this machine's own")
+    if importlib.util.find_spec("ray") is None:
+        return Row("ray", "not installed", 'pip install "jaxnano[ray]"')
+    address = options.ray_address or os.environ.get("RAY_ADDRESS")
     try:
-        with socket.create_connection((host, int(port)), timeout=3):
-            return Row("ray", f"{address} answers")
-    except OSError as error:
-        return Row("ray", f"{address}: {error.strerror or error}", "ray start --head --port=6379 on that machine")
+        executors.ray.answers(address)
+    except (UserError, Failure) as error:
+        said, _, mend = str(error).partition("; ")
+        return Row("ray", said, mend)
+    return Row("ray", f"something answers at {address}" if address and ":" in address else
+               address or "a Ray of this machine's own")
 
 
 def estimate(track: Track, device: str, hours: float, usd: float | None = None) -> dict[str, float]:
@@ -209,5 +254,7 @@ def price(track: Track, options: argparse.Namespace) -> Row:
     if not model:
         return Row("time", f"how fast a {offered.place.model} is, is not known here")
     found = estimate(track, model, 1.0)
-    return Row("time", f"about {found['run_minutes']:.3g} minutes a run (a guess), {offered.workers} at a time; a "
-                       f"proof takes 12 to {2 * track.significance.n}")
+    run_s, at_once = 60 * found["run_minutes"], offered.workers
+    least, most = (duration(runs * run_s / at_once) for runs in (12, 2 * track.significance.n))
+    return Row("time", f"about {duration(run_s)} a run (a guess, by FLOPs), {at_once} at a time; a proof takes 12 to "
+                       f"{2 * track.significance.n} runs, {least} to {most}")

@@ -228,8 +228,8 @@ def test_a_worker_may_be_half_a_core():
 
 
 @pytest.mark.parametrize(("argv", "words"), [
-    (("--executor", "ray", "--ray-address", "nonsense"), "--ray-address: nonsense: HOST:PORT"),
-    (("--executor", "ray", "--ray-address", "ray://a:1"), "HOST:PORT of the cluster's head would do"),
+    (("--executor", "ray", "--ray-address", "nonsense"), "--ray-address: nonsense: no HOST:PORT"),
+    (("--executor", "ray", "--ray-address", "ray://a:1"), "that of the cluster's head, or auto, would do"),
     (("--ray-address", "auto"), "--executor ray would use it"),
     (("--executor", "ray", "--ray-cpus", "0"), "--ray-cpus: 0.0: above 0"),
 ])
