@@ -10,6 +10,10 @@ Axis legend, used in array names such as `x_BxLxD` and `q_BxLxHxK`:
 
 from typing import TYPE_CHECKING, Any
 
+from jaxnano import interrupt
+
+interrupt.quiet()
+
 if TYPE_CHECKING:
     from jaxnano.published import load
 
@@ -17,7 +21,7 @@ __all__ = ["load"]
 
 
 def __getattr__(name: str) -> Any:
-    """`load` is imported when it is asked for: `import jaxnano` imports nothing."""
+    """`load` is imported when it is asked for: `import jaxnano` imports next to nothing."""
     if name == "load":
         from jaxnano.published import load
 

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
+from jaxnano import interrupt
+
 SIGPIPE = 141  # what a shell says of a program that a closed pipe ended
 
 
@@ -30,6 +32,7 @@ def report_errors(main: Callable[[], int]) -> int:
 
     Whatever else is raised is a fault of ours: it goes on as a traceback, and Python ends with exit code 1.
     """
+    interrupt.heard()
     try:
         code = main()
         sys.stdout.flush()  # while what it raises can still be answered

@@ -25,6 +25,8 @@ says what it amounts to. Each step is an event in the ledger first.
 
 import os
 
+import jaxnano  # noqa: F401 - from here on Ctrl-C is quiet while a command imports what it needs
+
 # The loop's matrices are small, and its workers keep every core busy: with more threads than one a decision took four
 # times as long. One thread also gives the same last bit on any number of cores, so that decisions can be replayed.
 for _threads in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):

@@ -80,3 +80,21 @@ def test_a_table_shows_numbers_not_their_types(capsys: Any) -> None:
     assert "np." not in (out := capsys.readouterr().out)
     low, high = next(line for line in out.splitlines() if "interval" in line).split()[1:]
     assert float(low.rstrip(",")) < float(high)
+
+
+EARLY = """
+import os, signal, sys
+sys.argv[0] = {argv!r}
+import research
+{more}
+os.kill(os.getpid(), signal.SIGINT)
+"""
+HEARD = "from jaxnano.cli import report_errors; sys.exit(report_errors(lambda: os.kill(os.getpid(), signal.SIGINT) or 0))"
+
+
+@pytest.mark.parametrize(("argv", "more", "told"), [
+    ("-m", "", "stopped\n"), ("-m", HEARD, "stopped\n"), ("notebook.py", "", None)])
+def test_ctrl_c_while_a_command_is_imported_is_quiet(argv: str, more: str, told: str | None) -> None:
+    """Of a command alone: whoever imports the package keeps Python's own way."""
+    ended = subprocess.run([sys.executable, "-c", EARLY.format(argv=argv, more=more)], capture_output=True, text=True)
+    assert (ended.stderr == told and ended.returncode == 130) if told else "KeyboardInterrupt" in ended.stderr
