@@ -49,6 +49,8 @@ PARSER.add_argument("--require-review", action="store_true", help="crown only wh
 PARSER.add_argument("--resume", action="store_true", help="go on with --session")
 llm_options.add_options(PARSER)
 PARSER.early(__name__)
+if __name__ == "__main__":
+    print("loading JAX, the lanes and the track (some seconds)", flush=True)
 
 from jaxnano.config.base import dump, dump_full
 from jaxnano.config.recipe import recipe_id

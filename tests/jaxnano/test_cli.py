@@ -89,7 +89,10 @@ import research
 {more}
 os.kill(os.getpid(), signal.SIGINT)
 """
-HEARD = "from jaxnano.cli import report_errors; sys.exit(report_errors(lambda: os.kill(os.getpid(), signal.SIGINT) or 0))"
+HEARD = """
+from jaxnano.cli import report_errors
+sys.exit(report_errors(lambda: os.kill(os.getpid(), signal.SIGINT) or 0))
+"""
 
 
 @pytest.mark.parametrize(("argv", "more", "told"), [
