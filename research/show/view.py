@@ -184,7 +184,9 @@ class Frame:
         line = Text.assemble((f"{self.facts.track.name}", "bold"), f"   {clock(self.scheduler.left_s)} left   ",
                              f"{sum(counts.values()) - running} runs done, {running} running   ",
                              f"idle {state.shares()['idle']:.0%}   {self.facts.device_time}")
-        return "", [[line], [Text(stage(self.facts.snapshot), style="yellow" if state.nominated else "dim")]]
+        first = "" if state.trials else ": the lanes make their first proposals, the workers load JAX"
+        said = Text(stage(self.facts.snapshot) + first, style="yellow" if state.nominated else "dim")
+        return "", [[line], [said]]
 
     def _running(self):
         rows = []

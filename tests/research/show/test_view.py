@@ -118,4 +118,4 @@ def test_frame_of_a_young_session(tmp_path):
         scheduler.flights = {}
         out = io.StringIO()
         Console(file=out, width=80, height=24).print(Frame(scheduler, Facts(scheduler.snapshot), []))
-    assert "searching" in out.getvalue()
+    assert "searching: the lanes make their first proposals, the workers load JAX" in out.getvalue()
