@@ -255,15 +255,16 @@ class Facts:
         return None
 
     def parts(self, recipe_id: str) -> list[dict[str, Any]]:
-        """The parts of a recipe: name, source, why, edits, and the ablation's row, or why it was not ablated."""
+        """The parts of a recipe, most worth first: name, source, why, edits, the ablation's row, or why there is none."""
         rows: dict[str, Any] = {}
         untested: dict[str, str] = {}
         for ablation in (a for a in self.state.ablations.values() if a.recipe_id == recipe_id):
             rows.update({row["part"]: row for row in ablation.rows})
             untested.update(ablation.untested)
-        return [{"name": p.name, "source": p.source, "why": p.why or self._older_why(p.name),
-                 "edits": [dump_full(edit) for edit in p.edits], "ablation": rows.get(p.name),
-                 "untested": untested.get(p.name)} for p in self.proposal(recipe_id).parts]
+        found = [{"name": p.name, "source": p.source, "why": p.why or self._older_why(p.name),
+                  "edits": [dump_full(edit) for edit in p.edits], "ablation": rows.get(p.name),
+                  "untested": untested.get(p.name)} for p in self.proposal(recipe_id).parts]
+        return sorted(found, key=lambda part: -(part["ablation"] or {}).get("effect", -np.inf))
 
     def _older_why(self, part: str) -> str:
         """A part's reason in a ledger of 0.2, whose parts do not hold it: that of the proposal that brought it."""

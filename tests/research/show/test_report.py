@@ -151,7 +151,9 @@ def test_numbers_of_the_proof_are_the_ledgers(tmp_path):
         for loss in losses.values():
             assert f"{loss:.4f}" in text
     assert f"{test['effect']:+.4f}" in text and f"{test['p_value']:.2g}" in text and f"{body.alpha:.2g}" in text
-    for row in facts.parts(state.champion):
+    parts = facts.parts(state.champion)
+    assert parts == sorted(parts, key=lambda row: -row["ablation"]["effect"])
+    for row in parts:
         assert row["source"] in text and f"{row['ablation']['effect']:+.4f}" in text
 
 
@@ -166,7 +168,7 @@ def test_what_an_ablation_leaves_claims_the_reasons_of_its_parts(tmp_path):
     path, state = story.nominate().seal().end()
     facts = Facts.of(state)
     reasons = [ideas()["rotary"].why, "its gradients are wild"]
-    assert state.champion == story.best and [p["why"] for p in facts.parts(story.best)] == reasons
+    assert state.champion == story.best and {p["why"] for p in facts.parts(story.best)} == {*reasons}
     about = card(facts)
     (row,) = [row for row in candidates(facts) if row.recipe_id == story.best]
     write_report(path)
