@@ -42,7 +42,7 @@ from jaxnano.config.schedule import FormulaSchedule, Schedule
 from jaxnano.config.transforms import GIVEN, NAME, PRESETS
 
 FORMULA = {"code", "params"}  # told once, in the legend
-MAX_VALUE = 120  # characters of a value that is written as text
+MAX_VALUE, MAX_ITEMS = 120, 16  # characters of a value that is written as text, items of a list
 
 
 def describe(path: str = "", frozen: Collection[str] = ()) -> list[str]:
@@ -62,7 +62,7 @@ def describe(path: str = "", frozen: Collection[str] = ()) -> list[str]:
 
 class Standing(NamedTuple):
     """A place in which something stands. takes: what may be put there, in words. value: the same as a JSON schema; a
-    node is its kind there, and what is neither a choice nor a number is written as text."""
+    node is its kind there, and what is no choice, number or list of them is written as text."""
 
     path: str
     now: str
@@ -116,6 +116,8 @@ def _values(field: FieldInfo) -> dict[str, Any]:
 def _schema(kind: Any, metadata: Collection[Any]) -> dict[str, Any]:
     if get_origin(kind) is Literal:
         return {"type": "string", "enum": [*map(str, get_args(kind))]}
+    if get_origin(kind) is tuple and not kinds(kind):
+        return {"type": "array", "items": _schema(get_args(kind)[0], ()), "maxItems": MAX_ITEMS}
     if kind not in (bool, int, float):
         return {"type": "string", "maxLength": MAX_VALUE}
     ends = {name: getattr(m, end) for m in metadata for end, name in (("ge", "minimum"), ("le", "maximum"))

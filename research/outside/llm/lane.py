@@ -107,6 +107,7 @@ class Llm:
         self._began: tuple[float, bool] | None = None  # the request under way: when, and whether it is a repair
         self._spend = Spend()
         self._faults = 0  # in a row
+        self._turns = 0  # questions, without their repairs
         self._room = 1.0  # share of the settings' tokens that the model has shown to take
         self._busy = False  # with a turn
         self._last = 0  # the last event it has written
@@ -182,7 +183,8 @@ class Llm:
         if not state.accepted or state.unanswered() or ended < self._due:
             return
         limit = max(prompts.LEAST, int(self._room * self.settings.prompt))
-        page = prompts.write(inbox, limit, self._left(inbox), self._longest())
+        page = prompts.write(inbox, limit, self._left(inbox), self._longest(), self._turns)
+        self._turns += 1
         drafts = self._ask(inbox, provider, page, repair=False)
         refused = [draft for draft in drafts if draft.problems]
         self._submit(inbox, [draft for draft in drafts if not draft.problems])

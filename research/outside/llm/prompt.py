@@ -1,8 +1,9 @@
 """What a language model is told: rules, tree, incumbent and what was learned, as one JSON document of bounded size.
 
 The ledger grows and the page does not: it holds the best few rows of each table, counts and aggregates, and fewer rows
-where they would not fit; a page for a model of little room names the places of the incumbent instead of the whole tree.
-All that came from outside (names, reasons, other models' words) is text inside that JSON.
+where they would not fit. For a model of little room it names a few places of the incumbent instead of the whole tree,
+others each time: a small model does again what it reads. All that came from outside (names, reasons, other models'
+words) is text inside that JSON.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from research.text import cut
 
 BYTES_PER_TOKEN = 3  # an estimate on the safe side: tokenizers take 3 to 4 bytes of such text for a token
 ROWS = {"best": 12, "near_misses": 8, "worst": 6, "broken": 6, "places": 24, "refusals": 12, "ideas": 250, "edits": 12,
-        "notes": 4, "standing": 2000}
+        "notes": 4}
+FEW = 24  # places that a short page names
 SHRINK = 0.7  # of all tables at once, until the page fits
 MAX_CHANGE, MAX_RULE, MAX_REFUSED = 160, 200, 2000
 ROOM, SHARE = 1500, 4  # tokens left for a repair, but not more than one in so many
@@ -103,10 +105,12 @@ def tokens(text: str) -> int:
     return math.ceil(len(text.encode()) / BYTES_PER_TOKEN)
 
 
-def write(inbox: Inbox, limit: int, budget: dict[str, Any], answer: int = MOST * EACH) -> Page:
+def write(inbox: Inbox, limit: int, budget: dict[str, Any], answer: int = MOST * EACH,
+          turn: int = 0) -> Page:
     """The page as of the inbox's last refresh.
 
-    Args: limit: tokens, about. budget: what is left, as it is to be shown. answer: tokens that it may have.
+    Args: limit: tokens, about. budget: what is left, as it is to be shown. answer: tokens that it may have. turn: of
+        the places that a short page names.
     Raises: ValueError if not even the shortest page fits.
     """
     facts = Facts(inbox.snapshot)
@@ -119,7 +123,7 @@ def write(inbox: Inbox, limit: int, budget: dict[str, Any], answer: int = MOST *
         page = replace(page, system=HEAD % most + (WHOLE if whole else SHORT) + TAIL)
         while scale * max(ROWS.values()) >= 0.5:
             rows = {name: round(n * scale) for name, n in ROWS.items()}
-            places = None if whole else tables.standing(best, rows["standing"])
+            places = None if whole else tables.standing(best, turn)
             document = tables.document(rows, best, whole and scale > SHRINK**4, places)
             page = replace(page, user=_text(document | {"budget_left": budget} | ({"task": TASK} if places else {})),
                            schema=short(most, places) if places else SCHEMA)
@@ -178,11 +182,12 @@ class Tables:
                 "effects": "nats of loss gained over the base at the full horizon, positive = better; "
                            "[low, high] is a 95 % interval"}
 
-    def standing(self, best: str | None, most: int) -> list[Standing]:
-        """The incumbent's places, thinned where that is too many."""
+    def standing(self, best: str | None, turn: int) -> list[Standing]:
+        """Some of the incumbent's places, from all over; as many turns as it takes name them all."""
         recipe = self.track.base_recipe if best is None else self.snapshot.by_id[best].recipe
         found = standing(recipe, self.track.frozen)
-        return found[::-(-len(found) // (most or 1))]
+        step = -(-len(found) // FEW)
+        return found[turn % step::step]
 
     def _incumbent(self, best: str | None, edits: int, spelt: bool) -> dict[str, Any]:
         if best is None:

@@ -11,7 +11,7 @@ from research.contract.trial import Trial
 from research.outside.inbox import Inbox
 from research.outside.llm.answer import Draft, read
 from research.outside.llm.fault import Fault
-from research.outside.llm.prompt import LEAST, ROWS, tokens, write
+from research.outside.llm.prompt import FEW, LEAST, ROWS, tokens, write
 
 BUDGET = {"seconds": 100, "tokens": 1000, "usd": None}
 
@@ -24,9 +24,10 @@ def story(tmp_path_factory):
     story.close()
 
 
-def page_of(story, limit=14_000):
+def page_of(story, limit=14_000, turn=0):
     with Inbox(story.session.path) as inbox:
-        return write(inbox, limit, BUDGET), json.loads(write(inbox, limit, BUDGET).user)
+        page = write(inbox, limit, BUDGET, turn=turn)
+    return page, json.loads(page.user)
 
 
 def test_the_page_says_what_may_change_what_leads_and_what_was_learned(story):
@@ -91,23 +92,25 @@ def test_a_repair_stays_bounded_too(story):
     assert [json.loads(line) for line in mended.user.split("\n")][1]["refused"][7]["refusals"]
 
 
-def test_a_short_page_names_the_places_of_the_incumbent_and_what_may_stand_there(story):
-    page, document = page_of(story, 5_000)
-    assert page.tokens < 5_000 and "tree" not in document and "recipe" not in document["incumbent"]
-    legend, *places = document["places"]
-    assert "model.position = rotary (learned | rotary | alibi | none)" in places and "what stands there" in legend
-    for line in places:  # a place that is told is a place; what stands there may stand there
-        path = line.partition(" = ")[0]
-        assert field_at(path) and not any(path.startswith(place) for place in story.track.frozen)
-    edits = page.schema["properties"]["proposals"]["items"]["properties"]["edits"]["items"]["anyOf"]
-    takes = {path: edit["properties"]["value"] for edit in edits for path in edit["properties"]["path"]["enum"]}
-    assert [*sorted(takes)] == sorted(line.partition(" = ")[0] for line in places)
+def test_a_short_page_names_places_of_the_incumbent_in_turn_and_what_may_stand_there(story):
+    takes, lines = {}, []
+    for turn in range(8):
+        page, document = page_of(story, 4_000, turn)
+        assert page.tokens < 4_000 and "tree" not in document and "recipe" not in document["incumbent"]
+        legend, *places = document["places"]
+        edits = page.schema["properties"]["proposals"]["items"]["properties"]["edits"]["items"]["anyOf"]
+        named = {path: edit["properties"]["value"] for edit in edits for path in edit["properties"]["path"]["enum"]}
+        assert sorted(named) == sorted(line.partition(" = ")[0] for line in places) and 12 < len(named) <= FEW
+        takes, lines = takes | named, lines + places
+    assert "model.position = rotary (learned | rotary | alibi | none)" in lines and "what stands there" in legend
+    assert len(takes) == len(set(lines)) > 60
+    assert all(field_at(path) and not path.startswith(tuple(story.track.frozen)) for path in takes)
     assert takes["model.position"] == {"type": "string", "enum": ["learned", "rotary", "alibi", "none"]}
     assert takes["model.width"] == {"type": "integer", "minimum": 4, "maximum": 16384}
     assert takes["model.attention.softcap"] == {"anyOf": [{"type": "number", "minimum": 0.5, "maximum": 1000.0},
                                                           {"type": "null"}]}
-    few = page_of(story, LEAST)[1]["places"]
-    assert set(few) < {legend, *places} and any(line.startswith("optimizer") for line in few)  # thinned, not cut off
+    assert takes["model.attention.writes"]["type"] == "array"
+    assert page_of(story, LEAST)[0].tokens < LEAST
 
 
 def test_an_estimate_of_tokens_is_not_below_what_it_is():
