@@ -33,11 +33,6 @@ NOTHING = Proposal(name="", parts=(), hypothesis="", lane="")
 NORMAL_95 = 1.96  # standard deviations to either side of a Gaussian's 95 % interval
 
 
-def trial_id(key: str) -> str:
-    """The id of a trial's row on the page."""
-    return f"trial-{key}"
-
-
 class Run(Node):
     """A run as it is told. loss: on the search split. gain: over the base's run on the same seed and horizon.
 
@@ -175,11 +170,13 @@ class Facts:
             found[split] = common or losses
         return {split: losses for split, losses in found.items() if losses}
 
-    def measure(self, recipe_id: str) -> str | None:
-        """A recipe in the objective's own terms, from its losses on the search split; None where that says no more."""
+    def measure(self, recipe_id: str, beside: str | None = None) -> str | None:
+        """A recipe in the objective's own terms, from the losses on the search split that `losses` has, and its others
+        at shorter horizons; None where that says no more."""
         split, objective = self.track.splits.search, self.track.objective
-        by_horizon = {h: list(self.state.losses(recipe_id, h, split).values()) for h in self.track.horizons}
-        means = {h: float(np.mean(losses)) for h, losses in by_horizon.items() if losses}
+        by_horizon = {h: self.state.losses(recipe_id, h, split) for h in self.track.horizons}
+        by_horizon[1.0] = self.losses(recipe_id, beside).get(split, {})
+        means = {h: float(np.mean([*losses.values()])) for h, losses in by_horizon.items() if losses}
         step_s = Prices(self.snapshot).base_step_s if objective.waits_for_base else None
         per_token = self.state.session.bytes_per_token
         return objective.measure(self.track, Measured(means, per_token, step_s))
@@ -196,7 +193,7 @@ class Facts:
             "n_seeds": max((len(by) for by in losses.values()), default=0),
             **{key: test.get(key) for key in ("effect", "interval", "p_value", "p_adjusted")},
             "diff": self.edits(recipe_id),
-            "measure": self.measure(recipe_id),
+            "measure": self.measure(recipe_id, beside),
         }
 
     def champion(self) -> dict[str, Any] | None:
@@ -214,19 +211,15 @@ class Facts:
         return Card(self.snapshot).lines() if self.state.champion else []
 
     def beside(self) -> dict[str, Any] | None:
-        """The champion beside the preset, on one seed and the search split; None without a champion.
-
-        Returns: preset, seed, their losses in bits per byte (None where a token's bytes or a loss are not known), why
-        the preset's is missing, and a sample of the champion's text, which its crown has.
-        """
+        """The champion beside the preset, on one seed and the search split, in bits per byte where these are known; why
+        the preset's are not; a sample of the champion's text. None without a champion."""
         line = next((line for line in self.transfer() if line.setting == BESIDE), None)
-        return line and {"preset": PRESET, "seed": line.seed, "champion": self.bits(line.champion),
-                         "bits": self.bits(line.base), "why": line.why, "sample": self.state.crowned[-1].body.sample}
-
-    def bits(self, loss: float | None) -> float | None:
-        """A full-horizon loss in bits per byte; None where that is not known."""
-        per_token = self.state.session.bytes_per_token
-        return None if loss is None else Measured({1.0: loss}, per_token, None).bits_per_byte
+        if line is None:
+            return None
+        per_token, sample = self.state.session.bytes_per_token, self.state.crowned[-1].body.sample
+        champion, preset = (loss and Measured({1.0: loss}, per_token, None).bits_per_byte
+                            for loss in (line.champion, line.base))
+        return {"preset": PRESET, "champion": champion, "bits": preset, "why": line.why, "sample": sample}
 
     @property
     def text(self) -> str:

@@ -15,13 +15,18 @@ from research.decide.book import track_of
 from research.ledger.events import Event
 from research.ledger.state import State
 from research.show import plots, spent
-from research.show.facts import NORMAL_95, Facts, trial_id
+from research.show.facts import NORMAL_95, Facts
 from research.show.plots import Series, Whisker
 from research.text import count
 
 POINTS = 16  # beliefs computed for the plot of progress
 ROWS = 12  # candidates in the plot of effects
 CURVES_FROM = 0.1  # progress from which learning curves are drawn: before, they only show the fall from chance
+
+
+def trial_id(key: str) -> str:
+    """The id of a trial's row in the report."""
+    return f"trial-{key}"
 
 
 @dataclass(frozen=True)

@@ -47,18 +47,25 @@ def write_report(session_path: Path) -> Path:
 
 
 def leading(facts: Facts) -> dict[str, Any]:
-    """Who leads, how it stands, what it and the base measure, and the parts that an ablation took off."""
+    """Who leads, how it stands, and the parts that an ablation took off."""
     state, waiting, shown = facts.state, facts.waiting(), facts.state.champion or facts.front
-    sides = {facts.name(rid): facts.measure(rid) for rid in (facts.base, shown) if rid}
     standing = "The champion" if state.champion else "Verified, not crowned" if waiting else \
         "The leading candidate, not proven"
     worth = [(nominee, body, {row["part"]: row for row in body.rows}) for nominee, body in state.ablations.items()]
     ran = dict.fromkeys(trial.recipe_id for trial in state.trials.values() if trial.attempts)
     return {"leader": state.champion or next(iter(waiting), shown), "standing": standing, "ran": list(ran),
-            "measured": [f"{name}: {text}" for name, text in sides.items() if text],
+            "measured": measured(facts),
             "outcomes": sorted(state.counts().items(), key=lambda item: -item[1]),
             "barnacles": [(name, nominee, rows.get(name, {})) for nominee, body, rows in worth
                           for name in body.removed]}
+
+
+def measured(facts: Facts) -> str:
+    """The base, and who is shown beside it, in the objective's own terms, on the seeds of both; "" where these say no
+    more."""
+    pair = (facts.base, facts.state.champion or facts.front)
+    sides = {facts.name(own): facts.measure(own, other) for own, other in (pair, pair[::-1]) if own}
+    return "; ".join(f"{name}: {text}" for name, text in sides.items() if text)
 
 
 def attempts(facts: Facts) -> Iterator[dict[str, Any]]:

@@ -21,6 +21,7 @@ from research.contract.trial import FRESH, PROOF, Trial
 from research.decide.belief import SEEDS, Belief
 from research.decide.price import Prices
 from research.decide.proof import Proof, best_single
+from research.decide.transfer import Card
 from research.ledger.events import FILE, Ledger, encode
 from research.ledger.kinds import Nominated, Proposed
 from research.ledger.registry import Entry
@@ -181,6 +182,16 @@ class Story:
                                               "heldout": 1.9, "sample": f"first ```\n{EVIL}\n"})
         for trial, purpose in Proof(self.snapshot(), self.best, body).beside():
             self.run(trial, purpose)
+        return self
+
+    def beside(self, loss=1.9):
+        """The preset's run, of the transfer card."""
+        card = Card(self.snapshot())
+        (trip,) = card.missing(card.settings[-1])
+        self.write("transfer", self.best, {
+            "attempt": 1, "outcome": "completed", "loss": {"search": loss}, "device_s": 2.0, "horizon": 1.0,
+            "setting": trip.setting.name, "role": trip.role, "trial": trip.trial.key, "recipe": dump(trip.recipe),
+            "seed": trip.seed})
         return self
 
     def end(self, reason="finished"):

@@ -21,7 +21,7 @@ from research.ledger.session import Session
 from research.ledger.state import Attempt, TrialRecord
 from research.show.candidates import candidate, status
 from research.show.facts import NORMAL_95, Facts
-from research.show.report import again, runs
+from research.show.report import again, measured, runs
 from research.show.report import attempts as sealed_attempts
 from research.show.spent import allocation
 from research.show.verdict import stage, verdict
@@ -44,8 +44,8 @@ def overview(facts: Facts, query: Query) -> Context:
              ("machine", str(session.place) if session.place else ""), ("workers", session.workers),
              ("lanes", ", ".join(session.lanes)), ("seed of the researcher", session.seed),
              ("command", "python -m research.loop " + " ".join(session.argv))]
-    return {"verdict": verdict(facts), "meant": meant, "stage": _stage(facts), "running": list(_running(facts)),
-            "standing": standing(facts), "frontier": banded(facts.frontier(12))}
+    return {"verdict": verdict(facts), "measured": measured(facts), "meant": meant, "stage": _stage(facts),
+            "running": list(_running(facts)), "standing": standing(facts), "frontier": banded(facts.frontier(12))}
 
 
 def _stage(facts: Facts) -> str:

@@ -9,7 +9,7 @@ from sitting import created
 from stand_in import MICRO, StandIn, completed
 
 from jaxnano.cli import report_errors
-from jaxnano.config.base import ConfigError, dump
+from jaxnano.config.base import ConfigError
 from jaxnano.config.file import load
 from research import transfer as command
 from research.contract.track import CONFIGS, TimeToTarget, load_track
@@ -196,14 +196,10 @@ def test_a_champion_at_home_beside_the_preset_in_bits_per_byte(tmp_path):
     assert (trip.recipe.model, trip.recipe.data, trip.recipe.train) == (made.model, base.data, base.train)
     assert trip.steps == story.track.steps(trip.recipe, 1.0)
     assert Facts.of(fold(story.events)).beside()["why"] == NOT_RUN
-    story.write("transfer", story.best, completed({"args": {
-        "recipe": dump(trip.recipe), "seed": trip.seed, "splits": ["search"], "total_steps": trip.steps}}) | {
-        "attempt": 1, "setting": BESIDE, "role": PRESET, "trial": trip.trial.key, "recipe": dump(trip.recipe),
-        "horizon": 1.0, "seed": trip.seed})
-    _, state = story.end()
+    _, state = story.beside(1.9).end()
     line, found = Facts.of(state).transfer()[-1], Facts.of(state).beside()
     own = state.losses(story.best, 1.0)[card.seed]
-    assert line.champion == own and line.gain == line.base - own and line.base == state.transfers[0].body.loss["search"]
+    assert line.champion == own and line.gain == line.base - own and (line.setting, line.base) == (BESIDE, 1.9)
     assert (found["bits"], found["champion"]) == (line.base / math.log(2) / 4, own / math.log(2) / 4)
 
 

@@ -1,20 +1,30 @@
 """The report in every situation a session can be in, and nothing from outside taken for markup."""
 
+import html
+import json
+import math
 import os
 import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from contextlib import closing
+from functools import cache
 from html.parser import HTMLParser
 from itertools import pairwise
 
 import matplotlib
 import pytest
 from sessions import EVIL, Story, changes, unfenced
+from starlette.testclient import TestClient
 
-from research import report
+from research import report, status
 from research.contract.idea import ideas, part
 from research.contract.trial import Trial
+from research.outside.desk import Desk
+from research.outside.inbox import Inbox
+from research.outside.page.app import application
+from research.outside.page.reader import Shelf
 from research.review import _lines
 from research.show import plots
 from research.show.candidates import candidates
@@ -55,11 +65,11 @@ class Page(HTMLParser):
 
 
 def proven(path):
-    return Story(path).search().nominate().seal().end()
+    return Story(path, bytes_per_token=1.0).search().nominate().seal().beside().end()
 
 
 def refuted(path):
-    story = Story(path).search().nominate()
+    story = Story(path, bytes_per_token=1.0).search().nominate()
     story.worth[story.best] = 0.0
     return story.seal().end()
 
@@ -99,10 +109,21 @@ SITUATIONS = {
 }
 
 
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    """situation -> a session's folder with its report in it, made once, and its state."""
+    @cache
+    def made(situation):
+        path, state = situation(tmp_path_factory.mktemp(situation.__name__) / "session")
+        write_report(path)
+        return path, state
+
+    return made
+
+
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda f: f.__name__)
-def test_report_in_every_situation(situation, tmp_path):
-    path, state = situation(tmp_path / "session")
-    write_report(path)
+def test_report_in_every_situation(situation, reported):
+    path, state = reported(situation)
     html, markdown = (path / "report.html").read_text(), (path / "report.md").read_text()
     page = Page(html)
     assert SITUATIONS[situation] in page.text and SITUATIONS[situation] in markdown
@@ -117,9 +138,47 @@ def test_report_in_every_situation(situation, tmp_path):
     assert len(html) < 500_000
 
 
-def test_text_from_outside_stays_text(tmp_path):
-    path, _ = proven(tmp_path / "session")
-    write_report(path)
+@pytest.mark.parametrize("situation", [proven, refuted, not_nominated, young], ids=lambda f: f.__name__)
+def test_all_faces_tell_the_same_figures(situation, reported, capsys):
+    """Terminal, `status --json`, page, report and what agents are told; these of the proof its outcome alone."""
+    path, _ = reported(situation)
+    terminal, told = ((status.main([str(path), *form]), capsys.readouterr().out)[1] for form in ((), ("--json",)))
+    told = json.loads(told)
+    with closing(Shelf(path)) as shelf, Inbox(path) as inbox:
+        client = TestClient(application(shelf, "secret", ("localhost",), None), base_url="http://localhost")
+        assert client.get("/s/session/facts.json?token=secret").json() == told
+        views = [Page(client.get(f"/s/session/{view}").text).text for view in ("overview", "proof", "recipes")]
+        agent = Desk(inbox).state()
+    written, markdown = ((path / f"report.{form}").read_text() for form in ("html", "md"))
+    people = [" ".join(text.split()) for text in (terminal, " ".join(views), Page(written).text,
+                                                  html.unescape(re.sub(r"\\(.)", r"\1", markdown)))]
+    champion, tested = told["champion"], [row for row in told["verifications"] if row["comparisons"]]
+    figures = [told["verdict"]["text"], *(f"{row['mean']:+.4f} ± {row['sd']:.4f}" for row in told["frontier"])]
+    figures += [told[side]["measure"] for side in ("base", "champion") if told[side] and told[side]["measure"]]
+    assert len(figures) == {proven: 8, refuted: 7, not_nominated: 6, young: 1}[situation]
+    assert [(figure, i) for figure in figures for i, text in enumerate(people) if clean(figure) not in text] == []
+    for test in (row["comparisons"]["incumbent"] for row in tested):  # in the verdict, and again where the proof stands
+        assert f"p = {test['p_value']:.2g}" in figures[0] and re.search(rf"\b{test['n']} (fresh )?seeds", figures[0])
+        rounded = (f"{test['effect']:+.4f}", "{:+.4f} … {:+.4f}".format(*test["interval"]), f"{test['p_value']:.2g}")
+        assert all(figure in text for figure in rounded for text in people[1:])
+    if champion:
+        assert champion["measure"] == f"{champion['loss']['search']['mean'] / math.log(2):.4f} bits per byte"
+        low, high = champion["interval"]
+        assert f"{champion['effect']:.3f}" in figures[0] and f"{low:.3f} to {high:.3f}" in figures[0]
+        assert f"(n = {champion['n_seeds']})" in terminal
+        assert all(f"{told['beside'][bits]:.4f}" in text for bits in ("bits", "champion") for text in people[1:])
+    rows, mine = ({row["recipe_id"]: row for row in found} for found in (
+        told["frontier"], (row.model_dump() for row in agent.frontier)))
+    assert {rid: (row["runs"], row["gains"]) for rid, row in rows.items()} == {
+        rid: (row["runs"], row["gains"]) for rid, row in mine.items()}
+    assert [row.passed for row in agent.attempts] == [row["passed"] for row in told["verifications"]]
+    assert agent.trials == told["trials"] and agent.proposals == {n: told["proposals"][n] for n in agent.proposals}
+    if not tested:  # runs on fresh seeds teach the belief what agents may not know
+        assert all((row["mean"], row["sd"]) == (mine[rid]["effect"], mine[rid]["sd"]) for rid, row in rows.items())
+
+
+def test_text_from_outside_stays_text(reported):
+    path, _ = reported(proven)
     html, markdown = (path / "report.html").read_text(), (path / "report.md").read_text()
     assert "first ```\n<script>" in markdown and "first ```" not in unfenced(markdown)
     assert "\x1b" not in html + markdown and "<script" not in html + unfenced(markdown)
@@ -140,9 +199,8 @@ def test_the_subject_of_a_review_that_anybody_may_append_is_text_too(tmp_path):
     assert "[x](y)" not in text  # the Markdown's
 
 
-def test_numbers_of_the_proof_are_the_ledgers(tmp_path):
-    path, state = proven(tmp_path / "session")
-    write_report(path)
+def test_numbers_of_the_proof_are_the_ledgers(reported):
+    path, state = reported(proven)
     text = Page((path / "report.html").read_text()).text
     facts = Facts.of(state)
     body = state.verifications[-1].body
