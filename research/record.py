@@ -76,10 +76,9 @@ def write(session_path: Path, folder: Path | None) -> Path:
         "contract": dump_full(facts.track), "data_hash": facts.state.session.data_hash,
         **{name: dump(recipe) for name, recipe in recipes.items()}},
         indent=1) + "\n").encode())
-    levers = sorted(side["parts"], key=lambda part: -((part["ablation"] or {}).get("effect") or -np.inf))
     versions = ", ".join(f"{name} {version}" for name, version in sorted(facts.state.session.versions.items()))
     text = render("md", "record.j2", f"{side['name']}: a record on track {facts.track.name}", facts=facts, side=side,
-                  proof=proof, figure=figure, sealed=list(_sealed(facts, proof, logs)), levers=levers,
+                  proof=proof, figure=figure, sealed=list(_sealed(facts, proof, logs)), levers=side["parts"],
                   versions=versions, files=list(FILES.items()), ladder=_passing(facts, side["recipe_id"]),
                   **again(facts))
     replace_file(folder / "README.md", text.encode())

@@ -6,6 +6,8 @@ stream, and a longer run sees what a shorter one saw, then more.
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -13,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxnano.cli import UserError
+from jaxnano.cache import cache_root
+from jaxnano.cli import Failure, UserError
 from jaxnano.config import data as config
 from jaxnano.data import embedded, shards, text, tokenizer
 from jaxnano.data.store import Corpus
@@ -32,8 +35,18 @@ def load(data: config.Data) -> Corpus:
     """Open a data node's corpus, preparing it first if need be.
 
     Raises: ValueError if its files are missing or damaged, or an extra it needs is not installed; Failure if what it
-    needs cannot be downloaded.
+    needs cannot be downloaded, or the disk of the cache is full.
     """
+    try:
+        return _load(data)
+    except (OSError, RuntimeError) as error:  # a RuntimeError is ArrayRecord's, which says it in words
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise Failure(f"{cache_root()}: no room for prepared data; JAXNANO_CACHE=DIR on another disk would do"
+                      ) from error
+
+
+def _load(data: config.Data) -> Corpus:
     match data:
         case config.Embedded():
             return embedded.embedded()

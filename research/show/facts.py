@@ -248,7 +248,7 @@ class Facts:
         return None
 
     def parts(self, recipe_id: str) -> list[dict[str, Any]]:
-        """The parts of a recipe, most worth first: name, source, why, edits, the ablation's row, or why there is none."""
+        """The parts of a recipe, most worth first: name, source, why, edits, the ablation's row or why none."""
         rows: dict[str, Any] = {}
         untested: dict[str, str] = {}
         for ablation in (a for a in self.state.ablations.values() if a.recipe_id == recipe_id):

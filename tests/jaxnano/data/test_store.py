@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from jaxnano.cache import cache_root
-from jaxnano.cli import UserError, report_errors
-from jaxnano.data import corpus, embedded, ngram, store, tfds_text
+from jaxnano.cli import Failure, UserError, report_errors
+from jaxnano.config.data import Embedded
+from jaxnano.data import corpus, embedded, load, ngram, store, tfds_text
 from jaxnano.data.__main__ import main
 
 SMALL = ("optax",)
@@ -133,6 +134,18 @@ def test_an_unwritable_cache_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXNANO_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(ValueError, match="JAXNANO_CACHE: cannot write to .*cache; set it"):
         embedded.embedded(SMALL)
+
+
+@pytest.mark.parametrize("fault", [
+    OSError(28, "No space left on device"), RuntimeError('"train": write() failed: No space left on device; ...')])
+def test_a_full_cache_is_named(tmp_path, monkeypatch, fault):
+    def write(*args):
+        raise fault
+
+    monkeypatch.setenv("JAXNANO_CACHE", str(tmp_path))
+    monkeypatch.setattr(embedded, "_write", write)
+    with pytest.raises(Failure, match="no room for prepared data; JAXNANO_CACHE=DIR on another disk"):
+        load(Embedded(kind="embedded"))
 
 
 def test_the_command_describes_the_data(prepared, monkeypatch, capsys):
