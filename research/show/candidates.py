@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ from research.learn.compare import compared
 from research.show.facts import NORMAL_95, Facts
 
 FRONTIER = 5  # candidates that ran, beside those that were nominated
+IN_FULL = {"once champion": "champion once, beaten since", "refuted": "tested on fresh seeds and failed",
+           "refused": "refused by the gate"}
 
 
 @dataclass(frozen=True)
@@ -65,33 +68,44 @@ def candidate(facts: Facts, recipe_id: str) -> CandidateRow:
     proposal = facts.proposal(recipe_id)
     base, own = (facts.state.losses(rid or "", 1.0, facts.track.splits.search) for rid in (facts.base, recipe_id))
     search = compared(base, own) or None
-    gains = {h: found for h in sorted(facts.track.horizons) if (found := facts.gains(recipe_id, horizon=h))}
     reviews = [e.body.written() for e in facts.state.reviews if e.subject == recipe_id]
     proofs = [row for row in facts.verifications() if row["recipe_id"] == recipe_id]
     return CandidateRow(
         recipe_id, facts.name(recipe_id), status(facts, recipe_id), proposal.lane, proposal.origin,
         facts.claim(recipe_id), facts.parts(recipe_id), facts.edits(recipe_id), *facts.effect(recipe_id), search,
-        proofs, _cost(facts, recipe_id), _cost(facts, facts.base or recipe_id), gains,
-        _trend(gains, facts.track.epsilon), reviews)
+        proofs, _cost(facts, recipe_id), _cost(facts, facts.base or recipe_id),
+        gains(facts, recipe_id), trend(facts, recipe_id), reviews)
+
+
+def words(facts: Facts) -> dict[str, str]:
+    """Where each recipe stands, in a word; `status` says it in full."""
+    state, outcomes = facts.state, defaultdict[str, set[str]](set)
+    for trial in state.trials.values():
+        outcomes[trial.recipe_id].add(trial.outcome)
+    ran = {"completed": "searched"} | {outcome: outcome for outcome in ("running", "diverged", "failed", "timeout")}
+    found = {recipe_id: next((word for outcome, word in ran.items() if outcome in outcomes[recipe_id]), "not run yet")
+             if recipe_id in state.accepted else "refused" for recipe_id in state.proposals}
+    found |= dict.fromkeys((event.subject for event in state.nominated), "nominated")
+    found |= {row["recipe_id"]: {True: "proven", False: "refuted", None: "being verified"}[row["passed"]]
+              for row in facts.verifications()}
+    found |= dict.fromkeys((event.subject for event in state.crowned), "once champion")
+    return found | {rid: word for rid, word in ((state.champion, "champion"), (facts.base, "base")) if rid}
 
 
 def status(facts: Facts, recipe_id: str) -> str:
     """Where a recipe stands, and what a person said of it."""
-    said = facts.said(recipe_id)
-    passed = {row["recipe_id"]: row["passed"] for row in facts.verifications()}
-    if recipe_id == facts.state.champion:
-        stands = "champion"
-    elif recipe_id in {e.subject for e in facts.state.crowned}:
-        stands = "champion once, beaten since"
-    elif passed.get(recipe_id) and recipe_id not in facts.waiting() and not said.startswith("veto"):
-        stands = "verified against a recipe that is no longer the incumbent"
-    elif passed.get(recipe_id):
-        stands = "verified" if said else "verified, awaiting review"
-    elif recipe_id in passed:
-        stands = "being verified" if passed[recipe_id] is None else "tested on fresh seeds and failed"
-    else:
-        stands = "nominated" if recipe_id in {e.subject for e in facts.state.nominated} else "searched"
+    word, said = words(facts)[recipe_id], facts.said(recipe_id)
+    stands = IN_FULL.get(word, word)
+    if word == "proven":
+        beaten = recipe_id not in facts.waiting() and not said.startswith("veto")
+        stands = "verified against a recipe that is no longer the incumbent" if beaten else \
+            "verified" if said else "verified, awaiting review"
     return f"{stands}, {said}" if said else stands
+
+
+def gains(facts: Facts, recipe_id: str) -> dict[float, dict[int, float]]:
+    """Over the base, by horizon and seed."""
+    return {h: found for h in sorted(facts.track.horizons) if (found := facts.gains(recipe_id, horizon=h))}
 
 
 def _cost(facts: Facts, recipe_id: str) -> Spent:
@@ -102,13 +116,14 @@ def _cost(facts: Facts, recipe_id: str) -> Spent:
     return Spent(preflight(arm.recipe).parameters, arm.flops, float(np.mean(spent)) if spent else None)
 
 
-def _trend(gains: dict[float, dict[int, float]], epsilon: float) -> str:
+def trend(facts: Facts, recipe_id: str) -> str:
     """How the gain at the longest horizon compares with that at the shortest, on the seeds of both."""
-    if len(gains) < 2:
+    if len(found := gains(facts, recipe_id)) < 2:
         return ""
-    first, *_, last = gains.values()
+    first, *_, last = found.values()
     changes = np.asarray([last[seed] - first[seed] for seed in first.keys() & last.keys()])
     if len(changes) < 2:
         return ""
     change, noise = changes.mean(), np.sqrt(changes.var(ddof=1) / len(changes))
-    return "steady" if abs(change) < max(epsilon, NORMAL_95 * noise) else "grows" if change > 0 else "shrinks"
+    steady = abs(change) < max(facts.track.epsilon, NORMAL_95 * noise)
+    return "steady" if steady else "grows" if change > 0 else "shrinks"

@@ -19,7 +19,7 @@ from research.ledger.events import Ledger
 from research.ledger.exchanges import find
 from research.ledger.session import Session
 from research.ledger.state import Attempt, TrialRecord
-from research.show.candidates import candidate, status
+from research.show.candidates import status, trend, words
 from research.show.facts import NORMAL_95, Facts
 from research.show.report import again, measured, runs
 from research.show.report import attempts as sealed_attempts
@@ -104,7 +104,7 @@ def rows(facts: Facts) -> tuple[Context, ...]:
         by_recipe[trial.recipe_id].append(trial)
     split, found = facts.track.splits.search, []
     means, sds = facts.snapshot.effects if facts.snapshot.arms else ([], [])
-    statuses = _statuses(facts)
+    statuses = words(facts)
     for number, recipe_id in enumerate(facts.state.proposals):
         own, i = by_recipe[recipe_id], facts.snapshot.index.get(recipe_id)
         full = {t.seed: t.loss[split] for t in own if t.horizon == 1.0 and split in t.loss and t.seed < FRESH}
@@ -112,34 +112,13 @@ def rows(facts: Facts) -> tuple[Context, ...]:
         parent = facts.parent(recipe_id)
         found.append({
             "number": number, "recipe_id": recipe_id, "name": facts.name(recipe_id),
-            "lane": facts.proposal(recipe_id).lane, "status": statuses(recipe_id, own),
+            "lane": facts.proposal(recipe_id).lane, "status": statuses[recipe_id],
             "mean": float(means[i]) if i else 0.0, "sd": float(sds[i]) if i else 0.0, "known": bool(i) and bool(own),
             "over": sum(over.values()) / len(over) if over else None, "over_n": len(over),
             "loss": sum(full.values()) / len(full) if full else None, "n": len(full),
             "runs": sum(t.outcome == "completed" for t in own), "parent": facts.names.brief(parent) if parent else "",
             "spent": sum((a.result.device_s or 0.0) for t in own for a in t.attempts if a.result)})
     return tuple(found)
-
-
-def _statuses(facts: Facts) -> Callable[[str, Sequence[TrialRecord]], str]:
-    """One word for each recipe; `status` of candidates.py says it in full."""
-    tested = {row["recipe_id"]: row["passed"] for row in facts.verifications()}
-    nominated, crowned = ({e.subject for e in events} for events in (facts.state.nominated, facts.state.crowned))
-
-    def word(recipe_id: str, own: Sequence[TrialRecord]) -> str:
-        if recipe_id == facts.base:
-            return "base"
-        if recipe_id in crowned:
-            return "champion" if recipe_id == facts.state.champion else "once champion"
-        if recipe_id in tested:
-            return {True: "proven", False: "refuted", None: "being verified"}[tested[recipe_id]]
-        if recipe_id not in facts.state.accepted:
-            return "refused"
-        outcomes = {trial.outcome for trial in own}
-        told = ("nominated" if recipe_id in nominated else "searched") if "completed" in outcomes else ""
-        return told or next((o for o in ("running", "diverged", "failed", "timeout") if o in outcomes), "not run yet")
-
-    return word
 
 
 def recipes(facts: Facts, query: Query) -> Context:
@@ -186,13 +165,13 @@ def recipe(facts: Facts, query: Query) -> Context:
     trials = [trial for trial in facts.state.trials.values() if trial.recipe_id == recipe_id]
     accepted = recipe_id in facts.snapshot.index
     return {"recipe_id": recipe_id, "proposal": proposal,
-            "status": status(facts, recipe_id) if accepted else "refused by the gate", "diffs": list(diffs.values()),
+            "status": status(facts, recipe_id), "diffs": list(diffs.values()),
             "parts": facts.parts(recipe_id), "parent": parent, "accepted": accepted,
             "children": [rid for rid in facts.state.proposals if facts.parent(rid) == recipe_id],
             "believed": facts.effect(recipe_id) if facts.snapshot.index.get(recipe_id) else None,
             "runs": [facts.run(trial) for trial in trials if trial.attempts],
             "decisions": [(trial, event) for trial in trials for event in trial.decisions],
-            "row": candidate(facts, recipe_id) if accepted else None,
+            "trend": trend(facts, recipe_id),
             "waiting": recipe_id in facts.waiting(), "said": facts.said(recipe_id),
             "exchange": _exchange(facts, recipe_id)}
 
