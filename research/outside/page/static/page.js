@@ -9,7 +9,7 @@ const css = (name) => getComputedStyle(document.documentElement).getPropertyValu
 const dark = () => document.documentElement.dataset.theme
   ? document.documentElement.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
 
-const short = (v) => v == null ? "" : Math.abs(v) >= 1e4 || (v !== 0 && Math.abs(v) < 1e-3)
+const short = (v) => v == null ? "" : Math.abs(v) >= 1e6 || (v !== 0 && Math.abs(v) < 1e-3)
   ? v.toExponential(2).replace(/\.?0+e/, "e") : String(+v.toFixed(4));
 
 function options(figure, chart) {
