@@ -4,14 +4,14 @@ import base64
 import hashlib
 import json
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from loopback_server import LoopbackServer
 
 COMMIT = "c" * 40
 TOKEN = "hf_planted" + "k" * 30
 
 
-class HubServer:
+class HubServer(LoopbackServer):
     """A context manager. repos: files by repository. commits: how many came. role: of the token.
 
     refuse: the part of a path that is answered with an error, which quotes the token.
@@ -19,28 +19,7 @@ class HubServer:
 
     def __init__(self):
         self.repos, self.commits, self.cards, self.refuse, self.role = {}, 0, [], None, "write"
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                server.handle(self)
-
-            do_POST = do_HEAD = do_GET
-
-            def log_message(self, *args):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-
-    def __enter__(self):
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        return self
-
-    def __exit__(self, *_):
-        self.http.shutdown()
-        self.http.server_close()
+        super().__init__()
 
     def handle(self, http):
         body = http.rfile.read(int(http.headers.get("content-length", 0)))
