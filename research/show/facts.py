@@ -249,11 +249,9 @@ class Facts:
 
     def parts(self, recipe_id: str) -> list[dict[str, Any]]:
         """The parts of a recipe, most worth first: name, source, why, edits, the ablation's row or why none."""
-        rows: dict[str, Any] = {}
-        untested: dict[str, str] = {}
-        for ablation in (a for a in self.state.ablations.values() if a.recipe_id == recipe_id):
-            rows.update({row["part"]: row for row in ablation.rows})
-            untested.update(ablation.untested)
+        ablations = [a for a in self.state.ablations.values() if a.recipe_id == recipe_id]
+        rows = {row["part"]: row for ablation in ablations for row in ablation.rows}
+        untested = {part: why for ablation in ablations for part, why in ablation.untested.items()}
         found = [{"name": p.name, "source": p.source, "why": p.why or self._older_why(p.name),
                   "edits": [dump_full(edit) for edit in p.edits], "ablation": rows.get(p.name),
                   "untested": untested.get(p.name)} for p in self.proposal(recipe_id).parts]
