@@ -28,7 +28,8 @@ def test_a_machine_that_will_do(tmp_path, capsys):
     assert " s a run" in found["time"]["found"] and " heldout" in found["data"]["found"]
     for columns in (80, 120):
         lines = doctor.told([ready.Row(**row) for row in found.values()], columns)
-        assert max(map(len, lines)) <= columns and lines[0].startswith("ok    versions  Python")
+        whole = [line for line in lines if str(tmp_path) not in line]  # a path is not broken
+        assert max(map(len, whole)) <= columns and lines[0].startswith("ok    versions  Python")
 
 
 def test_data_that_is_not_there(tmp_path, capsys):
